@@ -1,0 +1,238 @@
+"""Find the temporal information block of a diffusion model by data flow.
+
+The block (TFMQ-DM, CVPR 2024, section 4) is the time embed ``h``: sinusoid -> Linear -> SiLU -> Linear,
+together with every embedding layer ``g_i``: SiLU -> Linear. It is a function of the timestep alone.
+Nothing here looks at module names: a node belongs to the block when the timestep is the only input
+that its *data* depends on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from ..predicates import fqn, is_weighted, module_path, node_value
+from .dependence import data_arguments, data_dependence
+
+__all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block"]
+
+
+@dataclass(frozen=True)
+class EmbeddingLayer:
+    """One ``g_i``: its linear node, the linear's dotted name, and the block that reads its features."""
+
+    linear: fx.Node
+    fqn: str
+    feeds: str
+
+
+@dataclass(frozen=True)
+class TemporalBlock:
+    """The nodes of a graph that depend on the timestep alone, and the structure read off them.
+
+    Attributes:
+        nodes: Every node of the block in topological order, constants that only the block reads included.
+        time_embedding: The linears of ``h``, in order.
+        embedding_layers: One entry per ``g_i``.
+        features: The frontier: nodes of the block that the rest of the graph reads.
+        timestep: Name of the timestep placeholder.
+        finite: Names of the further inputs that the block may depend on.
+        reason: Why the block is empty; ``""`` when it is not.
+    """
+
+    nodes: tuple[fx.Node, ...] = ()
+    time_embedding: tuple[fx.Node, ...] = ()
+    embedding_layers: tuple[EmbeddingLayer, ...] = ()
+    features: tuple[fx.Node, ...] = ()
+    timestep: str = "timestep"
+    finite: tuple[str, ...] = ()
+    reason: str = ""
+    _members: frozenset[fx.Node] = field(default=frozenset(), repr=False)
+
+    def __bool__(self) -> bool:
+        """Whether a block was found."""
+        return bool(self.nodes)
+
+    def __contains__(self, node: object) -> bool:
+        """Whether ``node`` belongs to the block."""
+        return node in self._members
+
+    @property
+    def linears(self) -> tuple[fx.Node, ...]:
+        """All weighted nodes of the block: those of ``h``, then those of the ``g_i``."""
+        return (*self.time_embedding, *(layer.linear for layer in self.embedding_layers))
+
+    def __str__(self) -> str:
+        """Draw the block as a tree of plain text."""
+        if not self:
+            return f"no temporal block: {self.reason}"
+        inputs = ", ".join((self.timestep, *self.finite))
+        lines = [f"temporal block of ({inputs}): {len(self.nodes)} nodes, {len(self.linears)} linears"]
+        lines.append(f"├─ h: {len(self.time_embedding)} linears in the time embed")
+        lines += [f"│  ├─ {fqn(node)} {_weight_shape(node)}" for node in self.time_embedding]
+        lines.append(f"├─ g: {len(self.embedding_layers)} embedding layers")
+        for layer in self.embedding_layers:
+            lines.append(f"│  ├─ {layer.fqn} {_weight_shape(layer.linear)} → {layer.feeds or 'output'}")
+        lines.append(f"└─ {len(self.features)} features read outside the block")
+        return "\n".join(lines)
+
+
+def _weight_shape(node: fx.Node) -> str:
+    weight = node.args[2 if node.target is torch.ops.aten.addmm.default else 1]
+    value = node_value(weight) if isinstance(weight, fx.Node) else None
+    return f"[{' × '.join(str(int(size)) for size in value.shape)}]" if isinstance(value, Tensor) else ""
+
+
+def _impurity(nodes: Collection[fx.Node]) -> str:
+    """The sentence that names a random or mutating op among ``nodes``, or ``""``."""
+    for node in nodes:
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload):
+            continue
+        if torch.Tag.nondeterministic_seeded in target.tags and not _is_idle(node):
+            return f"node {node.name!r} ({target}) on the time path draws random numbers"
+        if target._schema.is_mutable:
+            return f"node {node.name!r} ({target}) on the time path writes in place"
+    return ""
+
+
+def _is_idle(node: fx.Node) -> bool:
+    """Whether a seeded op is a dropout that drops nothing."""
+    return node.target is torch.ops.aten.dropout.default and (node.args[1] == 0 or not node.args[2])
+
+
+def _with_private_constants(graph: fx.Graph, members: set[fx.Node], empty: frozenset[str],
+                            dependence: dict[fx.Node, frozenset[str]]) -> list[fx.Node]:  # fmt: skip
+    """Add the constants and shape numbers that only the block reads; keep topological order."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "placeholder" or dependence[node] != empty or not node.users:
+            continue
+        if all(user in members for user in node.users):
+            members.add(node)
+    return [node for node in graph.nodes if node in members]
+
+
+def _linear_ancestry(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
+    """Map each weighted node of the block to the weighted nodes before it."""
+    before: dict[fx.Node, set[fx.Node]] = {}
+    ancestry: dict[fx.Node, set[fx.Node]] = {}
+    for node in nodes:
+        reached: set[fx.Node] = set()
+        for argument in data_arguments(node):
+            reached |= before.get(argument, set())
+        if is_weighted(node):
+            ancestry[node] = set(reached)
+            reached = reached | {node}
+        before[node] = reached
+    return ancestry
+
+
+def _split_structure(ancestry: dict[fx.Node, set[fx.Node]]) -> tuple[list[fx.Node], list[fx.Node]]:
+    """Tell the linears of ``h`` from those of the ``g_i``.
+
+    A ``g_i`` is a last linear: no other temporal linear follows it. A single last linear with at most
+    one before it is the end of ``h`` itself (class-conditional models add the label right after it).
+    """
+    followed = set().union(*ancestry.values()) if ancestry else set()
+    last = [node for node in ancestry if node not in followed]
+    if len(last) == 1 and len(ancestry[last[0]]) <= 1:
+        return list(ancestry), []
+    return [node for node in ancestry if node in followed], last
+
+
+def _reader(linear: fx.Node, members: set[fx.Node]) -> str:
+    """The module path of the block that reads what ``linear`` computes."""
+    seen: set[fx.Node] = set()
+    queue = [linear]
+    while queue:
+        node = queue.pop(0)
+        for user in node.users:
+            if user in seen:
+                continue
+            seen.add(user)
+            if user in members:
+                queue.append(user)
+            elif user.op != "output":
+                return module_path(user)
+    return ""
+
+
+def find_temporal_block(
+    program: fx.GraphModule | ExportedProgram,
+    timestep: str = "timestep",
+    *,
+    finite: Collection[str] = (),
+) -> TemporalBlock:
+    """Find the nodes whose only data ancestor among the inputs is the timestep, and read their structure.
+
+    Args:
+        program: A captured graph (``meta["val"]`` on its nodes), or an ``ExportedProgram``.
+        timestep: Name of the timestep input.
+        finite: Further inputs from a finite set that the block may depend on, e.g. ``("class_labels",)``.
+
+    Returns:
+        The block. A model without one gets an empty block whose ``reason`` says why; finding no block
+        is never an error. The graph is not changed.
+
+    Source: TFMQ-DM (CVPR 2024), section 4, the temporal information block; the rule by data flow is ours.
+    """
+    graph_module = program.module(check_guards=False) if isinstance(program, ExportedProgram) else program
+    assert isinstance(graph_module, fx.GraphModule)
+    allowed = frozenset((timestep, *finite))
+
+    def empty(reason: str) -> TemporalBlock:
+        return TemporalBlock(timestep=timestep, finite=tuple(finite), reason=reason)
+
+    inputs = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    missing = [name for name in (timestep, *finite) if name not in inputs]
+    if missing:
+        return empty(f"the model has no input named {missing[0]!r}; its inputs are {', '.join(inputs) or 'none'}")
+
+    dependence = data_dependence(graph_module)
+    members = {
+        node
+        for node in graph_module.graph.nodes
+        if node.op in ("call_function", "call_module") and timestep in dependence[node] and dependence[node] <= allowed
+    }
+    if not members:
+        used = any(timestep in dependence[node] for node in graph_module.graph.nodes if node.op == "call_function")
+        if not used:
+            return empty(f"nothing in the model reads the values of {timestep!r}")
+        return empty(f"{timestep!r} meets the other inputs before any operation of its own")
+    # A constant on the time path that depends on `finite` alone (a class embedding) belongs to it too.
+    members |= {
+        node
+        for node in graph_module.graph.nodes
+        if node.op == "call_function"
+        and dependence[node]
+        and dependence[node] <= allowed
+        and node.users
+        and all(user in members for user in node.users)
+    }
+    nodes = _with_private_constants(graph_module.graph, members, frozenset(), dependence)
+    if impurity := _impurity(nodes):
+        return empty(impurity)
+    ancestry = _linear_ancestry(nodes)
+    if not ancestry:
+        return empty(f"no linear layer depends on {timestep!r} alone; it is wholly conditional")
+    trunk, last = _split_structure(ancestry)
+    features = tuple(
+        node
+        for node in nodes
+        if node.op in ("call_function", "call_module")
+        and dependence[node]
+        and any(user not in members and node in data_arguments(user) for user in node.users)
+    )
+    return TemporalBlock(
+        nodes=tuple(nodes),
+        time_embedding=tuple(trunk),
+        embedding_layers=tuple(EmbeddingLayer(node, fqn(node), _reader(node, members)) for node in last),
+        features=features,
+        timestep=timestep,
+        finite=tuple(finite),
+        _members=frozenset(members),
+    )

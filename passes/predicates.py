@@ -1,0 +1,134 @@
+"""Small questions about one node of an ATen graph; none of them changes anything."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor, fx
+
+__all__ = [
+    "SHAPE_ONLY_ARGUMENTS",
+    "fqn",
+    "is_attention",
+    "is_call",
+    "is_conv",
+    "is_linear",
+    "is_matmul",
+    "is_weighted",
+    "module_path",
+    "node_value",
+    "weight_node",
+]
+
+aten = torch.ops.aten
+
+CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default)
+TRANSPOSED_CONVS = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
+LINEARS = (aten.linear.default, aten.addmm.default)
+MATMULS = (aten.matmul.default, aten.bmm.default)
+
+#: For these operators only the listed argument positions are data; the others give a shape, a dtype
+#: or a device. ``()`` means that no tensor argument is data.
+SHAPE_ONLY_ARGUMENTS: dict[str, tuple[int, ...]] = {
+    "aten::sym_size": (),
+    "aten::sym_stride": (),
+    "aten::sym_numel": (),
+    "aten::sym_storage_offset": (),
+    "aten::zeros_like": (),
+    "aten::ones_like": (),
+    "aten::empty_like": (),
+    "aten::full_like": (1,),
+    "aten::new_zeros": (),
+    "aten::new_ones": (),
+    "aten::new_empty": (),
+    "aten::new_full": (2,),
+    "aten::expand_as": (0,),
+    "aten::view_as": (0,),
+    "aten::reshape_as": (0,),
+    "aten::type_as": (0,),
+    "aten::_assert_tensor_metadata": (),
+}
+
+
+def is_call(node: Any, *targets: Any) -> TypeGuard[fx.Node]:
+    """Whether ``node`` calls one of ``targets``."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_conv(node: Any) -> TypeGuard[fx.Node]:
+    """Whether ``node`` is a (not transposed) 1-d, 2-d or 3-d convolution."""
+    if is_call(node, aten.convolution.default):
+        return not node.args[6]
+    return is_call(node, *CONVS)
+
+
+def is_linear(node: Any) -> TypeGuard[fx.Node]:
+    """Whether ``node`` is a linear layer: ``aten.linear``, or ``addmm`` with a constant matrix."""
+    if is_call(node, aten.addmm.default):
+        return _constant_source(node.args[2]) is not None
+    return is_call(node, aten.linear.default)
+
+
+def is_weighted(node: Any) -> TypeGuard[fx.Node]:
+    """Whether ``node`` multiplies by a weight: a linear or any convolution, transposed ones too."""
+    return is_conv(node) or is_linear(node) or is_call(node, *TRANSPOSED_CONVS, aten.convolution.default)
+
+
+def is_matmul(node: Any) -> TypeGuard[fx.Node]:
+    """Whether ``node`` multiplies two computed tensors (the two products of attention)."""
+    return is_call(node, *MATMULS)
+
+
+def is_attention(node: Any) -> TypeGuard[fx.Node]:
+    """Whether ``node`` is a fused scaled dot product attention."""
+    return is_call(node, aten.scaled_dot_product_attention.default)
+
+
+def _constant_source(node: Any) -> fx.Node | None:
+    """The ``get_attr`` that ``node`` is, or is a view of."""
+    while isinstance(node, fx.Node) and node.op == "call_function":
+        if node.target not in (aten.t.default, aten.permute.default, aten.transpose.int):
+            return None
+        node = node.args[0]
+    return node if isinstance(node, fx.Node) and node.op == "get_attr" else None
+
+
+def weight_node(node: fx.Node) -> fx.Node | None:
+    """The ``get_attr`` node that holds the weight of a weighted op, or None when it is computed."""
+    position = 2 if node.target is aten.addmm.default else 1
+    return _constant_source(node.args[position])
+
+
+def module_path(node: fx.Node) -> str:
+    """The dotted path of the module that ``node`` came from (``""`` when unknown)."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def fqn(node: fx.Node) -> str:
+    """A stable name for a weighted op: its weight's path, else its module's path, else its own name."""
+    weight = weight_node(node) if is_weighted(node) else None
+    if weight is not None:
+        name = str(weight.target)
+        if name.endswith(".weight"):
+            return name.removesuffix(".weight")
+        return module_path(node) or name
+    return module_path(node) or node.name
+
+
+def node_value(node: fx.Node) -> Any:
+    """``meta["val"]`` of the node, or None."""
+    return node.meta.get("val")
+
+
+def is_float_tensor(node: Any) -> TypeGuard[fx.Node]:
+    """Whether ``node`` yields one floating-point tensor."""
+    value = node_value(node) if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def is_getitem(node: Any) -> TypeGuard[fx.Node]:
+    """Whether ``node`` picks one output of an operator with several."""
+    return is_call(node, operator.getitem)

@@ -1,0 +1,50 @@
+"""Remove dropouts, which are the identity at inference."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from .base import GraphPass
+from .nodes import replace_node
+from .predicates import is_call
+
+__all__ = ["RemoveDropouts"]
+
+aten = torch.ops.aten
+
+
+def is_idle_dropout(node: Any) -> bool:
+    """Whether ``node`` is a dropout that drops nothing: ``p == 0``, or captured in ``eval()``."""
+    if not is_call(node, aten.dropout.default, aten.feature_dropout.default):
+        return False
+    p, train = node.args[1], node.args[2]
+    return p == 0 or not train
+
+
+class RemoveDropouts(GraphPass):
+    """Erase ``aten.dropout`` nodes that drop nothing.
+
+    Before::
+
+        %d = dropout(%x, 0.1, False)      %y = linear(%d, ...)
+
+    After::
+
+        %y = linear(%x, ...)
+
+    Legality: with ``train=False`` or ``p=0`` the op returns its input. A live dropout (``train=True``,
+    ``p>0``) is left alone. Numerics are preserved to the bit.
+    Meta: no node is inserted.
+    """
+
+    id: ClassVar[str] = "tfmq::remove_dropouts"
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Bypass every idle dropout."""
+        idle = [node for node in graph_module.graph.nodes if is_idle_dropout(node)]
+        for node in idle:
+            replace_node(node, node.args[0])
+        return bool(idle)

@@ -1,0 +1,87 @@
+"""Split a convolution of a concatenation into a sum of convolutions, one per part."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from .base import GraphPass
+from .nodes import add_buffer, insert_call, insert_get_attr, read_attribute
+from .predicates import is_call, is_conv, node_value, weight_node
+
+__all__ = ["SplitConcatenatedConvs"]
+
+aten = torch.ops.aten
+GROUPS = {aten.conv1d.default: 6, aten.conv2d.default: 6, aten.conv3d.default: 6, aten.convolution.default: 8}
+
+
+def concatenated_parts(node: Any) -> list[fx.Node] | None:
+    """The parts when ``node`` is an ungrouped conv whose input concatenates channels, else None."""
+    if not is_conv(node) or not is_call(node.args[0], aten.cat.default):
+        return None
+    position = GROUPS[node.target]
+    groups = node.args[position] if position < len(node.args) else node.kwargs.get("groups", 1)
+    cat = node.args[0]
+    axis = cat.args[1] if len(cat.args) > 1 else 0
+    weight = weight_node(node)
+    if groups != 1 or weight is None or weight is not node.args[1]:
+        return None
+    parts = list(cat.args[0])
+    values = [node_value(part) for part in parts]
+    if not all(isinstance(value, Tensor) and isinstance(value.shape[1], int) for value in values):
+        return None
+    return parts if axis in (1, 1 - values[0].ndim) and len(parts) > 1 else None
+
+
+class SplitConcatenatedConvs(GraphPass):
+    """Give each part of a concatenated input its own convolution, so that each can have its own scale.
+
+    Before::
+
+        %c = cat([%h, %skip], 1)      %y = conv2d(%c, %w, %b)
+
+    After::
+
+        %l = conv2d(%h, %w[:, :k], %b)      %r = conv2d(%skip, %w[:, k:], None)      %y = add(%l, %r)
+
+    Legality: a convolution is linear in its input channels; ungrouped convs with a constant weight
+    only. Numerics are preserved up to the order of float sums. ``h`` and ``skip`` of a UNet have very
+    different ranges (Q-Diffusion, ICCV 2023, section 3.3): with one scale the narrow one loses its levels.
+    A concatenation with other readers (the norm of the residual block) stays for them.
+    Meta: the new nodes take the module stack of the conv; the weight's slices are buffers named after it.
+    """
+
+    id: ClassVar[str] = "tfmq::split_concatenated_convs"
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Split every conv that reads a concatenation directly."""
+        modified = False
+        for node in list(graph_module.graph.nodes):
+            parts = concatenated_parts(node)
+            if parts is not None:
+                _split(graph_module, node, parts)
+                modified = True
+        return modified
+
+
+def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) -> None:
+    graph = graph_module.graph
+    cat, weight, name = node.args[0], read_attribute(graph_module, str(node.args[1].target)), str(node.args[1].target)
+    widths = [int(node_value(part).shape[1]) for part in parts]
+    bias = node.args[2] if len(node.args) > 2 else None
+    rest = node.args[3:]
+    total: fx.Node | None = None
+    with graph.inserting_before(node):
+        for index, (part, piece) in enumerate(zip(parts, weight.detach().split(widths, dim=1), strict=True)):
+            buffer = add_buffer(graph_module, f"{name}_part{index}", piece.contiguous())
+            read = insert_get_attr(graph_module, buffer, anchor=node)
+            args = (part, read, bias if index == 0 else None, *rest)
+            conv = insert_call(graph, node.target, args, anchor=node, kwargs=dict(node.kwargs))
+            total = conv if total is None else insert_call(graph, aten.add.Tensor, (total, conv), anchor=node)
+    assert total is not None
+    node.replace_all_uses_with(total)
+    graph.erase_node(node)
+    if not cat.users:
+        graph.erase_node(cat)

@@ -1,0 +1,122 @@
+"""Evaluate the temporal block once per timestep and replace it by a table."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import SymInt, Tensor, fx
+
+from .analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
+from .base import GraphPass, PassError
+from .index_timesteps import find_row, row_values
+from .nodes import add_buffer, insert_call, insert_get_attr
+from .observe_temporal_block import rows_for
+from .predicates import node_value
+
+__all__ = ["TabulateTemporalBlock"]
+
+aten = torch.ops.aten
+
+
+class TabulateTemporalBlock(GraphPass):
+    """Replace every temporal feature by a read of a table with one row per timestep.
+
+    Before::
+
+        %e = linear(silu(%h), %w, %b)      %f = unsqueeze(%e, -1)      %y = add(%conv, %f)
+
+    After::
+
+        %picked = index_select[%temporal_features](0, %row)
+        %f = view(slice(%picked, 1, a, b), [N, C, 1, 1])               %y = add(%conv, %f)
+
+    Legality: the block is a function of the timestep alone and the timesteps are finitely many, so its
+    values can be computed beforehand; row ``k`` must depend on timestep ``k`` alone, which is checked by
+    evaluating the table backwards too. Numerics are preserved up to the batch size's effect on the
+    order of float sums. All features of one dtype share one table and one gather.
+    Meta: the new nodes take the module stack of the feature that they replace.
+
+    Args:
+        timestep: Name of the timestep placeholder.
+    """
+
+    id: ClassVar[str] = "tfmq::tabulate_temporal_block"
+
+    def __init__(self, *, timestep: str = "timestep") -> None:
+        super().__init__()
+        self.timestep = timestep
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        """A row of the timestep table."""
+        super().requires(graph_module)
+        if find_row(graph_module) is None:
+            msg = f"{self.id}: the graph has no timestep row; run IndexTimesteps first"
+            raise PassError(msg)
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Tabulate the frontier, then erase what only led to it."""
+        row = find_row(graph_module)
+        assert row is not None
+        block = find_temporal_block(graph_module, self.timestep)
+        features = [node for node in block.features if node is not row and isinstance(node_value(node), Tensor)]
+        if not block or not features:
+            return False
+        tables = self._evaluate(graph_module, block, features, row_values(graph_module, row))
+        graph = graph_module.graph
+        for dtype in dict.fromkeys(table.dtype for table in tables):
+            group = [(node, table) for node, table in zip(features, tables, strict=True) if table.dtype == dtype]
+            _replace_group(graph_module, row, group)
+        for node in reversed(block.nodes):
+            if not node.users and node is not row:
+                graph.erase_node(node)
+        return True
+
+    def _evaluate(self, graph_module: fx.GraphModule, block: TemporalBlock, features: list[fx.Node],
+                  values: Tensor) -> list[Tensor]:  # fmt: skip
+        tables = evaluate_temporal_nodes(graph_module, block.nodes, features, self.timestep, values)
+        backwards = evaluate_temporal_nodes(graph_module, block.nodes, features, self.timestep, values.flip(0))
+        for node, table, back in zip(features, tables, backwards, strict=True):
+            if table.shape[0] != len(values) or not torch.allclose(table, back.flip(0), rtol=1e-4, atol=1e-5):
+                msg = (
+                    f"{self.id}: the rows of temporal feature {node.name!r} do not each depend on their own "
+                    "timestep alone; keep the block in the graph instead (tabulate=False)"
+                )
+                raise PassError(msg)
+        return tables
+
+
+def _replace_group(graph_module: fx.GraphModule, row: fx.Node, group: list[tuple[fx.Node, Tensor]]) -> None:
+    """Replace features of one dtype by slices of one gathered table row."""
+    graph = graph_module.graph
+    joined = torch.cat([table.reshape(table.shape[0], -1) for _, table in group], dim=1).contiguous()
+    name = add_buffer(graph_module, "temporal_features", joined)
+    anchor = group[0][0]
+    with graph.inserting_after(row):
+        table_node = insert_get_attr(graph_module, name, anchor=anchor)
+    with graph.inserting_after(table_node):
+        rows = row
+        if node_value(row).ndim == 0:
+            rows = insert_call(graph, aten.reshape.default, (row, [-1]), anchor=anchor)
+    with graph.inserting_before(rows.next if rows is not row else table_node.next):
+        picked = insert_call(graph, aten.index_select.default, (table_node, 0, rows), anchor=anchor)
+        start = 0
+        for node, table in group:
+            width = table[0].numel()
+            piece = insert_call(graph, aten.slice.Tensor, (picked, 1, start, start + width), anchor=node)
+            node.replace_all_uses_with(_shaped(graph, piece, rows, node), propagate_meta=False)
+            start += width
+
+
+def _shaped(graph: fx.Graph, piece: fx.Node, rows: fx.Node, feature: fx.Node) -> fx.Node:
+    """View a gathered slice ``[n, width]`` in the feature's own shape; ``n`` is the batch or one."""
+    wanted = node_value(feature).shape
+    trailing = [int(size) for size in wanted[1:]]
+    if len(wanted) and node_value(rows).shape[0] == wanted[0]:
+        return insert_call(graph, aten.reshape.default, (piece, [-1, *trailing]), anchor=feature)
+    if any(isinstance(size, SymInt) for size in wanted):
+        viewed = insert_call(graph, aten.reshape.default, (piece, [-1, *trailing]), anchor=feature)
+        size: Any = rows_for(graph, rows, node_value(feature), anchor=feature)
+        batch = insert_call(graph, aten.sym_size.int, (size, 0), anchor=feature)
+        return insert_call(graph, aten.expand.default, (viewed, [batch, *trailing]), anchor=feature)
+    return insert_call(graph, aten.reshape.default, (piece, [int(size) for size in wanted]), anchor=feature)

@@ -1,0 +1,1 @@
+"""Observers: they watch tensors during calibration and give quantization parameters."""

@@ -1,0 +1,1 @@
+"""Public tools to test graph rewrites property by property."""
