@@ -9,11 +9,11 @@ from torch import Tensor, fx
 
 from .base import GraphPass
 from .nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
-from .predicates import is_call
 
 __all__ = ["FoldWeightZeroPoints", "fold_zero_points"]
 
-DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
+#: By name: the operator exists only once torchao (or ``torch.ao``) has registered its library.
+DEQUANTIZE = "quantized_decomposed::dequantize_per_channel"
 
 
 def fold_zero_points(quantized: Tensor, zero_points: Tensor, axis: int) -> Tensor | None:
@@ -35,7 +35,10 @@ def fold_zero_points(quantized: Tensor, zero_points: Tensor, axis: int) -> Tenso
 
 def dequantizes_constant(node: Any) -> bool:
     """Whether ``node`` dequantizes a constant tensor per channel."""
-    return is_call(node, DEQUANTIZE) and all(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args[:3])
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    constant = all(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args[:3])
+    return constant and node.target._schema.name == DEQUANTIZE
 
 
 class FoldWeightZeroPoints(GraphPass):
@@ -76,7 +79,7 @@ class FoldWeightZeroPoints(GraphPass):
                 zeros = torch.zeros_like(zero_points)
                 none = insert_get_attr(graph_module, add_buffer(graph_module, f"{base}_zero", zeros), anchor=node)
                 args = (weight, scale, none, axis, -128, 127, torch.int8)
-                new = insert_call(graph, DEQUANTIZE, args, anchor=node, kwargs=dict(node.kwargs))
+                new = insert_call(graph, node.target, args, anchor=node, kwargs=dict(node.kwargs))
             replace_node(node, new)
             modified = True
         return modified

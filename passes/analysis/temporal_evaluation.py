@@ -17,11 +17,12 @@ from ..nodes import read_attribute
 
 __all__ = ["NodeHook", "evaluate_temporal_nodes"]
 
-#: Called as ``hook(node, value)`` after each node; what it returns is the node's value from then on.
-NodeHook = Callable[[fx.Node, Any], Any]
+#: Called as ``hook(node, args, value)`` after each node with its evaluated positional arguments; what it
+#: returns is the node's value from then on.
+NodeHook = Callable[[fx.Node, tuple[Any, ...], Any], Any]
 
 
-def _identity(node: fx.Node, value: Any) -> Any:
+def _identity(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
     return value
 
 
@@ -63,7 +64,7 @@ def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], timestep: fx
             result = graph_module.get_submodule(str(node.target))(*args, **kwargs)
         else:
             result = node.target(*args, **kwargs)
-        environment[node] = hook(node, result)
+        environment[node] = hook(node, args, result)
     return environment
 
 

@@ -1,0 +1,71 @@
+"""Calibration: run batches through the prepared graph, then fix the temporal block's own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.progress import track
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from tfmq_fx.errors import CalibrationError
+from tfmq_fx.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.quantizer import META_KEY
+
+__all__ = ["Batch", "calibrate"]
+
+#: The model's own inputs: positional, by name, or a single tensor.
+Batch = Sequence[Any] | Mapping[str, Any] | Tensor
+
+
+def _arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    return tuple(batch), {}
+
+
+def _check_finite(index: int, batch: Batch) -> None:
+    for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            msg = f"calibration batch {index} holds NaN or infinite values; remove it, or fix where it comes from"
+            raise CalibrationError(msg)
+
+
+@torch.no_grad()
+def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: bool = True) -> int:
+    """Observe the activation ranges over ``batches``; the temporal block is calibrated exactly, without them.
+
+    Args:
+        prepared: The result of :func:`tfmq_fx.prepare`; its observers are updated in place.
+        batches: The model's own inputs, each a tuple, a mapping by argument name, or a single tensor.
+            :func:`tfmq_fx.sample_trajectories` makes them from a model or a pipeline.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        The number of batches.
+
+    Raises:
+        CalibrationError: There is no batch, one does not fit the model, or one holds NaN.
+    """
+    timestep = prepared.meta.get(META_KEY, {}).get("timestep", "timestep")
+    total = len(batches) if isinstance(batches, Sequence) else None
+    count = 0
+    for batch in track(batches, "calibrating", total=total, disable=not progress, transient=True):
+        _check_finite(count, batch)
+        args, kwargs = _arguments(batch)
+        try:
+            prepared(*args, **kwargs)
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            msg = f"calibration batch {count} does not fit the captured model: {first}"
+            raise CalibrationError(msg) from error
+        count += 1
+    if count == 0:
+        msg = "calibration got no batches; pass at least one batch of the model's own inputs"
+        raise CalibrationError(msg)
+    calibrate_temporal_block(prepared, timestep)
+    return count

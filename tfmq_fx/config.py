@@ -1,0 +1,160 @@
+"""The configuration of a quantization run: frozen, checked on construction, JSON both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from tfmq_fx.errors import ConfigError
+
+__all__ = ["FLOAT_BITS", "QuantizationConfig"]
+
+#: A bit width that means "leave it in floating point".
+FLOAT_BITS = 32
+BITS = (*range(2, 9), 16, FLOAT_BITS)
+
+Temporal = Literal["fsc", "shared", "float"]
+WeightRange = Literal["minmax", "mse"]
+ActivationRange = Literal["ema", "mse"]
+UnknownTimestep = Literal["error", "nearest"]
+ROLES = ("input", "output", "attention")
+PRESETS: dict[str, dict[str, Any]] = {
+    "tfmq-dm": {},
+    "shared": {"temporal": "shared"},
+}
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """What is quantized, and how.
+
+    Attributes:
+        weight_bits: Weight width, per output channel: 2 to 8, 16, or 32 for float.
+        activation_bits: Activation width, per tensor: 2 to 8, 16, or 32 for float.
+        temporal: How the activations inside the temporal block are quantized: ``"fsc"``, one parameter
+            set per timestep (TFMQ-DM, CVPR 2024, section 5); ``"shared"``, one for all timesteps;
+            ``"float"``, the block is left alone.
+        weight_range: How a weight channel's range is chosen: ``"minmax"`` or ``"mse"`` (L2.4 search);
+            ``None`` takes min-max at 8 bits and more, the search below.
+        activation_range: ``"ema"``, min-max smoothed over batches with bias correction, or ``"mse"``.
+        symmetric_weights: Whether weights have zero point 0; ``None`` takes True at 8 bits and more, where
+            an asymmetric weight would not fit the integer kernels, and False below, where it does.
+        keep_float: What stays float: roles (``"input"``, ``"output"``: the layers that touch the model's
+            sample and its result; ``"attention"``: the two matrix products of attention), or patterns of
+            fully qualified names such as ``"mid_block.*"``.
+        overrides: Per pattern of fully qualified names, other values of ``weight_bits``,
+            ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
+        split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
+        unknown_timestep: What a timestep outside the table does: ``"error"`` names it, ``"nearest"``
+            takes the closest row.
+        reconstruction: ``"none"``: weights are rounded to nearest.
+
+    Raises:
+        ConfigError: A value is outside what the field admits.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    temporal: Temporal = "fsc"
+    weight_range: WeightRange | None = None
+    activation_range: ActivationRange = "ema"
+    symmetric_weights: bool | None = None
+    keep_float: tuple[str, ...] = ("input", "output")
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    split_concatenations: bool = True
+    unknown_timestep: UnknownTimestep = "error"
+    reconstruction: Literal["none"] = "none"
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        object.__setattr__(self, "keep_float", tuple(self.keep_float))
+        _check_bits("weight_bits", self.weight_bits)
+        _check_bits("activation_bits", self.activation_bits)
+        _check_choice("temporal", self.temporal, get_args(Temporal))
+        _check_choice("weight_range", self.weight_range, (None, *get_args(WeightRange)))
+        _check_choice("activation_range", self.activation_range, get_args(ActivationRange))
+        _check_choice("unknown_timestep", self.unknown_timestep, get_args(UnknownTimestep))
+        _check_choice("reconstruction", self.reconstruction, ("none",))
+        if self.symmetric_weights is False and self.weight_bits == 8:
+            msg = (
+                "symmetric_weights=False needs weight_bits of at most 7: "
+                "an asymmetric 8-bit weight does not fit the integer kernels"
+            )
+            raise ConfigError(msg)
+        for pattern, values in self.overrides.items():
+            for name in values:
+                _check_choice(f"override of {pattern!r}: field", name, OVERRIDABLE)
+            dataclasses.replace(self, overrides={}, **values)
+
+    @classmethod
+    def preset(cls, name: str, **values: Any) -> QuantizationConfig:
+        """Return the named preset with ``values`` on top.
+
+        ``"tfmq-dm"`` is the paper's method; ``"shared"`` the same with one range for all timesteps.
+
+        Raises:
+            ConfigError: There is no such preset.
+        """
+        _check_choice("preset", name, tuple(PRESETS))
+        return cls(**{**PRESETS[name], **values})
+
+    def keeps_float(self, fqn: str, roles: frozenset[str]) -> str | None:
+        """The entry of ``keep_float`` that keeps a layer with this name and these roles, or None."""
+        for entry in self.keep_float:
+            if entry in roles or (entry not in ROLES and fnmatch.fnmatchcase(fqn, entry)):
+                return entry
+        return None
+
+    def for_layer(self, fqn: str) -> QuantizationConfig:
+        """This configuration with the first matching override applied."""
+        for pattern, values in self.overrides.items():
+            if fnmatch.fnmatchcase(fqn, pattern):
+                return dataclasses.replace(self, overrides={}, **values)
+        return self
+
+    @property
+    def resolved_weight_range(self) -> WeightRange:
+        """``weight_range`` with its default filled in."""
+        return self.weight_range or ("minmax" if self.weight_bits >= 8 else "mse")
+
+    @property
+    def resolved_symmetric_weights(self) -> bool:
+        """``symmetric_weights`` with its default filled in."""
+        return self.weight_bits >= 8 if self.symmetric_weights is None else self.symmetric_weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantizationConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: A field is unknown or its value not valid.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            msg = f"unknown configuration field {unknown[0]!r}; the fields are {', '.join(sorted(known))}"
+            raise ConfigError(msg)
+        return cls(**values)
+
+
+OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
+
+
+def _check_bits(name: str, bits: Any) -> None:
+    if isinstance(bits, bool) or bits not in BITS:
+        msg = f"{name}={bits!r} is not supported: use 2 to 8, 16, or {FLOAT_BITS} for float"
+        raise ConfigError(msg)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        msg = f"{name}={value!r} is not supported: use one of {', '.join(map(repr, choices))}"
+        raise ConfigError(msg)

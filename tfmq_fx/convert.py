@@ -1,0 +1,56 @@
+"""Convert: observers become quantize/dequantize pairs and weights become integers."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import fx
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+from tfmq_fx.config import QuantizationConfig
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
+from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.quantizer import META_KEY
+
+__all__ = ["convert", "program_from_graph"]
+
+#: Values first: the passes behind need them. Dead state last: the float weights die in between.
+FINISH = (PropagateValues, FoldWeightZeroPoints, StripDeadState)
+
+
+def convert(prepared: fx.GraphModule) -> QuantizedProgram:
+    """Turn a calibrated graph into a quantized program; ``prepared`` is not changed.
+
+    Weights become integers with zero point 0, and float state that nothing reads is gone.
+
+    Args:
+        prepared: The calibrated result of :func:`tfmq_fx.prepare` or ``prepare_pt2e``.
+
+    Raises:
+        CalibrationError: An observer has seen nothing.
+        ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
+    """
+    return program_from_graph(convert_pt2e(copy.deepcopy(prepared)))
+
+
+def program_from_graph(converted: fx.GraphModule) -> QuantizedProgram:
+    """Wrap what ``convert_pt2e`` returned for a graph prepared with our quantizer; it is finished in place.
+
+    Raises:
+        ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
+    """
+    about = converted.meta.get(META_KEY)
+    if about is None:
+        msg = (
+            "this graph was not prepared with TFMQQuantizer; use tfmq_fx.prepare, or prepare_pt2e with a TFMQQuantizer"
+        )
+        raise ConfigError(msg)
+    run_pipeline(converted, FINISH)
+    return QuantizedProgram(
+        graph_module=converted,
+        config=QuantizationConfig.from_dict(about["config"]),
+        timestep=about["timestep"],
+        kept_float=dict(about["kept_float"]),
+        interface=dict(converted.meta.get("tfmq_fx.interface", {})),
+    )

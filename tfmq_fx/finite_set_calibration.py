@@ -1,0 +1,55 @@
+"""Finite set calibration (FSC): exact ranges for the temporal block, without any image.
+
+Source: TFMQ-DM (CVPR 2024), section 5. The temporal block is run over every timestep of the table with
+its weights, and the activations before each site, already quantized, so the ranges are those that the
+quantized block will really see.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tfmq_fx.observers import PerChannelWeightObserver, TimestepObserver
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
+from tfmq_fx.passes.index_timesteps import find_row, row_values
+
+__all__ = ["calibrate_temporal_block"]
+
+
+@torch.no_grad()
+def calibrate_temporal_block(prepared: fx.GraphModule, timestep: str = "timestep") -> int:
+    """Set the parameters of every timestep-indexed observer from scratch.
+
+    Args:
+        prepared: A graph with timestep-indexed observers; it is updated in place.
+        timestep: Name of the timestep placeholder.
+
+    Returns:
+        The number of observers that were calibrated; 0 when the graph has none.
+    """
+    row = find_row(prepared)
+    observers = [m for m in prepared.modules() if isinstance(m, TimestepObserver)]
+    if row is None or not observers:
+        return 0
+    for observer in observers:
+        observer.reset()
+    block = find_temporal_block(prepared, timestep)
+
+    def quantized(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
+        if node.op != "call_module":
+            return value
+        module = prepared.get_submodule(str(node.target))
+        if isinstance(module, TimestepObserver):
+            x, rows = args
+            return module.fake_quantize(x, rows)
+        if isinstance(module, PerChannelWeightObserver):
+            assert isinstance(value, Tensor)
+            return module.dequantized().to(value.dtype)
+        return value
+
+    values = row_values(prepared, row)
+    evaluate_temporal_nodes(prepared, block.nodes, block.linears, timestep, values, hook=quantized)
+    return len(observers)

@@ -1,0 +1,127 @@
+"""Observers of activations: one scale and zero point per tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e import ObserverBase
+
+from tfmq_fx.errors import CalibrationError
+from tfmq_fx.observers.ranges import asymmetric_parameters, search_asymmetric
+
+__all__ = ["EMAMinMaxObserver", "MSEObserver"]
+
+#: Smoothing of the running minimum and maximum (TFMQ-DM's activations outside the temporal block).
+MOMENTUM = 0.95
+#: Bins of the histogram that the search runs on: eight to a level at 8 bits.
+HISTOGRAM_BINS = 2048
+
+
+class _PerTensorObserver(ObserverBase):  # type: ignore[misc]
+    """What both observers share: the attributes that PT2E reads, and the final step to parameters."""
+
+    def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: Any) -> None:
+        super().__init__(dtype)
+        self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
+
+    def observed_range(self) -> tuple[Tensor, Tensor]:
+        """The range ``(lo, hi)``, each of shape ``[1]``."""
+        raise NotImplementedError
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale (float32) and zero point (int64), each ``[1]``.
+
+        Raises:
+            CalibrationError: Nothing was observed.
+        """
+        low, high = self.observed_range()
+        return asymmetric_parameters(low, high, self.quant_min, self.quant_max)
+
+
+def _nothing_observed() -> CalibrationError:
+    return CalibrationError("an activation was never observed; calibrate with at least one batch before converting")
+
+
+class EMAMinMaxObserver(_PerTensorObserver):
+    """Minimum and maximum, smoothed over batches and corrected for the start from zero.
+
+    ``lo <- m lo + (1 - m) min(x)`` from 0, likewise ``hi``; read as ``lo / (1 - m^k)`` after ``k``
+    batches, so that no batch weighs more for being the first. Source: TFMQ-DM (CVPR 2024), section 6;
+    the correction is that of Adam (Kingma & Ba, 2015, section 3).
+    """
+
+    def __init__(self, momentum: float = MOMENTUM, **spec: Any) -> None:
+        super().__init__(**spec)
+        self.momentum = momentum
+        self.register_buffer("low", torch.zeros(1))
+        self.register_buffer("high", torch.zeros(1))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.low: Tensor
+        self.high: Tensor
+        self.batches: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe ``x`` (any shape, float) and return it."""
+        if x.numel():
+            low, high = torch.aminmax(x.detach())
+            self.low.mul_(self.momentum).add_(low.to(torch.float32), alpha=1 - self.momentum)
+            self.high.mul_(self.momentum).add_(high.to(torch.float32), alpha=1 - self.momentum)
+            self.batches += 1
+        return x
+
+    def observed_range(self) -> tuple[Tensor, Tensor]:
+        """The corrected running range."""
+        if int(self.batches) == 0:
+            raise _nothing_observed()
+        correction = 1 - self.momentum ** int(self.batches)
+        return self.low / correction, self.high / correction
+
+
+class MSEObserver(_PerTensorObserver):
+    """The range that quantizes the observed values best in the 2.4 norm.
+
+    Keeps a histogram over the exact minimum and maximum; the search over 80 shrunk ranges weighs each
+    bin's centre by its count, so that no outlier is missed. Re-binning when the range grows moves a
+    count by at most one bin.
+    """
+
+    def __init__(self, **spec: Any) -> None:
+        super().__init__(**spec)
+        self.register_buffer("low", torch.zeros(1))
+        self.register_buffer("high", torch.zeros(1))
+        self.register_buffer("counts", torch.zeros(HISTOGRAM_BINS, dtype=torch.float64))
+        self.low: Tensor
+        self.high: Tensor
+        self.counts: Tensor
+
+    def _centres(self) -> Tensor:
+        width = (self.high - self.low) / HISTOGRAM_BINS
+        return self.low + width * (torch.arange(HISTOGRAM_BINS, device=width.device) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe ``x`` (any shape, float) and return it."""
+        if x.numel():
+            flat = x.detach().reshape(-1).to(torch.float32)
+            low, high = torch.aminmax(flat)
+            self._grow(torch.minimum(self.low, low), torch.maximum(self.high, high))
+            if bool(self.high > self.low):
+                self.counts += torch.histc(flat, HISTOGRAM_BINS, self.low.item(), self.high.item())
+            else:
+                self.counts[0] += flat.numel()
+        return x
+
+    def _grow(self, low: Tensor, high: Tensor) -> None:
+        """Widen the histogram to ``[low, high]``, moving the old counts to the new bins."""
+        if bool(low < self.low) or bool(high > self.high):
+            bins = ((self._centres() - low) / (high - low) * HISTOGRAM_BINS).long().clamp(0, HISTOGRAM_BINS - 1)
+            self.counts = torch.zeros_like(self.counts).index_add_(0, bins, self.counts)
+            self.low, self.high = low, high
+
+    def observed_range(self) -> tuple[Tensor, Tensor]:
+        """The best shrink of the observed range."""
+        if not bool(self.counts.any()):
+            raise _nothing_observed()
+        values, weights = self._centres()[None], self.counts.to(torch.float32)[None]
+        return search_asymmetric(values, self.low, self.high, self.quant_min, self.quant_max, weights=weights)

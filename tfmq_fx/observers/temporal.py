@@ -1,0 +1,98 @@
+"""The observer of activations inside the temporal block: one parameter set per timestep."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torchao.quantization.pt2e import ObserverBase
+
+from tfmq_fx.errors import CalibrationError
+from tfmq_fx.observers.ranges import asymmetric_parameters, fake_quantize
+from tfmq_fx.passes.nodes import add_buffer, insert_call, insert_get_attr, replace_node
+
+__all__ = ["TimestepObserver"]
+
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+
+
+class TimestepObserver(ObserverBase):  # type: ignore[misc]
+    """Minimum and maximum per row of the timestep table, called as ``observer(x, rows)``.
+
+    Finite set calibration (FSC, TFMQ-DM, CVPR 2024, section 5): inside the temporal block the
+    activations form a finite set, one per timestep, so each timestep gets its own min-max parameters
+    ``{(s_1, z_1), …, (s_T, z_T)}``.
+
+    Args:
+        rows: Number of timesteps ``K`` in the table.
+        bits: Width, 2 to 8 or 16.
+    """
+
+    def __init__(self, rows: int, bits: int) -> None:
+        super().__init__(torch.uint8 if bits <= 8 else torch.int32)
+        self.quant_min, self.quant_max = 0, 2**bits - 1
+        self.register_buffer("low", torch.zeros(rows))
+        self.register_buffer("high", torch.zeros(rows))
+        self.register_buffer("seen", torch.zeros(rows, dtype=torch.bool))
+        self.low: Tensor
+        self.high: Tensor
+        self.seen: Tensor
+
+    def reset(self) -> None:
+        """Forget everything observed."""
+        self.low.zero_()
+        self.high.zero_()
+        self.seen.zero_()
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Observe ``x`` (shape ``[N, ...]``, float) under its table rows (int64, ``[N]``) and return it.
+
+        The order of batches does not matter: minima and maxima are merged.
+        """
+        low, high = x.detach().to(torch.float32).flatten(1).aminmax(dim=1)
+        self.low.scatter_reduce_(0, rows, low, "amin")
+        self.high.scatter_reduce_(0, rows, high, "amax")
+        self.seen[rows] = True
+        return x
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scales (float32) and zero points (int64), each ``[K]``.
+
+        Raises:
+            CalibrationError: A timestep of the table was never observed.
+        """
+        if not bool(self.seen.all()):
+            missing = int((~self.seen).sum())
+            msg = (
+                f"{missing} of {len(self.seen)} timesteps were never observed; run tfmq_fx.calibrate before converting"
+            )
+            raise CalibrationError(msg)
+        return asymmetric_parameters(self.low, self.high, self.quant_min, self.quant_max)
+
+    def fake_quantize(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Quantize and dequantize ``x`` (``[N, ...]``) with the parameters of its rows (``[N]``)."""
+        scale, zero = asymmetric_parameters(self.low[rows], self.high[rows], self.quant_min, self.quant_max)
+        shape = [-1] + [1] * (x.ndim - 1)
+        return fake_quantize(x, scale.reshape(shape), zero.reshape(shape), self.quant_min, self.quant_max)
+
+    def convert(self, model: fx.GraphModule, node: fx.Node) -> None:
+        """Replace ``node`` by quantize and dequantize with gathered parameters (called by ``convert_pt2e``).
+
+        After::
+
+            %s = index_select[%scales](0, %rows)      %z = index_select[%zero_points](0, %rows)
+            %q = quantize_per_channel(%x, %s, %z, 0, …)      %y = dequantize_per_channel(%q, %s, %z, 0, …)
+
+        The "channel" is the batch axis, so every item of a batch may have its own timestep.
+        """
+        x, rows = node.args
+        scale, zero = self.calculate_qparams()
+        name, graph = str(node.target), model.graph
+        with graph.inserting_before(node):
+            picked = []
+            for suffix, table in (("scale", scale), ("zero_point", zero)):
+                read = insert_get_attr(model, add_buffer(model, f"{name}_{suffix}", table), anchor=node)
+                picked.append(insert_call(graph, aten.index_select.default, (read, 0, rows), anchor=node))
+            tail = (*picked, 0, self.quant_min, self.quant_max, self.dtype)
+            quantized = insert_call(graph, decomposed.quantize_per_channel.default, (x, *tail), anchor=node)
+            restored = insert_call(graph, decomposed.dequantize_per_channel.default, (quantized, *tail), anchor=node)
+        replace_node(node, restored)

@@ -1,0 +1,112 @@
+"""The observer of weights: one scale per output channel, stored as integers with zero point 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torchao.quantization.pt2e import ObserverBase
+
+from tfmq_fx.observers.ranges import (
+    asymmetric_parameters,
+    search_asymmetric,
+    search_symmetric,
+    symmetric_parameters,
+)
+from tfmq_fx.passes.fold_weight_zero_points import fold_zero_points
+from tfmq_fx.passes.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
+
+__all__ = ["PerChannelWeightObserver"]
+
+DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
+
+
+class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
+    """Chooses a scale and zero point for every channel of a constant weight.
+
+    At conversion the weight becomes ``dequantize_per_channel`` of an integer constant. Up to 8 bits the
+    zero points are folded into the int8 integers, because the oneDNN kernels ignore any other than 0.
+
+    Args:
+        bits: Width, 2 to 8 or 16.
+        symmetric: Whether zero points are 0 before folding.
+        search: Whether the range is searched (L2.4) instead of min-max.
+        ch_axis: The channel axis (PT2E's name for it).
+        dtype: Storage dtype of the specification that this observer was made for.
+    """
+
+    def __init__(self, bits: int, symmetric: bool, search: bool, ch_axis: int = 0, dtype: torch.dtype = torch.int8,
+                 **_: Any) -> None:  # fmt: skip
+        super().__init__(dtype)
+        self.bits, self.symmetric, self.search, self.axis = bits, symmetric, search, ch_axis
+        self.register_buffer("weight", None)
+        self.weight: Tensor | None
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The integer range: ``[-(2^(b-1) - 1), 2^(b-1) - 1]`` symmetric, ``[0, 2^b - 1]`` asymmetric.
+
+        The symmetric range leaves out ``-2^(b-1)``: the scale is ``max |w| / (2^(b-1) - 1)``.
+        """
+        if self.symmetric:
+            top = 2 ** (self.bits - 1) - 1
+            return -top, top
+        return 0, 2**self.bits - 1
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Remember ``weight`` (it is constant) and return it."""
+        self.weight = weight.detach()
+        return weight
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scales (float32) and zero points (int64), each ``[channels]``."""
+        assert self.weight is not None, "the weight observer has seen no weight; run the prepared model once"
+        rows = self.weight.to(torch.float32).movedim(self.axis, 0).flatten(1)
+        low, high = rows.amin(1), rows.amax(1)
+        q_min, q_max = self.bounds
+        if self.search:
+            find = search_symmetric if self.symmetric else search_asymmetric
+            low, high = find(rows, low, high, q_min, q_max)
+        if self.symmetric:
+            return symmetric_parameters(low, high, q_max)
+        return asymmetric_parameters(low, high, q_min, q_max)
+
+    def quantize(self) -> tuple[Tensor, Tensor]:
+        """The integers (int8 with zero points folded, or int16) and the scales."""
+        scale, zero = self.calculate_qparams()
+        assert self.weight is not None
+        shape = [-1 if i == self.axis else 1 for i in range(self.weight.ndim)]
+        ratio = self.weight.to(torch.float32) / scale.reshape(shape)
+        integers = (ratio.round() + zero.reshape(shape)).clamp(*self.bounds).to(torch.int64)
+        if self.bits == 16:
+            return integers.to(torch.int16), scale
+        folded = fold_zero_points(integers, zero, self.axis)
+        assert folded is not None, "asymmetric weights have at most 7 bits, which always fit"
+        return folded, scale
+
+    def dequantized(self) -> Tensor:
+        """The weight as the integers give it back, float32."""
+        integers, scale = self.quantize()
+        return integers * scale.reshape([-1 if i == self.axis else 1 for i in range(integers.ndim)])
+
+    def convert(self, model: fx.GraphModule, node: fx.Node) -> None:
+        """Replace ``node`` by a dequantized integer constant (called by ``convert_pt2e``)."""
+        source = node.args[0]
+        assert isinstance(source, fx.Node)
+        self.forward(read_attribute(model, str(source.target)))
+        integers, scale = self.quantize()
+        limits = torch.iinfo(integers.dtype)
+        base = str(source.target)
+        with model.graph.inserting_before(node):
+            reads = [
+                insert_get_attr(model, add_buffer(model, f"{base}_{suffix}", value), anchor=node)
+                for suffix, value in (
+                    (f"int{self.bits}", integers),
+                    ("scale", scale),
+                    ("zero_point", torch.zeros(len(scale), dtype=torch.int64)),
+                )
+            ]
+            args = (*reads, self.axis, limits.min, limits.max, integers.dtype)
+            new = insert_call(model.graph, DEQUANTIZE, args, anchor=node)
+        replace_node(node, new)

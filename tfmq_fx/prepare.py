@@ -1,0 +1,44 @@
+"""Prepare: insert observers, the temporal ones indexed by timestep."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+from torch import Tensor, fx
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
+
+from tfmq_fx.config import QuantizationConfig
+from tfmq_fx.errors import CaptureError
+from tfmq_fx.quantizer import TFMQQuantizer
+
+__all__ = ["prepare"]
+
+
+def prepare(
+    program: fx.GraphModule,
+    config: QuantizationConfig | None = None,
+    *,
+    timesteps: Tensor | Iterable[float] | None = None,
+    timestep: str = "timestep",
+) -> fx.GraphModule:
+    """Return a copy of a captured program with observers in it, ready to calibrate.
+
+    The same as ``prepare_pt2e(copy.deepcopy(program), TFMQQuantizer(config, timesteps=timesteps))``.
+
+    Args:
+        program: The captured graph; it is not changed.
+        config: What to quantize; W8A8 with FSC by default.
+        timesteps: The timesteps of the schedule (``scheduler.timesteps``).
+        timestep: Name of the model's timestep input.
+
+    Raises:
+        CaptureError: ``program`` is not a captured graph.
+        ConfigError: The model has a temporal block and no timesteps are given.
+    """
+    if not isinstance(program, fx.GraphModule):
+        msg = f"prepare needs a captured graph, not a {type(program).__name__}; call tfmq_fx.capture first"
+        raise CaptureError(msg)
+    prepared = prepare_pt2e(copy.deepcopy(program), TFMQQuantizer(config, timesteps=timesteps, timestep=timestep))
+    assert isinstance(prepared, fx.GraphModule)
+    return prepared

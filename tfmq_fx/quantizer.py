@@ -1,0 +1,218 @@
+"""A torchao quantizer that knows the temporal block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torchao.quantization.pt2e import MinMaxObserver
+from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+
+from tfmq_fx._compat import Q_ANNOTATION_KEY
+from tfmq_fx.config import FLOAT_BITS, QuantizationConfig
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.observers import EMAMinMaxObserver, MSEObserver, PerChannelWeightObserver, TimestepObserver
+from tfmq_fx.passes import (
+    CANONICALIZE,
+    DecomposeAttention,
+    FlattenLinearInputs,
+    IndexTimesteps,
+    ObserveTemporalBlock,
+    SplitConcatenatedConvs,
+    run_pipeline,
+)
+from tfmq_fx.passes.analysis import TemporalBlock, find_temporal_block
+from tfmq_fx.passes.index_timesteps import find_row, row_values
+from tfmq_fx.passes.predicates import fqn, is_conv, is_float_tensor, is_linear, is_matmul, is_weighted
+from tfmq_fx.roles import find_roles
+
+__all__ = ["META_KEY", "TFMQQuantizer"]
+
+#: Where a graph carries what later stages need to know about its quantization.
+META_KEY = "tfmq_fx.quantization"
+
+ACTIVATION_OBSERVERS = {"ema": EMAMinMaxObserver, "mse": MSEObserver}
+
+
+class TFMQQuantizer(Quantizer):  # type: ignore[misc]
+    """Annotates a diffusion model for PT2E: ``prepare_pt2e(graph, TFMQQuantizer(config, timesteps=…))``.
+
+    Convolutions, linears and the two matrix products of attention get per-tensor activations and
+    per-channel weights; activations inside the temporal block get one parameter set per timestep.
+    Layers that touch the model's sample or result stay float by default. Integer tensors and shape
+    arithmetic are never annotated, nor is any node that another quantizer annotated before, so it
+    composes with ``ComposableQuantizer``.
+
+    Args:
+        config: What to quantize; W8A8 with FSC by default.
+        timesteps: The timesteps of the schedule, e.g. ``scheduler.timesteps``: 1-d, integer or float.
+            Needed when the model has a temporal block.
+        timestep: Name of the model's timestep input.
+
+    Raises:
+        ConfigError: From ``prepare_pt2e``, when the model has a temporal block and no timesteps are given.
+    """
+
+    def __init__(
+        self,
+        config: QuantizationConfig | None = None,
+        *,
+        timesteps: Tensor | Iterable[float] | None = None,
+        timestep: str = "timestep",
+    ) -> None:
+        super().__init__()
+        self.config = config or QuantizationConfig()
+        self.timesteps = None if timesteps is None else _timestep_values(timesteps)
+        self.timestep = timestep
+
+    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Bring the graph into the form to annotate: exact rewrites, then the temporal observers."""
+        config = self.config
+        run_pipeline(model, CANONICALIZE)
+        if config.activation_bits < FLOAT_BITS and "attention" not in config.keep_float:
+            DecomposeAttention()(model)
+        if config.split_concatenations:
+            SplitConcatenatedConvs()(model)
+        FlattenLinearInputs()(model)
+        block = find_temporal_block(model, self.timestep)
+        if block:
+            self._index(model, block)
+        return model
+
+    def _index(self, model: fx.GraphModule, block: TemporalBlock) -> None:
+        if self.timesteps is None:
+            if self.config.temporal != "fsc":
+                return
+            msg = (
+                f"the model has a temporal block ({len(block.linears)} linears), so its timesteps are needed: "
+                "pass timesteps=scheduler.timesteps, or configure temporal='float'"
+            )
+            raise ConfigError(msg)
+        IndexTimesteps(self.timesteps, timestep=self.timestep, unknown=self.config.unknown_timestep)(model)
+        if self.config.temporal == "fsc":
+            row = find_row(model)
+            assert row is not None
+            count = len(row_values(model, row))
+
+            def make_observer(linear: fx.Node) -> TimestepObserver:
+                return TimestepObserver(count, self.config.for_layer(fqn(linear)).activation_bits)
+
+            ObserveTemporalBlock(make_observer, timestep=self.timestep, select=self._indexes)(model)
+            calibrate_temporal_block(model, self.timestep)
+
+    def _indexes(self, linear: fx.Node) -> bool:
+        """Whether a temporal linear's input gets timestep-indexed parameters."""
+        name = fqn(linear)
+        config = self.config.for_layer(name)
+        return config.activation_bits < FLOAT_BITS and config.keeps_float(name, frozenset()) is None
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Annotate every eligible node; note in ``model.meta`` what stays float and why."""
+        roles = find_roles(model, self.timestep)
+        block = find_temporal_block(model, self.timestep)
+        kept: dict[str, str] = {}
+        for node in model.graph.nodes:
+            if Q_ANNOTATION_KEY in node.meta or not (is_weighted(node) or is_matmul(node)):
+                continue
+            reason = self._float_reason(node, block, roles.get(node, frozenset()))
+            if reason:
+                kept[_label(node)] = reason
+            else:
+                self._annotate(node, node in block)
+        model.meta[META_KEY] = {"config": self.config.to_dict(), "timestep": self.timestep, "kept_float": kept}
+        return model
+
+    def _float_reason(self, node: fx.Node, block: TemporalBlock, roles: frozenset[str]) -> str:
+        """Why ``node`` stays float, or ``""``."""
+        name = fqn(node)
+        if not all(is_float_tensor(argument) for argument in _operands(node)):
+            return "its operands are not floating-point tensors"
+        if node in block and self.config.temporal == "float":
+            return "temporal='float'"
+        entry = self.config.keeps_float(name, roles)
+        if entry is not None and not (entry in ("input", "output") and node in block):
+            return f"keep_float has {entry!r}"
+        if is_matmul(node):
+            return "activation_bits=32" if self.config.for_layer(name).activation_bits == FLOAT_BITS else ""
+        if not (is_conv(node) or is_linear(node)):
+            return "transposed convolutions are not quantized"
+        weight = node.args[1]
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            return "its weight is computed, not stored"
+        config = self.config.for_layer(name)
+        if config.weight_bits == FLOAT_BITS and config.activation_bits == FLOAT_BITS:
+            return "weight_bits=32 and activation_bits=32"
+        return ""
+
+    def _annotate(self, node: fx.Node, temporal: bool) -> None:
+        config = self.config.for_layer(fqn(node))
+        specs: dict[fx.Node, QuantizationSpec] = {}
+        activations = list(node.args[:2]) if is_matmul(node) else [node.args[0]]
+        if config.activation_bits < FLOAT_BITS:
+            for activation in activations:
+                assert isinstance(activation, fx.Node)
+                if activation.op != "call_module":  # a timestep-indexed observer stands there already
+                    specs[activation] = _activation_spec(config, shared_temporal=temporal)
+        if not is_matmul(node) and config.weight_bits < FLOAT_BITS:
+            weight = node.args[1]
+            assert isinstance(weight, fx.Node)
+            specs[weight] = _weight_spec(config)
+        node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+
+    def validate(self, model: fx.GraphModule) -> None:
+        """Nothing to check: every annotation is made from a valid configuration."""
+
+
+def _timestep_values(timesteps: Tensor | Iterable[float]) -> Tensor:
+    try:
+        values = timesteps if isinstance(timesteps, Tensor) else torch.tensor([float(t) for t in timesteps])
+    except (TypeError, ValueError) as error:
+        msg = f"timesteps must be numbers, such as scheduler.timesteps: {error}"
+        raise ConfigError(msg) from error
+    if values.numel() == 0 or not bool(torch.isfinite(values.double()).all()):
+        msg = (
+            "timesteps must hold at least one value and only finite ones; pass scheduler.timesteps after set_timesteps"
+        )
+        raise ConfigError(msg)
+    return values.reshape(-1).double()
+
+
+def _label(node: fx.Node) -> str:
+    """A name for reports: the layer's, with the node's own where a module has several products."""
+    return f"{fqn(node)} ({node.name})" if is_matmul(node) else fqn(node)
+
+
+def _operands(node: fx.Node) -> list[Any]:
+    return list(node.args[:2])
+
+
+def _activation_spec(config: QuantizationConfig, *, shared_temporal: bool) -> QuantizationSpec:
+    # A temporal range shared by all timesteps is the union of theirs; smoothing it would clip some.
+    observer: Any = MinMaxObserver if shared_temporal else ACTIVATION_OBSERVERS[config.activation_range]
+    return QuantizationSpec(
+        dtype=torch.uint8 if config.activation_bits <= 8 else torch.int32,
+        observer_or_fake_quant_ctr=observer.with_args(),
+        quant_min=0,
+        quant_max=2**config.activation_bits - 1,
+        qscheme=torch.per_tensor_affine,
+    )
+
+
+def _weight_spec(config: QuantizationConfig) -> QuantizationSpec:
+    observer = PerChannelWeightObserver.with_args(
+        bits=config.weight_bits,
+        symmetric=config.resolved_symmetric_weights,
+        search=config.resolved_weight_range == "mse",
+    )
+    wide = config.weight_bits > 8
+    return QuantizationSpec(
+        dtype=torch.int16 if wide else torch.int8,
+        observer_or_fake_quant_ctr=observer,
+        quant_min=-(2 ** (min(config.weight_bits, 16) - 1)),
+        quant_max=2 ** (min(config.weight_bits, 16) - 1) - 1,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+    )
