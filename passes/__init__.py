@@ -10,6 +10,7 @@ from .decompose_attention import DecomposeAttention
 from .flatten_linear_inputs import FlattenLinearInputs
 from .fold_weight_zero_points import FoldWeightZeroPoints
 from .index_timesteps import IndexTimesteps
+from .inline_timestep_rows import InlineTimestepRows
 from .normalize_arguments import NormalizeArguments
 from .observe_temporal_block import ObserveTemporalBlock
 from .pipelines import CANONICALIZE, run_pipeline
@@ -29,6 +30,7 @@ __all__ = [
     "FoldWeightZeroPoints",
     "GraphPass",
     "IndexTimesteps",
+    "InlineTimestepRows",
     "NormalizeArguments",
     "ObserveTemporalBlock",
     "PassError",

@@ -28,7 +28,7 @@ def attention_option(node: fx.Node, name: str, default: Any) -> Any:
 
 def is_plain_attention(node: Any) -> bool:
     """Whether ``node`` is fused attention without dropout, causal mask or grouped queries."""
-    if not is_attention(node):
+    if not is_attention(node) or len(node.args) < 3:
         return False
     mask = attention_option(node, "attn_mask", None)
     floating = mask is None or (isinstance(value := node_value(mask), Tensor) and value.is_floating_point())
@@ -67,7 +67,9 @@ class DecomposeAttention(GraphPass):
         fused = [node for node in graph.nodes if is_plain_attention(node)]
         for node in fused:
             query, key, value = node.args[:3]
-            scale = attention_option(node, "scale", None) or 1.0 / math.sqrt(int(node_value(query).shape[-1]))
+            scale = attention_option(node, "scale", None)
+            if scale is None:
+                scale = 1.0 / math.sqrt(int(node_value(query).shape[-1]))
             mask = attention_option(node, "attn_mask", None)
             with graph.inserting_before(node):
                 scaled = insert_call(graph, aten.mul.Tensor, (query, scale), anchor=node)

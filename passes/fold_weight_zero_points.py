@@ -63,23 +63,26 @@ class FoldWeightZeroPoints(GraphPass):
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Fold every non-zero zero point that fits."""
         graph = graph_module.graph
-        modified = False
+        done: dict[tuple[Any, ...], tuple[str, str]] = {}
         for node in [n for n in graph.nodes if dequantizes_constant(n)]:
             quantized, scale, zero, axis = node.args[:4]
             integers = read_attribute(graph_module, str(quantized.target))
             zero_points = read_attribute(graph_module, str(zero.target))
-            if not bool(zero_points.any()):
+            if zero_points.is_floating_point() or not bool(zero_points.any()):
                 continue
-            folded = fold_zero_points(integers, zero_points, int(axis))
-            if folded is None:
-                continue
-            base = str(quantized.target)
+            key = (quantized.target, zero.target, axis)
+            if key not in done:
+                folded = fold_zero_points(integers, zero_points, int(axis))
+                if folded is None:
+                    continue
+                base, zeros = str(quantized.target), torch.zeros_like(zero_points)
+                done[key] = (
+                    add_buffer(graph_module, f"{base}_int8", folded),
+                    add_buffer(graph_module, f"{base}_zero", zeros),
+                )
             with graph.inserting_before(node):
-                weight = insert_get_attr(graph_module, add_buffer(graph_module, f"{base}_int8", folded), anchor=node)
-                zeros = torch.zeros_like(zero_points)
-                none = insert_get_attr(graph_module, add_buffer(graph_module, f"{base}_zero", zeros), anchor=node)
+                weight, none = (insert_get_attr(graph_module, name, anchor=node) for name in done[key])
                 args = (weight, scale, none, axis, -128, 127, torch.int8)
                 new = insert_call(graph, node.target, args, anchor=node, kwargs=dict(node.kwargs))
             replace_node(node, new)
-            modified = True
-        return modified
+        return bool(done)

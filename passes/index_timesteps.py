@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from .base import GraphPass, PassError
 from .nodes import add_buffer, insert_call, insert_get_attr
-from .predicates import is_call
+from .predicates import is_call, node_value
 from .timestep_row import timestep_row
 
 __all__ = ["IndexTimesteps", "find_row", "row_values"]
@@ -57,6 +57,11 @@ class IndexTimesteps(GraphPass):
 
     def __init__(self, values: Any, *, timestep: str = "timestep", unknown: str = "error") -> None:
         super().__init__()
+        if unknown not in ("error", "nearest"):
+            msg = (
+                f"{self.id}: unknown={unknown!r} is no policy for timesteps outside the table; use 'error' or 'nearest'"
+            )
+            raise ValueError(msg)
         flat = [float(value) for value in torch.as_tensor(values).reshape(-1).tolist()]
         self.values = torch.tensor(list(dict.fromkeys(flat)), dtype=torch.float64)
         self.timestep, self.unknown = timestep, unknown
@@ -64,9 +69,12 @@ class IndexTimesteps(GraphPass):
     def requires(self, graph_module: fx.GraphModule) -> None:
         """The timestep placeholder, and at least one value."""
         super().requires(graph_module)
-        names = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
-        if self.timestep not in names:
-            msg = f"{self.id}: no input named {self.timestep!r}; the inputs are {', '.join(names)}"
+        inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
+        if self.timestep not in inputs:
+            msg = f"{self.id}: no input named {self.timestep!r}; the inputs are {', '.join(inputs)}"
+            raise PassError(msg)
+        if not isinstance(node_value(inputs[self.timestep]), Tensor):
+            msg = f"{self.id}: input {self.timestep!r} is not a tensor; capture the model with a tensor timestep"
             raise PassError(msg)
         if len(self.values) == 0:
             msg = f"{self.id}: the table of timesteps is empty; pass scheduler.timesteps"

@@ -89,7 +89,9 @@ class ObserveTemporalBlock(GraphPass):
         graph = graph_module.graph
         row = find_row(graph_module)
         assert row is not None
-        linears = [n for n in find_temporal_block(graph_module, self.timestep).linears if self.select(n)]
+        temporal = set(find_temporal_block(graph_module, self.timestep).linears)
+        # In graph order, so that an observer stands before the first of the linears that share it.
+        linears = [n for n in graph.nodes if n in temporal and self.select(n)]
         observed: dict[fx.Node, fx.Node] = {}
         for linear in linears:
             source = linear.args[1 if linear.target is aten.addmm.default else 0]

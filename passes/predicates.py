@@ -14,6 +14,7 @@ __all__ = [
     "is_attention",
     "is_call",
     "is_conv",
+    "is_idle_dropout",
     "is_linear",
     "is_matmul",
     "is_weighted",
@@ -86,6 +87,14 @@ def is_attention(node: Any) -> TypeGuard[fx.Node]:
     return is_call(node, aten.scaled_dot_product_attention.default)
 
 
+def is_idle_dropout(node: Any) -> bool:
+    """Whether ``node`` is a dropout that drops nothing: ``p == 0``, or captured in ``eval()``."""
+    if not is_call(node, aten.dropout.default, aten.feature_dropout.default):
+        return False
+    p, train = (node.args[i] if i < len(node.args) else node.kwargs[name] for i, name in ((1, "p"), (2, "train")))
+    return bool(p == 0 or not train)
+
+
 def _constant_source(node: Any) -> fx.Node | None:
     """The ``get_attr`` that ``node`` is, or is a view of."""
     while isinstance(node, fx.Node) and node.op == "call_function":
@@ -98,7 +107,7 @@ def _constant_source(node: Any) -> fx.Node | None:
 def weight_node(node: fx.Node) -> fx.Node | None:
     """The ``get_attr`` node that holds the weight of a weighted op, or None when it is computed."""
     position = 2 if node.target is aten.addmm.default else 1
-    return _constant_source(node.args[position])
+    return _constant_source(node.args[position]) if position < len(node.args) else None
 
 
 def module_path(node: fx.Node) -> str:

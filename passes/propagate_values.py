@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from .base import GraphPass
+from .base import GraphPass, PassError
 from .nodes import fake_mode_of, read_attribute
 
 __all__ = ["PropagateValues"]
@@ -32,7 +32,14 @@ class PropagateValues(GraphPass):
     id: ClassVar[str] = "tfmq::propagate_values"
 
     def requires(self, graph_module: fx.GraphModule) -> None:
-        """Nothing: missing values are what this pass is for."""
+        """The values of the inputs; the others are what this pass is for."""
+        for node in graph_module.graph.nodes:
+            if node.op == "placeholder" and "val" not in node.meta:
+                msg = (
+                    f"{self.id}: input {node.name!r} has no meta['val'] to start from; "
+                    "capture the model with tfmq_fx.capture or torch.export first"
+                )
+                raise PassError(msg)
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Compute each missing value from those of its arguments."""

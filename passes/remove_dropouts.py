@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import fx
 
 from .base import GraphPass
 from .nodes import replace_node
-from .predicates import is_call
+from .predicates import is_idle_dropout
 
 __all__ = ["RemoveDropouts"]
-
-aten = torch.ops.aten
-
-
-def is_idle_dropout(node: Any) -> bool:
-    """Whether ``node`` is a dropout that drops nothing: ``p == 0``, or captured in ``eval()``."""
-    if not is_call(node, aten.dropout.default, aten.feature_dropout.default):
-        return False
-    p, train = node.args[1], node.args[2]
-    return p == 0 or not train
 
 
 class RemoveDropouts(GraphPass):

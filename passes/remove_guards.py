@@ -66,11 +66,14 @@ class RemoveGuards(GraphPass):
 
 def _erase_unread_conditions(graph: fx.Graph, nodes: list[fx.Node]) -> None:
     """Erase the comparisons that fed an erased assertion and that nothing else reads."""
-    for node in nodes:
-        if node.op == "call_function" and not node.users and not node.is_impure():
-            feeding = node.all_input_nodes
-            graph.erase_node(node)
-            _erase_unread_conditions(graph, feeding)
+    queue, erased = list(nodes), set()
+    while queue:
+        node = queue.pop()
+        if node in erased or node.op != "call_function" or node.users or node.is_impure():
+            continue
+        queue.extend(node.all_input_nodes)
+        graph.erase_node(node)
+        erased.add(node)
 
 
 def _is_called(graph_module: fx.GraphModule, name: str) -> bool:

@@ -21,16 +21,17 @@ def concatenated_parts(node: Any) -> list[fx.Node] | None:
     """The parts when ``node`` is an ungrouped conv whose input concatenates channels, else None."""
     if not is_conv(node) or not is_call(node.args[0], aten.cat.default):
         return None
-    position = GROUPS[node.target]
+    target: Any = node.target
+    position = GROUPS[target]
     groups = node.args[position] if position < len(node.args) else node.kwargs.get("groups", 1)
-    cat = node.args[0]
+    cat: Any = node.args[0]
     axis = cat.args[1] if len(cat.args) > 1 else 0
     weight = weight_node(node)
     if groups != 1 or weight is None or weight is not node.args[1]:
         return None
     parts = list(cat.args[0])
     values = [node_value(part) for part in parts]
-    if not all(isinstance(value, Tensor) and isinstance(value.shape[1], int) for value in values):
+    if not all(_is_channel_part(value, node_value(cat), node_value(weight)) for value in values):
         return None
     return parts if axis in (1, 1 - values[0].ndim) and len(parts) > 1 else None
 
@@ -66,11 +67,22 @@ class SplitConcatenatedConvs(GraphPass):
         return modified
 
 
+def _is_channel_part(value: Any, whole: Any, weight: Any) -> bool:
+    """Whether ``value`` holds some channels of a batched ``whole``; a mixed concatenation promotes its parts."""
+    if not isinstance(value, Tensor) or value.dtype != whole.dtype or value.ndim != weight.ndim:
+        return False
+    return isinstance(value.shape[1], int)
+
+
 def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) -> None:
     graph = graph_module.graph
-    cat, weight, name = node.args[0], read_attribute(graph_module, str(node.args[1].target)), str(node.args[1].target)
+    target: Any = node.target
+    cat: Any = node.args[0]
+    name = str(weight_node(node).target)  # type: ignore[union-attr]
+    weight = read_attribute(graph_module, name)
     widths = [int(node_value(part).shape[1]) for part in parts]
-    bias = node.args[2] if len(node.args) > 2 else None
+    kwargs = dict(node.kwargs)
+    bias = node.args[2] if len(node.args) > 2 else kwargs.pop("bias", None)
     rest = node.args[3:]
     total: fx.Node | None = None
     with graph.inserting_before(node):
@@ -78,7 +90,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) ->
             buffer = add_buffer(graph_module, f"{name}_part{index}", piece.contiguous())
             read = insert_get_attr(graph_module, buffer, anchor=node)
             args = (part, read, bias if index == 0 else None, *rest)
-            conv = insert_call(graph, node.target, args, anchor=node, kwargs=dict(node.kwargs))
+            conv = insert_call(graph, target, args, anchor=node, kwargs=kwargs)
             total = conv if total is None else insert_call(graph, aten.add.Tensor, (total, conv), anchor=node)
     assert total is not None
     node.replace_all_uses_with(total)

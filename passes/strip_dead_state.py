@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import torch
@@ -51,9 +52,9 @@ def _has_effect(node: fx.Node) -> bool:
     if node.op == "call_module":
         return False
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return bool(target._schema.is_mutable) or node.is_impure()
-    return False
+    if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+        return True
+    return bool(node.is_impure())
 
 
 def _erase_dead_nodes(graph: fx.Graph) -> bool:
@@ -77,24 +78,28 @@ def _is_read(name: str, read: set[str]) -> bool:
     return any(".".join(parts[:end]) in read for end in range(1, len(parts) + 1))
 
 
+def _unread_places(root: nn.Module, needed: dict[str, bool]) -> list[tuple[nn.Module, str]]:
+    """Where to delete: each place once, and none that is needed under another name of the same module."""
+    places = {name: _owner(root, name) for name in needed}
+    kept = {(id(owner), leaf) for name, (owner, leaf) in places.items() if needed[name]}
+    unread = {(id(owner), leaf): (owner, leaf) for name, (owner, leaf) in places.items() if not needed[name]}
+    return [place for key, place in unread.items() if key not in kept]
+
+
 def _delete_unread_tensors(root: nn.Module, read: set[str]) -> bool:
     tensors = [n for n, _ in root.named_parameters(remove_duplicate=False)]
     tensors += [n for n, _ in root.named_buffers(remove_duplicate=False)]
     tensors += [n for n, value in vars(root).items() if isinstance(value, torch.Tensor)]
-    dead = [name for name in tensors if not _is_read(name, read)]
-    for name in dead:
-        owner, leaf = _owner(root, name)
+    dead = _unread_places(root, {name: _is_read(name, read) for name in tensors})
+    for owner, leaf in dead:
         delattr(owner, leaf)
     return bool(dead)
 
 
 def _delete_unread_modules(root: nn.Module, read: set[str]) -> bool:
-    modified = False
     names = [name for name, _ in root.named_modules(remove_duplicate=False) if name]
-    for name in sorted(names, key=lambda n: -n.count(".")):
-        needed = _is_read(name, read) or any(target.startswith(f"{name}.") for target in read)
-        if not needed:
-            owner, leaf = _owner(root, name)
-            del owner._modules[leaf]
-            modified = True
-    return modified
+    inside = {target[: end.start()] for target in read for end in re.finditer(r"\.", target)}
+    dead = _unread_places(root, {name: name in inside or _is_read(name, read) for name in names})
+    for owner, leaf in dead:
+        del owner._modules[leaf]
+    return bool(dead)

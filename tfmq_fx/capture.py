@@ -20,6 +20,9 @@ __all__ = ["capture"]
 #: What export reports when the batch may not take every size, e.g. "batch = Dim('batch', max=63)".
 BATCH_LIMIT = re.compile(r"batch = Dim\('batch', (?:min=\d+, )?max=(\d+)\)")
 
+#: Upper bounds of symbolic sizes beyond this mean "no bound".
+UNLIMITED = 2**31
+
 
 def capture(
     model: nn.Module | fx.GraphModule | ExportedProgram,
@@ -57,7 +60,7 @@ def capture(
     assert isinstance(graph_module, fx.GraphModule)
     _check_weights(graph_module)
     run_pipeline(graph_module, CANONICALIZE)
-    graph_module.meta["tfmq_fx.interface"] = _interface(model, graph_module)
+    graph_module.meta["tfmq_fx.interface"] = {**_interface(model), "max_batch": _max_batch(program)}
     return graph_module
 
 
@@ -164,8 +167,14 @@ def _parameters(model: nn.Module) -> list[inspect.Parameter]:
     return list(inspect.signature(model.forward).parameters.values())
 
 
-def _interface(model: Any, graph_module: fx.GraphModule) -> dict[str, Any]:
+def _max_batch(program: ExportedProgram) -> int | None:
+    """The largest batch that the capture admits, None without a limit."""
+    limits = [int(r.upper) for r in program.range_constraints.values() if r.upper < UNLIMITED]
+    return min(limits, default=None)
+
+
+def _interface(model: Any) -> dict[str, Any]:
     """What a caller of the model expects beside its outputs: class name and diffusers configuration."""
     config = getattr(model, "config", None)
-    plain = {k: v for k, v in dict(config).items() if not k.startswith("_")} if isinstance(config, Mapping) else {}
+    plain = dict(config) if isinstance(config, Mapping) else {}
     return {"model_class": type(model).__name__, "config": plain}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from ..predicates import fqn, is_weighted, module_path, node_value
+from ..predicates import fqn, is_idle_dropout, is_weighted, module_path, node_value
 from .dependence import data_arguments, data_dependence
 
 __all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block"]
@@ -93,23 +93,18 @@ def _impurity(nodes: Collection[fx.Node]) -> str:
         target = node.target
         if not isinstance(target, torch._ops.OpOverload):
             continue
-        if torch.Tag.nondeterministic_seeded in target.tags and not _is_idle(node):
+        if torch.Tag.nondeterministic_seeded in target.tags and not is_idle_dropout(node):
             return f"node {node.name!r} ({target}) on the time path draws random numbers"
         if target._schema.is_mutable:
             return f"node {node.name!r} ({target}) on the time path writes in place"
     return ""
 
 
-def _is_idle(node: fx.Node) -> bool:
-    """Whether a seeded op is a dropout that drops nothing."""
-    return node.target is torch.ops.aten.dropout.default and (node.args[1] == 0 or not node.args[2])
-
-
-def _with_private_constants(graph: fx.Graph, members: set[fx.Node], empty: frozenset[str],
-                            dependence: dict[fx.Node, frozenset[str]]) -> list[fx.Node]:  # fmt: skip
-    """Add the constants and shape numbers that only the block reads; keep topological order."""
+def _with_private_sources(graph: fx.Graph, members: set[fx.Node], allowed: frozenset[str],
+                          dependence: dict[fx.Node, frozenset[str]]) -> list[fx.Node]:  # fmt: skip
+    """Add what only the block reads: constants, shape numbers, and what the `finite` inputs alone lead to."""
     for node in reversed(list(graph.nodes)):
-        if node.op == "placeholder" or dependence[node] != empty or not node.users:
+        if node.op == "placeholder" or not dependence[node] <= allowed or not node.users:
             continue
         if all(user in members for user in node.users):
             members.add(node)
@@ -203,17 +198,7 @@ def find_temporal_block(
         if not used:
             return empty(f"nothing in the model reads the values of {timestep!r}")
         return empty(f"{timestep!r} meets the other inputs before any operation of its own")
-    # A constant on the time path that depends on `finite` alone (a class embedding) belongs to it too.
-    members |= {
-        node
-        for node in graph_module.graph.nodes
-        if node.op == "call_function"
-        and dependence[node]
-        and dependence[node] <= allowed
-        and node.users
-        and all(user in members for user in node.users)
-    }
-    nodes = _with_private_constants(graph_module.graph, members, frozenset(), dependence)
+    nodes = _with_private_sources(graph_module.graph, members, allowed, dependence)
     if impurity := _impurity(nodes):
         return empty(impurity)
     ancestry = _linear_ancestry(nodes)

@@ -1,0 +1,87 @@
+"""The ahead-of-time backend: an AOTInductor package that needs neither the model's source nor a compiler."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor
+from torch import Tensor, fx
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from tfmq_fx.errors import ArtefactError
+from tfmq_fx.lowering.kernels import KernelCounter
+
+__all__ = ["compile_package", "describe_package", "export_graph", "load_package"]
+
+ABOUT = "extra/tfmq_fx.json"
+
+
+def export_graph(
+    graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], max_batch: int | None
+) -> ExportedProgram:
+    """Export a captured graph again, with the same symbolic batch."""
+    batch = Dim("batch", min=1, max=max_batch) if max_batch else Dim("batch", min=1)
+    shapes = [
+        {axis: batch for axis, size in enumerate(value.shape) if isinstance(size, torch.SymInt)} or None
+        if isinstance(value := node.meta.get("val"), Tensor)
+        else None
+        for node in graph_module.graph.nodes
+        if node.op == "placeholder"
+    ]
+    structure = pytree.tree_unflatten(shapes, pytree.tree_structure((args, kwargs)))
+    names = list(graph_module.graph._codegen.pytree_info.orig_args)  # type: ignore[attr-defined]
+    by_name = {**dict(zip(names, structure[0], strict=False)), **structure[1]}
+    with torch.no_grad():
+        return torch.export.export(graph_module, args, kwargs, dynamic_shapes=by_name)
+
+
+def compile_package(program: ExportedProgram, path: Path) -> KernelCounter:
+    """Compile ``program`` with frozen weights into the package ``path`` (``.pt2``).
+
+    Args:
+        program: The exported q/dq graph.
+        path: Where the package goes.
+
+    Returns:
+        The integer kernels in it.
+    """
+    counter = KernelCounter()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch._inductor.aoti_compile_and_package(
+        program,
+        package_path=str(path),
+        inductor_configs={"freezing": True, "post_grad_custom_post_pass": counter},
+    )
+    return counter
+
+
+def describe_package(path: Path, about: dict[str, Any]) -> None:
+    """Add ``about`` (JSON values) to the package as a file of its own."""
+    with zipfile.ZipFile(path, "a") as archive:
+        root = archive.namelist()[0].split("/")[0]
+        archive.writestr(f"{root}/{ABOUT}", json.dumps(about))
+
+
+def load_package(path: Path) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Load a package; return the callable and what :func:`describe_package` wrote.
+
+    Raises:
+        ArtefactError: The file is missing or not a package of ours.
+    """
+    if not path.is_file():
+        msg = f"there is no package at {path}; make one with lower(program, backend='aot', path=...)"
+        raise ArtefactError(msg)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(n for n in archive.namelist() if n.endswith(ABOUT))
+            about = json.loads(archive.read(name))
+        return torch._inductor.aoti_load_package(str(path)), about
+    except (RuntimeError, StopIteration, ValueError, zipfile.BadZipFile) as error:
+        msg = f"{path} is not a package of tfmq_fx, or it is damaged ({type(error).__name__}); compile it again"
+        raise ArtefactError(msg) from error

@@ -1,0 +1,65 @@
+"""Example inputs for a captured graph, made from its own placeholders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor, fx
+from torch.utils import _pytree as pytree
+
+from tfmq_fx.passes.predicates import node_value
+
+__all__ = ["batch_symbol", "calling_convention", "example_arguments"]
+
+#: Batch of the examples: two, because a batch of one is a special case to a compiler.
+EXAMPLE_BATCH = 2
+
+
+def batch_symbol(graph_module: fx.GraphModule) -> Any | None:
+    """The symbol of the batch size, or None when every size is fixed."""
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder" and isinstance(node_value(node), Tensor):
+            for size in node_value(node).shape:
+                if isinstance(size, SymInt):
+                    return size.node.expr
+    return None
+
+
+def _example(node: fx.Node, timestep: str, timesteps: Tensor | None, generator: torch.Generator) -> Any:
+    value = node_value(node)
+    if not isinstance(value, Tensor):
+        return value
+    shape = [EXAMPLE_BATCH if isinstance(size, SymInt) else int(size) for size in value.shape]
+    if node.target == timestep and timesteps is not None:
+        count = shape[0] if shape else 1
+        picked = timesteps[torch.linspace(0, len(timesteps) - 1, count).round().long()]
+        return (picked if shape else picked[0]).to(value.dtype)
+    if value.is_floating_point():
+        return torch.randn(shape, generator=generator).to(value.dtype)
+    return torch.zeros(shape, dtype=value.dtype)
+
+
+def calling_convention(graph_module: fx.GraphModule) -> tuple[list[str], Any]:
+    """Argument names and the input structure ``((args), {kwargs})`` of a captured graph."""
+    info = graph_module.graph._codegen.pytree_info  # type: ignore[attr-defined]
+    return list(info.orig_args), info.in_spec
+
+
+def example_arguments(
+    graph_module: fx.GraphModule, timestep: str = "timestep", timesteps: Tensor | None = None, *, seed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Make ``(args, kwargs)`` that the graph can be called with: noise, and timesteps from its table.
+
+    Args:
+        graph_module: A captured graph, at any later stage.
+        timestep: Name of the timestep input.
+        timesteps: The values to take timesteps from, ``[K]``.
+        seed: Seed of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    flat = [
+        _example(node, timestep, timesteps, generator) for node in graph_module.graph.nodes if node.op == "placeholder"
+    ]
+    args, kwargs = pytree.tree_unflatten(flat, calling_convention(graph_module)[1])
+    return tuple(args), dict(kwargs)

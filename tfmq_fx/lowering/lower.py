@@ -1,0 +1,151 @@
+"""``lower``: from the quantized program to a denoiser, through one of the backends."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor
+from torch import SymInt, Tensor, fx
+
+from tfmq_fx.convert import program_from_graph
+from tfmq_fx.errors import LoweringError
+from tfmq_fx.lowering.aot import compile_package, describe_package, export_graph, load_package
+from tfmq_fx.lowering.denoiser import Denoiser, Signature
+from tfmq_fx.lowering.examples import calling_convention, example_arguments
+from tfmq_fx.lowering.inductor import compile_inductor
+from tfmq_fx.lowering.parity import check_parity
+from tfmq_fx.lowering.report import LoweringReport, classify, eager, match_kernels
+from tfmq_fx.passes import FoldWeightZeroPoints, InlineTimestepRows, StripDeadState, TabulateTemporalBlock
+from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.predicates import node_value
+from tfmq_fx.program import QuantizedProgram
+
+__all__ = ["load_denoiser", "lower"]
+
+BACKENDS = ("inductor", "aot", "reference")
+
+
+def lower(
+    program: QuantizedProgram | fx.GraphModule,
+    backend: str = "inductor",
+    *,
+    tabulate: bool = True,
+    path: str | Path | None = None,
+) -> Denoiser:
+    """Lower a quantized program to kernels and check the result against the reference.
+
+    Args:
+        program: The result of :func:`tfmq_fx.convert` or :func:`tfmq_fx.load`, or what ``convert_pt2e``
+            returned for a graph prepared with :class:`tfmq_fx.TFMQQuantizer`. It is not changed.
+        backend: ``"inductor"``: ``torch.compile`` with frozen weights; ``"aot"``: an AOTInductor package
+            at ``path``, loadable without the model's source; ``"reference"``: eager quantize/dequantize.
+        tabulate: Whether the temporal block is evaluated once per timestep into a table, so that none of
+            its layers runs at inference. False keeps it in the graph.
+        path: Where the ``"aot"`` package goes (``.pt2``).
+
+    Returns:
+        A denoiser that is called like the original model; ``denoiser.report`` says what runs where.
+
+    Raises:
+        LoweringError: The backend is unknown, or the lowered program parts from its reference.
+    """
+    if backend not in BACKENDS:
+        msg = f"backend={backend!r} is not supported: use one of {', '.join(map(repr, BACKENDS))}"
+        raise LoweringError(msg)
+    if backend == "aot" and path is None:
+        msg = "backend='aot' needs path=, the .pt2 package to write"
+        raise LoweringError(msg)
+    if isinstance(program, fx.GraphModule):
+        program = program_from_graph(copy.deepcopy(program))
+    reference = _final_graph(program, tabulate=tabulate)
+    args, kwargs = example_arguments(reference, program.timestep, program.timesteps)
+    signature = _signature(reference, program)
+    run, found = _compile(reference, backend, args, kwargs, path, signature.max_batch)
+    entries = classify(reference, program.kept_float)
+    error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs)
+    table = program.timesteps
+    report = LoweringReport(
+        backend=backend,
+        entries=eager(entries) if found is None else match_kernels(entries, found),
+        temporal_layers=len(find_temporal_block(reference, program.timestep).linears),
+        table_rows=0 if table is None else len(table),
+        parity_error=error,
+        parity_floor=floor,
+    )
+    unknown, config = program.config.unknown_timestep, program.interface.get("config", {})
+    if backend == "aot":
+        about = {
+            "signature": signature.to_dict(),
+            "report": report.to_dict(),
+            "timesteps": None if table is None else table.tolist(),
+            "unknown_timestep": unknown,
+            "config": config,
+        }
+        describe_package(Path(str(path)), about)
+    return Denoiser(run, signature, timesteps=table, unknown=unknown, report=report, config=config)
+
+
+def load_denoiser(path: str | Path) -> Denoiser:
+    """Load a package that ``lower(..., backend="aot", path=path)`` wrote; nothing is compiled.
+
+    Raises:
+        ArtefactError: The file is missing, damaged, or not a package of ours.
+    """
+    run, about = load_package(Path(path))
+    return Denoiser(
+        run,
+        Signature.from_dict(about["signature"]),
+        timesteps=None if about["timesteps"] is None else torch.tensor(about["timesteps"], dtype=torch.float64),
+        unknown=about["unknown_timestep"],
+        report=LoweringReport.from_dict(about["report"]),
+        config=about["config"],
+    )
+
+
+def _final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule:
+    """The graph that is compiled: a copy with the temporal block as a table and the lookup written out."""
+    graph_module = copy.deepcopy(program.graph_module)
+    FoldWeightZeroPoints()(graph_module)
+    if tabulate and program.timesteps is not None:
+        TabulateTemporalBlock(timestep=program.timestep)(graph_module)
+    InlineTimestepRows()(graph_module)
+    StripDeadState()(graph_module)
+    return graph_module
+
+
+def _compile(
+    reference: fx.GraphModule,
+    backend: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: str | Path | None,
+    max_batch: int | None,
+) -> tuple[Callable[..., Any], Counter[str] | None]:
+    """Compile; return the callable and its integer kernels, None for the reference itself."""
+    if backend == "inductor":
+        run, counter = compile_inductor(reference, args, kwargs)
+        return run, counter.found
+    if backend == "aot":
+        package = Path(str(path))
+        counter = compile_package(export_graph(reference, args, kwargs, max_batch), package)
+        return torch._inductor.aoti_load_package(str(package)), counter.found
+    return reference, None
+
+
+def _signature(graph_module: fx.GraphModule, program: QuantizedProgram) -> Signature:
+    names, spec = calling_convention(graph_module)
+    inputs: list[tuple[list[int | None], torch.dtype] | None] = []
+    for node in graph_module.graph.nodes:
+        if node.op != "placeholder":
+            continue
+        value = node_value(node)
+        tensor = isinstance(value, Tensor)
+        inputs.append(
+            ([None if isinstance(s, SymInt) else int(s) for s in value.shape], value.dtype) if tensor else None
+        )
+    return Signature(names, inputs, spec, program.timestep, program.interface.get("max_batch"))

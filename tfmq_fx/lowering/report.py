@@ -1,0 +1,191 @@
+"""The lowering report: which layers run on integer kernels, and why the others do not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from tfmq_fx.passes.nodes import read_attribute
+from tfmq_fx.passes.predicates import is_call, is_matmul, is_weighted, module_path, node_value
+
+__all__ = ["LoweringReport", "ReportEntry", "classify", "eager", "match_kernels"]
+
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+WEIGHT = decomposed.dequantize_per_channel.default
+PER_TENSOR = decomposed.dequantize_per_tensor.default
+BY_TIMESTEP = (decomposed.dequantize_per_channel.default, decomposed.dequantize_per_tensor.tensor)
+#: What oneDNN's integer kernels cover through Inductor.
+INTEGER_OPERATORS = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
+
+
+@dataclass(frozen=True)
+class ReportEntry:
+    """One layer: its name, its operator, the kernel it runs on (``"integer"`` or ``"float"``), and why."""
+
+    name: str
+    operator: str
+    kernel: str
+    reason: str = ""
+    eligible: bool = False
+
+
+@dataclass(frozen=True)
+class LoweringReport:
+    """What lowering did to every conv, linear and attention product.
+
+    Attributes:
+        backend: The backend.
+        entries: One per layer that multiplies, in graph order.
+        temporal_layers: Layers of the temporal block that run at inference; 0 when it is tabulated.
+        table_rows: Timesteps in the table.
+        parity_error: Relative error of the lowered program against the reference on the example inputs.
+        parity_floor: The same between two reference runs whose inputs differ by float rounding.
+    """
+
+    backend: str
+    entries: tuple[ReportEntry, ...] = field(default=())
+    temporal_layers: int = 0
+    table_rows: int = 0
+    parity_error: float = 0.0
+    parity_floor: float = 0.0
+
+    @property
+    def eligible(self) -> int:
+        """Convs and linears whose weight and activation are quantized in a form that has an integer kernel."""
+        return sum(entry.eligible for entry in self.entries)
+
+    @property
+    def integer_kernels(self) -> int:
+        """Layers that run on integer kernels."""
+        return sum(entry.kernel == "integer" for entry in self.entries)
+
+    @property
+    def annotated(self) -> int:
+        """Layers with at least one quantized operand."""
+        return sum(entry.eligible or entry.reason in UNSUPPORTED for entry in self.entries)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "backend": self.backend,
+            "integer_kernels": self.integer_kernels,
+            "eligible": self.eligible,
+            "annotated": self.annotated,
+            "temporal_layers": self.temporal_layers,
+            "table_rows": self.table_rows,
+            "parity_error": self.parity_error,
+            "parity_floor": self.parity_floor,
+            "entries": [asdict(entry) for entry in self.entries],
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LoweringReport:
+        """The inverse of :meth:`to_dict`."""
+        entries = tuple(ReportEntry(**entry) for entry in values["entries"])
+        names = ("backend", "temporal_layers", "table_rows", "parity_error", "parity_floor")
+        return cls(entries=entries, **{name: values[name] for name in names})
+
+    def __str__(self) -> str:
+        """A summary line, then every layer that stays float with its reason."""
+        lines = [
+            f"{self.backend}: {self.integer_kernels} of {self.eligible} eligible convs and linears on integer kernels, "
+            f"{self.temporal_layers} temporal layers at run time ({self.table_rows} table rows), "
+            f"parity error {self.parity_error:.1e} (rounding alone: {self.parity_floor:.1e})"
+        ]
+        lines += [f"  float: {e.name} ({e.operator}): {e.reason}" for e in self.entries if e.kernel == "float"]
+        return "\n".join(lines)
+
+
+INTEGER_DTYPES = (torch.uint8, torch.int8)
+NO_MATMUL = "its operands are quantized, but this backend has no integer kernel for a product of two activations"
+NO_ACTIVATION = "only its weight is quantized"
+NO_WEIGHT = "only its activation is quantized"
+PER_ROW = "its activation has parameters per timestep, and the kernels take one set per call"
+WIDE = "its operands are wider than 8 bits"
+NO_OPERATOR = "its operands are quantized, but there is no integer kernel for this operator"
+MISSED = "eligible, but the compiler left it in float"
+EAGER = "the reference backend computes quantize/dequantize in float"
+UNSUPPORTED = (NO_MATMUL, NO_ACTIVATION, NO_WEIGHT, PER_ROW, WIDE, NO_OPERATOR)
+
+
+def _weight_fits(graph_module: fx.GraphModule, weight: fx.Node) -> bool:
+    zero_points = read_attribute(graph_module, str(weight.args[2].target))  # type: ignore[union-attr]
+    return weight.args[6] == torch.int8 and not bool(zero_points.any())
+
+
+def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str, str], name: str) -> str:
+    """Why ``node`` cannot run on an integer kernel, or ``""``."""
+    left: Any = node.args[0]
+    right: Any = node.args[1]
+    quantized_left = is_call(left, PER_TENSOR, *BY_TIMESTEP)
+    quantized_right = is_call(right, PER_TENSOR, *BY_TIMESTEP)
+    if not (quantized_left or quantized_right):
+        return kept_float.get(name) or kept_float.get(f"{name} ({node.name})") or "it was not annotated"
+    if is_matmul(node):
+        return NO_MATMUL
+    if not quantized_right:
+        return NO_WEIGHT
+    if not quantized_left:
+        return NO_ACTIVATION
+    if is_call(left, *BY_TIMESTEP):
+        return PER_ROW
+    if not is_call(right, WEIGHT) or not _weight_fits(graph_module, right) or left.args[5] not in INTEGER_DTYPES:
+        return WIDE
+    if node.target not in INTEGER_OPERATORS:
+        return NO_OPERATOR
+    return ""
+
+
+def classify(graph_module: fx.GraphModule, kept_float: Mapping[str, str]) -> list[ReportEntry]:
+    """List every layer that multiplies; an eligible one is expected on an integer kernel, the others say why not.
+
+    Args:
+        graph_module: The q/dq graph that is about to be compiled.
+        kept_float: Names of layers that stay float on purpose, with reasons.
+    """
+    entries = []
+    for node in graph_module.graph.nodes:
+        if not (is_weighted(node) or is_matmul(node)) or node_value(node) is None:
+            continue
+        name = module_path(node) or node.name
+        weight = node.args[1]
+        if isinstance(weight, fx.Node) and weight.op == "get_attr" and str(weight.target).endswith(".weight"):
+            name = str(weight.target).removesuffix(".weight")
+        reason = _reason(graph_module, node, kept_float, name)
+        operator = str(node.target).removeprefix("aten.").split(".")[0]
+        kernel = "float" if reason else "integer"
+        entries.append(ReportEntry(name, operator, kernel, reason, eligible=not reason))
+    return entries
+
+
+def match_kernels(entries: list[ReportEntry], found: Counter[str]) -> tuple[ReportEntry, ...]:
+    """Hold what was expected against the integer kernels that the compiled graph really has.
+
+    Args:
+        entries: What :func:`classify` expects.
+        found: Integer kernels of the compiled graph by module path (``""`` where it has none).
+    """
+    left = Counter(found)
+    pending = []
+    matched = list(entries)
+    for index, entry in enumerate(matched):
+        if not entry.eligible:
+            continue
+        if left[entry.name] > 0:
+            left[entry.name] -= 1
+        else:
+            pending.append(index)
+    nameless = left[""]
+    for index in pending[nameless:]:
+        matched[index] = replace(matched[index], kernel="float", reason=MISSED)
+    return tuple(matched)
+
+
+def eager(entries: list[ReportEntry]) -> tuple[ReportEntry, ...]:
+    """The entries as the reference backend runs them: nothing on integer kernels."""
+    return tuple(replace(e, kernel="float", reason=EAGER) if e.eligible else e for e in entries)

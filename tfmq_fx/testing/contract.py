@@ -1,0 +1,97 @@
+"""The contract that every graph rewrite keeps, checked on one graph.
+
+========  ==========================================================================================
+P1        The result lints, recompiles and runs; new state is read by some node.
+P2        It computes the same: to the bit, or within a tolerance.
+P3        Running the pass again changes nothing and says so.
+P4        ``modified`` is true exactly when the canonical text of the graph changed.
+P5        Placeholders, output tree, shapes and dtypes stay; every ``meta["val"]`` is right; metadata of
+          nodes that stay is untouched; new nodes know the module they belong to.
+P6        Nodes outside the declared region stay as they are.
+P7        The example inputs are not changed.
+P8        The same graph gives the same code each time, also from one pass instance used twice.
+========  ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from torch import fx
+from torch.fx.passes.infra.pass_base import PassResult
+
+from .graph_checks import (
+    check_confinement,
+    check_flag,
+    check_interface,
+    check_metadata,
+    check_module_stack,
+    check_values,
+    check_well_formed,
+)
+from .run_checks import Pass, apply_pass, bytes_of, check_determinism, check_idempotence, check_semantics, run_graph
+from .snapshot import GraphSnapshot
+from .violation import ContractViolation, fail
+
+__all__ = ["ContractViolation", "assert_pass_contract"]
+
+
+def assert_pass_contract(
+    make_pass: Callable[[], Pass],
+    graph_module: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    exact: bool = False,
+    rtol: float = 1e-4,
+    atol: float = 1e-5,
+    more_inputs: Sequence[Sequence[Any]] = (),
+    confined_to: Callable[[fx.Node], bool] | None = None,
+    may_set: Collection[str] = (),
+) -> PassResult:
+    """Check properties P1 to P8 of a pass on one graph.
+
+    Args:
+        make_pass: Makes the pass. It is called several times: a pass that keeps state is found out.
+        graph_module: The graph to rewrite; it stays as it is, the pass runs on copies.
+        example_inputs: Positional inputs that the graph is run on before and after.
+        exact: Whether the outputs must be equal to the bit (for passes that only move or drop nodes).
+        rtol: Relative tolerance of the outputs otherwise.
+        atol: Absolute tolerance of the outputs otherwise.
+        more_inputs: Further inputs to run on, e.g. of another batch size.
+        confined_to: Which nodes of the graph the pass may touch; any by default. The output may always follow.
+        may_set: Keys of ``node.meta`` that the pass is there to set on nodes that stay.
+
+    Returns:
+        The result of the pass, so that a test can look at the rewritten graph.
+
+    Raises:
+        ContractViolation: An ``AssertionError`` that names the property and the node.
+        PassError: The pass refused the graph; that is no violation.
+    """
+    calls = [tuple(example_inputs), *(tuple(inputs) for inputs in more_inputs)]
+    inputs_before = [bytes_of(inputs) for inputs in calls]
+    before = GraphSnapshot.of(graph_module)
+    allowed = {node.name for node in graph_module.graph.nodes if confined_to is None or confined_to(node)}
+    wanted = [run_graph(graph_module, inputs) for inputs in calls]
+
+    working = copy.deepcopy(graph_module)
+    result = apply_pass(make_pass(), working)
+    rewritten = result.graph_module
+    after = GraphSnapshot.of(rewritten)
+
+    check_well_formed(rewritten, before, after)
+    check_flag(result, before, after)
+    check_confinement(rewritten, before, after, allowed)
+    check_interface(graph_module, rewritten, before)
+    check_metadata(rewritten, before, after, frozenset(may_set))
+    check_values(rewritten, before, calls[0])
+    check_module_stack(rewritten, before, after)
+    for inputs, outputs in zip(calls, wanted, strict=True):
+        check_semantics(rewritten, inputs, outputs, exact, rtol, atol)
+    if [bytes_of(inputs) for inputs in calls] != inputs_before:
+        fail("P7", "the pass or the rewritten graph wrote to the example inputs", rewritten)
+    check_idempotence(make_pass, rewritten, after)
+    check_determinism(make_pass, graph_module, after)
+    return result

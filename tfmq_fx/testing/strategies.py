@@ -1,0 +1,78 @@
+"""Hypothesis strategies: tensor shapes, random ATen graphs, and diffusion models with a known answer."""
+
+from __future__ import annotations
+
+try:
+    from hypothesis import strategies as st
+except ImportError as error:
+    msg = "the strategies of tfmq_fx.testing need hypothesis: pip install 'tfmq-fx[testing]'"
+    raise ImportError(msg) from error
+
+from .random_graphs import GeneratedGraph, aten_graphs
+from .tensor_specs import TensorSpec, tensor_specs
+from .time_path import TemporalGraph, TimePath, build_temporal_graph
+
+__all__ = ["GeneratedGraph", "TensorSpec", "aten_graphs", "temporal_graphs", "tensor_specs", "time_paths"]
+
+
+def time_paths(
+    *,
+    conditional: bool | None = None,
+    dynamic_batch: bool | None = None,
+    scalar_timestep: bool | None = None,
+) -> st.SearchStrategy[TimePath]:
+    """Descriptions of small diffusion models.
+
+    Args:
+        conditional: Whether the time embedding takes a class embedding; either by default.
+        dynamic_batch: Whether the batch is symbolic; either by default.
+        scalar_timestep: Whether the timestep is 0-dim; either by default.
+    """
+    flag = st.booleans()
+    classes = {None: ("none", "table", "linear"), False: ("none",), True: ("table", "linear")}[conditional]
+    return st.builds(
+        TimePath,
+        seed=st.integers(0, 1000),
+        batch=st.integers(2, 3),
+        dynamic_batch=flag if dynamic_batch is None else st.just(dynamic_batch),
+        scalar_timestep=flag if scalar_timestep is None else st.just(scalar_timestep),
+        timestep_name=st.sampled_from(["timestep", "t"]),
+        position=st.sampled_from(["last", "first", "middle"]),
+        broadcast=st.sampled_from(["ones", "expand", "none"]),
+        width=st.sampled_from([8, 4, 5, 9]),
+        flip=flag,
+        shift=st.sampled_from([0.0, 1.0]),
+        scale=st.sampled_from([1.0, 1000.0]),
+        computed_frequencies=flag,
+        casts=flag,
+        asserts=flag,
+        blocks=st.integers(1, 4),
+        scale_shift=flag,
+        activation=st.sampled_from(["separate", "shared", "none"]),
+        class_embedding=st.sampled_from(classes),
+        return_embedding=flag,
+        read_features=flag,
+        read_batch=flag,
+        shape_decoy=flag,
+        linear_decoy=flag,
+        sinusoid_decoy=flag,
+        shared_weight_decoy=flag,
+        dead_branch=flag,
+    )
+
+
+def temporal_graphs(
+    *,
+    conditional: bool | None = None,
+    dynamic_batch: bool | None = None,
+    scalar_timestep: bool | None = None,
+) -> st.SearchStrategy[TemporalGraph]:
+    """Small diffusion models, each with the temporal block that it was built with.
+
+    Args:
+        conditional: Whether the time embedding takes a class embedding; either by default.
+        dynamic_batch: Whether the batch is symbolic; either by default.
+        scalar_timestep: Whether the timestep is 0-dim; either by default.
+    """
+    paths = time_paths(conditional=conditional, dynamic_batch=dynamic_batch, scalar_timestep=scalar_timestep)
+    return paths.map(build_temporal_graph)
