@@ -24,16 +24,33 @@ def concatenated_parts(node: Any) -> list[fx.Node] | None:
     target: Any = node.target
     position = GROUPS[target]
     groups = node.args[position] if position < len(node.args) else node.kwargs.get("groups", 1)
-    cat: Any = node.args[0]
-    axis = cat.args[1] if len(cat.args) > 1 else 0
     weight = weight_node(node)
     if groups != 1 or weight is None or weight is not node.args[1]:
         return None
-    parts = list(cat.args[0])
-    values = [node_value(part) for part in parts]
-    if not all(_is_channel_part(value, node_value(cat), node_value(weight)) for value in values):
+    parts = channel_parts(node.args[0], node_value(weight))
+    return parts if parts is not None and len(parts) > 1 else None
+
+
+def channel_parts(node: Any, weight: Any) -> list[fx.Node] | None:
+    """The parts when ``node`` concatenates channels for a conv of ``weight``, else None.
+
+    A part that is such a concatenation itself counts as its own parts.
+    """
+    if not is_call(node, aten.cat.default):
         return None
-    return parts if axis in (1, 1 - values[0].ndim) and len(parts) > 1 else None
+    cat: Any = node
+    axis = cat.args[1] if len(cat.args) > 1 else 0
+    whole = node_value(cat)
+    if axis not in (1, 1 - whole.ndim) or not all(_is_channel_part(node_value(p), whole, weight) for p in cat.args[0]):
+        return None
+    return [inner for part in cat.args[0] for inner in channel_parts(part, weight) or [part]]
+
+
+def _is_channel_part(value: Any, whole: Any, weight: Any) -> bool:
+    """Whether ``value`` holds some channels of a batched ``whole``; a mixed concatenation promotes its parts."""
+    if not isinstance(value, Tensor) or value.dtype != whole.dtype or value.ndim != weight.ndim:
+        return False
+    return isinstance(value.shape[1], int)
 
 
 class SplitConcatenatedConvs(GraphPass):
@@ -50,7 +67,8 @@ class SplitConcatenatedConvs(GraphPass):
     Legality: a convolution is linear in its input channels; ungrouped convs with a constant weight
     only. Numerics are preserved up to the order of float sums. ``h`` and ``skip`` of a UNet have very
     different ranges (Q-Diffusion, ICCV 2023, section 3.3): with one scale the narrow one loses its levels.
-    A concatenation with other readers (the norm of the residual block) stays for them.
+    A concatenation with other readers (the norm of the residual block) stays for them. Concatenations of
+    concatenations are split into all their parts.
     Meta: the new nodes take the module stack of the conv; the weight's slices are buffers named after it.
     """
 
@@ -65,13 +83,6 @@ class SplitConcatenatedConvs(GraphPass):
                 _split(graph_module, node, parts)
                 modified = True
         return modified
-
-
-def _is_channel_part(value: Any, whole: Any, weight: Any) -> bool:
-    """Whether ``value`` holds some channels of a batched ``whole``; a mixed concatenation promotes its parts."""
-    if not isinstance(value, Tensor) or value.dtype != whole.dtype or value.ndim != weight.ndim:
-        return False
-    return isinstance(value.shape[1], int)
 
 
 def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) -> None:
@@ -95,5 +106,14 @@ def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) ->
     assert total is not None
     node.replace_all_uses_with(total)
     graph.erase_node(node)
-    if not cat.users:
-        graph.erase_node(cat)
+    _erase_unread_concatenations(graph, cat)
+
+
+def _erase_unread_concatenations(graph: fx.Graph, cat: fx.Node) -> None:
+    queue, erased = [cat], set()
+    while queue:
+        node = queue.pop()
+        if node not in erased and is_call(node, aten.cat.default) and not node.users:
+            queue.extend(node.all_input_nodes)
+            graph.erase_node(node)
+            erased.add(node)

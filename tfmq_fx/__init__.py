@@ -1,1 +1,61 @@
-"""tfmq_fx."""
+"""tfmq_fx: a trained diffusion model in, a real int8 denoiser out.
+
+A pipeline of graph passes on torch.export and torchao's PT2E that finds the temporal information block
+of a diffusion model by data flow, quantizes it with one set of parameters per timestep, quantizes
+everything else, and lowers to integer kernels. From TFMQ-DM (CVPR 2024) and PTQ4DM (CVPR 2023).
+"""
+
+from tfmq_fx.artefact import load, save
+from tfmq_fx.calibration import calibrate
+from tfmq_fx.capture import capture
+from tfmq_fx.config import QuantizationConfig
+from tfmq_fx.convert import convert, program_from_graph
+from tfmq_fx.errors import (
+    ArtefactError,
+    CalibrationError,
+    CaptureError,
+    ConfigError,
+    LoweringError,
+    TfmqError,
+    TimestepError,
+)
+from tfmq_fx.lowering import Denoiser, LoweringReport, load_denoiser, lower
+from tfmq_fx.passes.analysis import EmbeddingLayer, TemporalBlock, find_temporal_block
+from tfmq_fx.prepare import prepare
+from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.quantize import quantize
+from tfmq_fx.quantizer import TFMQQuantizer
+from tfmq_fx.table import add_timesteps
+from tfmq_fx.trajectories import record_trajectories, sample_trajectories
+
+__all__ = [
+    "ArtefactError",
+    "CalibrationError",
+    "CaptureError",
+    "ConfigError",
+    "Denoiser",
+    "EmbeddingLayer",
+    "LoweringError",
+    "LoweringReport",
+    "QuantizationConfig",
+    "QuantizedProgram",
+    "TFMQQuantizer",
+    "TemporalBlock",
+    "TfmqError",
+    "TimestepError",
+    "add_timesteps",
+    "calibrate",
+    "capture",
+    "convert",
+    "find_temporal_block",
+    "load",
+    "load_denoiser",
+    "lower",
+    "prepare",
+    "program_from_graph",
+    "quantize",
+    "record_trajectories",
+    "sample_trajectories",
+    "save",
+]
+__version__ = "0.1.0"

@@ -2,6 +2,50 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import torch.fx.experimental._config
+from torch import Tensor
+from torch._export.serde.schema import ExportedProgram as ExportedProgramSchema
+from torch._export.serde.serialize import (
+    EnumEncoder,
+    ExportedProgramDeserializer,
+    ExportedProgramSerializer,
+    _dataclass_to_dict,
+    _dict_to_dataclass,
+)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-__all__ = ["Q_ANNOTATION_KEY"]
+__all__ = [
+    "Q_ANNOTATION_KEY",
+    "FakeTensor",
+    "FakeTensorMode",
+    "exported_from_dict",
+    "exported_to_json",
+    "no_special_batch_sizes",
+]
+
+
+@contextlib.contextmanager
+def no_special_batch_sizes() -> Iterator[None]:
+    """Compile symbolic sizes without the special case for 0 and 1."""
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        yield
+
+
+def exported_to_json(program: ExportedProgram) -> str:
+    """The graph of an exported program in torch.export's JSON schema, without its tensors."""
+    serialized = ExportedProgramSerializer().serialize(program)
+    return json.dumps(_dataclass_to_dict(serialized.exported_program), cls=EnumEncoder)
+
+
+def exported_from_dict(values: dict[str, Any], tensors: dict[str, Tensor]) -> ExportedProgram:
+    """Rebuild an exported program from its JSON values and its tensors; nothing is unpickled."""
+    schema = _dict_to_dataclass(ExportedProgramSchema, values)
+    program: ExportedProgram = ExportedProgramDeserializer().deserialize(schema, tensors, {}, None)
+    return program

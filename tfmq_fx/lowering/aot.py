@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tfmq_fx.errors import ArtefactError
+from tfmq_fx.lowering.inductor import freezing
 from tfmq_fx.lowering.kernels import KernelCounter
 
 __all__ = ["compile_package", "describe_package", "export_graph", "load_package"]
@@ -41,6 +42,7 @@ def export_graph(
         return torch.export.export(graph_module, args, kwargs, dynamic_shapes=by_name)
 
 
+@torch.no_grad()
 def compile_package(program: ExportedProgram, path: Path) -> KernelCounter:
     """Compile ``program`` with frozen weights into the package ``path`` (``.pt2``).
 
@@ -53,11 +55,9 @@ def compile_package(program: ExportedProgram, path: Path) -> KernelCounter:
     """
     counter = KernelCounter()
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch._inductor.aoti_compile_and_package(
-        program,
-        package_path=str(path),
-        inductor_configs={"freezing": True, "post_grad_custom_post_pass": counter},
-    )
+    # The counter is not among inductor_configs: those are copied, and a copy would do the counting.
+    with freezing(counter):
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
     return counter
 
 

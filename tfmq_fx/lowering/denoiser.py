@@ -190,7 +190,7 @@ class Denoiser(nn.Module):
         value = value.to(dtype)
         if not shape:
             if value.numel() > 1 and not bool((value == value.flatten()[0]).all()):
-                msg = "this program was captured with a 0-dim timestep and cannot mix timesteps; capture it with [N] of them"
+                msg = "this program was captured with a 0-dim timestep and cannot mix timesteps; capture it with [N]"
                 raise LoweringError(msg)
             return value.flatten()[0].clone()
         size = shape[0] if shape[0] is not None else (batch if batch is not None else value.numel())

@@ -11,6 +11,7 @@ import torch._inductor.config
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tfmq_fx._compat import no_special_batch_sizes
 from tfmq_fx.lowering.examples import batch_symbol
 from tfmq_fx.lowering.kernels import KernelCounter
 
@@ -24,12 +25,7 @@ def freezing(counter: KernelCounter) -> Iterator[None]:
     Without freezing Inductor emits no integer kernel and says nothing. The batch is compiled without
     the special case for sizes 0 and 1, so that one compilation serves every batch.
     """
-    from torch.fx.experimental import _config as shape_config
-
-    with (
-        torch._inductor.config.patch(freezing=True, post_grad_custom_post_pass=counter),
-        shape_config.patch(backed_size_oblivious=True),
-    ):
+    with torch._inductor.config.patch(freezing=True, post_grad_custom_post_pass=counter), no_special_batch_sizes():
         yield
 
 

@@ -97,10 +97,10 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
         self.forward(read_attribute(model, str(source.target)))
         integers, scale = self.quantize()
         limits = torch.iinfo(integers.dtype)
-        base = str(source.target)
+        base, layer = str(source.target), next(iter(node.users))
         with model.graph.inserting_before(node):
             reads = [
-                insert_get_attr(model, add_buffer(model, f"{base}_{suffix}", value), anchor=node)
+                insert_get_attr(model, add_buffer(model, f"{base}_{suffix}", value), anchor=layer)
                 for suffix, value in (
                     (f"int{self.bits}", integers),
                     ("scale", scale),
@@ -108,5 +108,5 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
                 )
             ]
             args = (*reads, self.axis, limits.min, limits.max, integers.dtype)
-            new = insert_call(model.graph, DEQUANTIZE, args, anchor=node)
+            new = insert_call(model.graph, DEQUANTIZE, args, anchor=layer)
         replace_node(node, new)

@@ -1,0 +1,60 @@
+"""The whole way in one call: capture, prepare, calibrate, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from tfmq_fx.calibration import Batch, calibrate
+from tfmq_fx.capture import capture
+from tfmq_fx.config import QuantizationConfig
+from tfmq_fx.convert import convert
+from tfmq_fx.errors import CalibrationError
+from tfmq_fx.prepare import prepare
+from tfmq_fx.program import QuantizedProgram
+
+__all__ = ["quantize"]
+
+
+def quantize(
+    model: nn.Module | fx.GraphModule | ExportedProgram,
+    config: QuantizationConfig | None = None,
+    batches: Iterable[Batch] = (),
+    *,
+    timesteps: Tensor | Iterable[float] | None = None,
+    timestep: str = "timestep",
+    progress: bool = True,
+) -> QuantizedProgram:
+    """Quantize a diffusion model in one call.
+
+    Args:
+        model: What :func:`tfmq_fx.capture` takes.
+        config: What to quantize; W8A8 with FSC by default.
+        batches: Calibration batches: the model's own inputs, as tuples or mappings
+            (:func:`tfmq_fx.sample_trajectories` makes them). The first one is the example to capture with.
+        timesteps: The timesteps of the schedule (``scheduler.timesteps``).
+        timestep: Name of the model's timestep input.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        The quantized program: save it with :func:`tfmq_fx.save`, run it with :func:`tfmq_fx.lower`.
+
+    Raises:
+        CaptureError: The model cannot be captured.
+        CalibrationError: There are no batches, or they do not fit.
+        ConfigError: The model has a temporal block and no timesteps are given.
+    """
+    batches = list(batches)
+    if not batches:
+        msg = "calibration got no batches; pass at least one batch of the model's own inputs"
+        raise CalibrationError(msg)
+    first = batches[0]
+    if isinstance(first, Tensor):
+        first = (first,)
+    named = first if not isinstance(first, Sequence) else None
+    program = capture(model, () if named is not None else tuple(first), example_kwargs=named)
+    prepared = prepare(program, config, timesteps=timesteps, timestep=timestep)
+    calibrate(prepared, batches, progress=progress)
+    return convert(prepared)

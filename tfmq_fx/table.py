@@ -1,0 +1,91 @@
+"""Serve more timesteps: the temporal block needs no data, so neither do new rows of its tables."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.observers.ranges import asymmetric_parameters
+from tfmq_fx.passes import IndexTimesteps
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
+from tfmq_fx.passes.index_timesteps import find_row, row_values
+from tfmq_fx.passes.nodes import read_attribute
+from tfmq_fx.passes.predicates import is_call
+from tfmq_fx.program import QuantizedProgram
+
+__all__ = ["add_timesteps"]
+
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+QUANTIZE = decomposed.quantize_per_channel.default
+
+
+def _gathered_table(argument: Any) -> str | None:
+    """The table behind ``index_select(table, 0, rows)``, or None."""
+    if is_call(argument, aten.index_select.default) and argument.args[0].op == "get_attr":
+        return str(argument.args[0].target)
+    return None
+
+
+def _sites(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[str, str]]:
+    """The timestep-indexed quantize nodes, with the names of their scale and zero-point tables."""
+    found = {}
+    for node in graph_module.graph.nodes:
+        if is_call(node, QUANTIZE):
+            scale, zero = _gathered_table(node.args[1]), _gathered_table(node.args[2])
+            if scale and zero:
+                found[node] = (scale, zero)
+    return found
+
+
+@torch.no_grad()
+def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]) -> QuantizedProgram:
+    """Return a program that serves further timesteps, without any data.
+
+    Runs the quantized temporal block over the new timesteps and gives each its own parameters, exactly
+    as finite set calibration did for the first ones; the rows that were there stay as they are.
+
+    Args:
+        program: A quantized program; it is not changed.
+        timesteps: The timesteps to add; those in the table already are skipped.
+
+    Raises:
+        ConfigError: The program has no timestep table.
+    """
+    new = copy.deepcopy(program)
+    graph_module = new.graph_module
+    row = find_row(graph_module)
+    if row is None:
+        msg = "this program has no timestep table; quantize a model with a temporal block and pass timesteps"
+        raise ConfigError(msg)
+    known = row_values(graph_module, row)
+    wanted = IndexTimesteps(timesteps if isinstance(timesteps, Tensor) else list(timesteps)).values
+    added = wanted[~torch.isin(wanted, known)]
+    if len(added) == 0:
+        return new
+    sites = _sites(graph_module)
+    _replace(graph_module, str(row.args[1].target), torch.cat([known, added]))  # type: ignore[union-attr]
+    for name in {name for pair in sites.values() for name in pair}:
+        table = read_attribute(graph_module, name)
+        _replace(graph_module, name, torch.cat([table, table[-1:].expand(len(added))]))
+    block = find_temporal_block(graph_module, program.timestep)
+    # In graph order: what reaches a site has passed the sites before it, whose new rows are final by then.
+    for site, (scale_name, zero_name) in sites.items():
+        (x,) = evaluate_temporal_nodes(graph_module, block.nodes, [site.args[0]], program.timestep, added)  # type: ignore[list-item]
+        low, high = x.float().flatten(1).aminmax(dim=1)
+        scale, zero = asymmetric_parameters(low, high, *site.args[4:6])  # type: ignore[arg-type]
+        read_attribute(graph_module, scale_name)[len(known) :] = scale
+        read_attribute(graph_module, zero_name)[len(known) :] = zero
+    return new
+
+
+def _replace(graph_module: fx.GraphModule, name: str, value: Tensor) -> None:
+    """Put a longer table in the place of a buffer, and its shape on the nodes that read it."""
+    setattr(graph_module, name, value)
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr" and node.target == name:
+            node.meta["val"] = node.meta["val"].new_empty(value.shape)
