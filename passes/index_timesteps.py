@@ -12,7 +12,7 @@ from .nodes import add_buffer, insert_call, insert_get_attr
 from .predicates import is_call, node_value
 from .timestep_row import timestep_row
 
-__all__ = ["IndexTimesteps", "find_row", "row_values"]
+__all__ = ["IndexTimesteps", "distinct_timesteps", "find_row", "row_values"]
 
 ROW_OP = torch.ops.tfmq_fx.timestep_row.default
 assert timestep_row is not None  # importing the module registers the operator
@@ -28,6 +28,12 @@ def row_values(graph_module: fx.GraphModule, row: fx.Node) -> Tensor:
     values = getattr(graph_module, str(row.args[1].target))  # type: ignore[union-attr]
     assert isinstance(values, Tensor)
     return values
+
+
+def distinct_timesteps(values: Any) -> Tensor:
+    """The values of a schedule in their order, repeated ones once; float64 ``[K]``."""
+    flat = [float(value) for value in torch.as_tensor(values).reshape(-1).tolist()]
+    return torch.tensor(list(dict.fromkeys(flat)), dtype=torch.float64)
 
 
 class IndexTimesteps(GraphPass):
@@ -62,8 +68,7 @@ class IndexTimesteps(GraphPass):
                 f"{self.id}: unknown={unknown!r} is no policy for timesteps outside the table; use 'error' or 'nearest'"
             )
             raise ValueError(msg)
-        flat = [float(value) for value in torch.as_tensor(values).reshape(-1).tolist()]
-        self.values = torch.tensor(list(dict.fromkeys(flat)), dtype=torch.float64)
+        self.values = distinct_timesteps(values)
         self.timestep, self.unknown = timestep, unknown
 
     def requires(self, graph_module: fx.GraphModule) -> None:

@@ -59,8 +59,8 @@ class TabulateTemporalBlock(GraphPass):
         row = find_row(graph_module)
         assert row is not None
         block = find_temporal_block(graph_module, self.timestep)
-        features = [node for node in block.features if node is not row and isinstance(node_value(node), Tensor)]
-        if not block or not features:
+        features = [node for node in _read_outside(block) if node is not row]
+        if not features:
             return False
         tables = self._evaluate(graph_module, block, features, row_values(graph_module, row))
         graph = graph_module.graph
@@ -84,6 +84,12 @@ class TabulateTemporalBlock(GraphPass):
                 )
                 raise PassError(msg)
         return tables
+
+
+def _read_outside(block: TemporalBlock) -> list[fx.Node]:
+    """The features, and what is read outside for its shape alone: it would keep the block's linears alive."""
+    tensors = [node for node in block.nodes if node.op != "get_attr" and isinstance(node_value(node), Tensor)]
+    return [node for node in tensors if any(user not in block for user in node.users)]
 
 
 def _replace_group(graph_module: fx.GraphModule, row: fx.Node, group: list[tuple[fx.Node, Tensor]]) -> None:

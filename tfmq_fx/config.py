@@ -50,7 +50,7 @@ class QuantizationConfig:
             ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
         split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
         unknown_timestep: What a timestep outside the table does: ``"error"`` names it, ``"nearest"``
-            takes the closest row.
+            takes the parameters (lowered: the features) of the closest row.
         reconstruction: ``"none"``: weights are rounded to nearest.
 
     Raises:

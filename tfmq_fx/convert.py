@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
@@ -10,6 +11,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
+from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.quantizer import META_KEY
 
@@ -31,6 +33,7 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
         CalibrationError: An observer has seen nothing.
         ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
     """
+    _about(prepared)
     return program_from_graph(convert_pt2e(copy.deepcopy(prepared)))
 
 
@@ -40,17 +43,24 @@ def program_from_graph(converted: fx.GraphModule) -> QuantizedProgram:
     Raises:
         ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
     """
-    about = converted.meta.get(META_KEY)
-    if about is None:
-        msg = (
-            "this graph was not prepared with TFMQQuantizer; use tfmq_fx.prepare, or prepare_pt2e with a TFMQQuantizer"
-        )
-        raise ConfigError(msg)
+    about = _about(converted)
     run_pipeline(converted, FINISH)
     return QuantizedProgram(
         graph_module=converted,
         config=QuantizationConfig.from_dict(about["config"]),
         timestep=about["timestep"],
+        timesteps=None if about["timesteps"] is None else distinct_timesteps(about["timesteps"]),
         kept_float=dict(about["kept_float"]),
         interface=dict(converted.meta.get("tfmq_fx.interface", {})),
     )
+
+
+def _about(graph_module: fx.GraphModule) -> dict[str, Any]:
+    """What our quantizer noted on the graph."""
+    about: dict[str, Any] | None = getattr(graph_module, "meta", {}).get(META_KEY)
+    if about is None:
+        msg = (
+            "this graph was not prepared with TFMQQuantizer; use tfmq_fx.prepare, or prepare_pt2e with a TFMQQuantizer"
+        )
+        raise ConfigError(msg)
+    return about

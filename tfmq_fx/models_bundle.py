@@ -119,12 +119,20 @@ def _component(index: dict[str, Any], what: str) -> str:
     raise CaptureError(msg)
 
 
+def _subclass(name: str, base: Any) -> Any | None:
+    """The class of diffusers with this name, if it has one that derives from ``base``."""
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    return found if isinstance(found, type) and issubclass(found, base) else None
+
+
 def _load_denoiser(source: str, subfolder: str | None, class_name: str) -> nn.Module:
     import diffusers
 
     where = f"{source}/{subfolder}" if subfolder else source
-    model_class = getattr(diffusers, class_name, None)
-    if not (isinstance(model_class, type) and issubclass(model_class, diffusers.ModelMixin)):
+    model_class = _subclass(class_name, diffusers.ModelMixin)
+    if model_class is None:
         msg = f"{where!r} is not a diffusers model: its class is {class_name or 'not named'!r}"
         raise CaptureError(msg)
     if "timestep" not in inspect.signature(model_class.forward).parameters:
@@ -143,8 +151,8 @@ def _load_denoiser(source: str, subfolder: str | None, class_name: str) -> nn.Mo
 def _load_scheduler(source: str, class_name: str) -> Any:
     import diffusers
 
-    scheduler_class = getattr(diffusers, class_name, None)
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
+    scheduler_class = _subclass(class_name, diffusers.SchedulerMixin)
+    if scheduler_class is None:
         msg = f"the scheduler of {source!r} is of class {class_name or 'not named'!r}, which diffusers does not have"
         raise CaptureError(msg)
     try:

@@ -10,6 +10,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import CaptureError
+from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.quantizer import TFMQQuantizer
 
 __all__ = ["prepare"]
@@ -33,11 +34,20 @@ def prepare(
         timestep: Name of the model's timestep input.
 
     Raises:
-        CaptureError: ``program`` is not a captured graph.
+        CaptureError: ``program`` is not a captured graph, or it has no temporal block and the configuration
+            does not say ``temporal="float"``.
         ConfigError: The model has a temporal block and no timesteps are given.
     """
     if not isinstance(program, fx.GraphModule):
         msg = f"prepare needs a captured graph, not a {type(program).__name__}; call tfmq_fx.capture first"
+        raise CaptureError(msg)
+    config = config or QuantizationConfig()
+    block = find_temporal_block(program, timestep)
+    if not block and config.temporal != "float":
+        msg = (
+            f"the model has no temporal block: {block.reason}; name its timestep input with timestep=, "
+            "or quantize it as an ordinary model with temporal='float'"
+        )
         raise CaptureError(msg)
     prepared = prepare_pt2e(copy.deepcopy(program), TFMQQuantizer(config, timesteps=timesteps, timestep=timestep))
     assert isinstance(prepared, fx.GraphModule)

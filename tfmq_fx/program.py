@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.config import QuantizationConfig
-from tfmq_fx.passes.index_timesteps import find_row, row_values
 
 __all__ = ["QuantizedProgram"]
 
@@ -22,6 +21,7 @@ class QuantizedProgram:
         graph_module: The quantize/dequantize graph; calling it gives the reference numerics.
         config: The configuration it was quantized with.
         timestep: Name of the timestep input.
+        timesteps: The timesteps that it serves, float64 ``[K]``; None for a model without a temporal block.
         kept_float: Layers that stay float on purpose, with the reason for each.
         interface: Class name and diffusers configuration of the model that came in.
         scheduler: Configuration of the scheduler whose timesteps it serves, when it is known.
@@ -30,15 +30,10 @@ class QuantizedProgram:
     graph_module: fx.GraphModule
     config: QuantizationConfig
     timestep: str = "timestep"
+    timesteps: Tensor | None = None
     kept_float: dict[str, str] = field(default_factory=dict)
     interface: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def timesteps(self) -> Tensor | None:
-        """The timesteps that the program serves, float64 ``[K]``; None when it has no table."""
-        row = find_row(self.graph_module)
-        return None if row is None else row_values(self.graph_module, row).clone()
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

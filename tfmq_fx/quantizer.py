@@ -83,25 +83,24 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         return model
 
     def _index(self, model: fx.GraphModule, block: TemporalBlock) -> None:
+        if self.config.temporal != "fsc":
+            return
         if self.timesteps is None:
-            if self.config.temporal != "fsc":
-                return
             msg = (
                 f"the model has a temporal block ({len(block.linears)} linears), so its timesteps are needed: "
                 "pass timesteps=scheduler.timesteps, or configure temporal='float'"
             )
             raise ConfigError(msg)
         IndexTimesteps(self.timesteps, timestep=self.timestep, unknown=self.config.unknown_timestep)(model)
-        if self.config.temporal == "fsc":
-            row = find_row(model)
-            assert row is not None
-            count = len(row_values(model, row))
+        row = find_row(model)
+        assert row is not None
+        count = len(row_values(model, row))
 
-            def make_observer(linear: fx.Node) -> TimestepObserver:
-                return TimestepObserver(count, self.config.for_layer(fqn(linear)).activation_bits)
+        def make_observer(linear: fx.Node) -> TimestepObserver:
+            return TimestepObserver(count, self.config.for_layer(fqn(linear)).activation_bits)
 
-            ObserveTemporalBlock(make_observer, timestep=self.timestep, select=self._indexes)(model)
-            calibrate_temporal_block(model, self.timestep)
+        ObserveTemporalBlock(make_observer, timestep=self.timestep, select=self._indexes)(model)
+        calibrate_temporal_block(model, self.timestep)
 
     def _indexes(self, linear: fx.Node) -> bool:
         """Whether a temporal linear's input gets timestep-indexed parameters."""
@@ -119,10 +118,15 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
                 continue
             reason = self._float_reason(node, block, roles.get(node, frozenset()))
             if reason:
-                kept[_label(node)] = reason
+                kept[fqn(node)] = reason
             else:
                 self._annotate(node, node in block)
-        model.meta[META_KEY] = {"config": self.config.to_dict(), "timestep": self.timestep, "kept_float": kept}
+        model.meta[META_KEY] = {
+            "config": self.config.to_dict(),
+            "timestep": self.timestep,
+            "timesteps": None if self.timesteps is None or not block else self.timesteps.tolist(),
+            "kept_float": kept,
+        }
         return model
 
     def _float_reason(self, node: fx.Node, block: TemporalBlock, roles: frozenset[str]) -> str:
@@ -178,11 +182,6 @@ def _timestep_values(timesteps: Tensor | Iterable[float]) -> Tensor:
         )
         raise ConfigError(msg)
     return values.reshape(-1).double()
-
-
-def _label(node: fx.Node) -> str:
-    """A name for reports: the layer's, with the node's own where a module has several products."""
-    return f"{fqn(node)} ({node.name})" if is_matmul(node) else fqn(node)
 
 
 def _operands(node: fx.Node) -> list[Any]:

@@ -11,9 +11,8 @@ from torch import Tensor, fx
 
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.ranges import asymmetric_parameters
-from tfmq_fx.passes import IndexTimesteps
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
-from tfmq_fx.passes.index_timesteps import find_row, row_values
+from tfmq_fx.passes.index_timesteps import distinct_timesteps, find_row
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_call
 from tfmq_fx.program import QuantizedProgram
@@ -56,19 +55,20 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
     Raises:
         ConfigError: The program has no timestep table.
     """
-    new = copy.deepcopy(program)
-    graph_module = new.graph_module
-    row = find_row(graph_module)
-    if row is None:
+    if program.timesteps is None:
         msg = "this program has no timestep table; quantize a model with a temporal block and pass timesteps"
         raise ConfigError(msg)
-    known = row_values(graph_module, row)
-    wanted = IndexTimesteps(timesteps if isinstance(timesteps, Tensor) else list(timesteps)).values
+    new = copy.deepcopy(program)
+    known = program.timesteps
+    wanted = distinct_timesteps(timesteps if isinstance(timesteps, Tensor) else list(timesteps))
     added = wanted[~torch.isin(wanted, known)]
-    if len(added) == 0:
+    new.timesteps = torch.cat([known, added])
+    graph_module = new.graph_module
+    row = find_row(graph_module)
+    if row is None or len(added) == 0:
         return new
     sites = _sites(graph_module)
-    _replace(graph_module, str(row.args[1].target), torch.cat([known, added]))  # type: ignore[union-attr]
+    _replace(graph_module, str(row.args[1].target), new.timesteps)  # type: ignore[union-attr]
     for name in {name for pair in sites.values() for name in pair}:
         table = read_attribute(graph_module, name)
         _replace(graph_module, name, torch.cat([table, table[-1:].expand(len(added))]))

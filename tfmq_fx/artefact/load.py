@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, fx, nn
@@ -17,6 +18,7 @@ from tfmq_fx.artefact.packing import unpack
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ArtefactError, ConfigError
 from tfmq_fx.passes import RemoveGuards, StripDeadState, run_pipeline
+from tfmq_fx.passes.index_timesteps import find_row, row_values
 from tfmq_fx.program import QuantizedProgram
 
 __all__ = ["load"]
@@ -47,19 +49,24 @@ def load(path: str | Path) -> QuantizedProgram:
     except (ConfigError, TypeError) as error:
         msg = f"{folder / MANIFEST} holds a configuration that is not valid: {error}"
         raise ArtefactError(msg) from error
-    program = QuantizedProgram(
+    timesteps = None
+    if manifest["timesteps"] is not None:
+        timesteps = torch.tensor(manifest["timesteps"], dtype=torch.float64)
+        row = find_row(graph_module)
+        if row is not None and not torch.equal(row_values(graph_module, row), timesteps):
+            msg = (
+                f"{folder}: the timesteps of the manifest differ from the table in the tensors; save the program again"
+            )
+            raise ArtefactError(msg)
+    return QuantizedProgram(
         graph_module=graph_module,
         config=config,
         timestep=manifest["timestep"],
+        timesteps=timesteps,
         kept_float=manifest["kept_float"],
         interface=manifest["interface"],
         scheduler=manifest["scheduler"],
     )
-    table = program.timesteps
-    if (None if table is None else table.tolist()) != manifest["timesteps"]:
-        msg = f"{folder}: the timesteps of the manifest differ from the table in the tensors; save the program again"
-        raise ArtefactError(msg)
-    return program
 
 
 FIELDS = (

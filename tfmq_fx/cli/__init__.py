@@ -1,1 +1,8 @@
-"""The command line ``tfmq-fx``."""
+"""The command line, ``tfmq-fx``.
+
+Nothing here imports torch before a command runs, so that ``--help`` is quick.
+"""
+
+from tfmq_fx.cli.app import app, main
+
+__all__ = ["app", "main"]

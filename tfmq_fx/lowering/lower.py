@@ -20,7 +20,13 @@ from tfmq_fx.lowering.examples import calling_convention, example_arguments
 from tfmq_fx.lowering.inductor import compile_inductor
 from tfmq_fx.lowering.parity import check_parity
 from tfmq_fx.lowering.report import LoweringReport, classify, eager, match_kernels
-from tfmq_fx.passes import FoldWeightZeroPoints, InlineTimestepRows, StripDeadState, TabulateTemporalBlock
+from tfmq_fx.passes import (
+    FoldWeightZeroPoints,
+    IndexTimesteps,
+    InlineTimestepRows,
+    StripDeadState,
+    TabulateTemporalBlock,
+)
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.predicates import node_value
 from tfmq_fx.program import QuantizedProgram
@@ -112,6 +118,9 @@ def _final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule
     graph_module = copy.deepcopy(program.graph_module)
     FoldWeightZeroPoints()(graph_module)
     if tabulate and program.timesteps is not None:
+        # A program with parameters per timestep has its row already; then this changes nothing.
+        unknown = program.config.unknown_timestep
+        IndexTimesteps(program.timesteps, timestep=program.timestep, unknown=unknown)(graph_module)
         TabulateTemporalBlock(timestep=program.timestep)(graph_module)
     InlineTimestepRows()(graph_module)
     StripDeadState()(graph_module)

@@ -125,7 +125,7 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
     quantized_left = is_call(left, PER_TENSOR, *BY_TIMESTEP)
     quantized_right = is_call(right, PER_TENSOR, *BY_TIMESTEP)
     if not (quantized_left or quantized_right):
-        return kept_float.get(name) or kept_float.get(f"{name} ({node.name})") or "it was not annotated"
+        return kept_float.get(name) or "it was not annotated"
     if is_matmul(node):
         return NO_MATMUL
     if not quantized_right:
@@ -152,12 +152,12 @@ def classify(graph_module: fx.GraphModule, kept_float: Mapping[str, str]) -> lis
     for node in graph_module.graph.nodes:
         if not (is_weighted(node) or is_matmul(node)) or node_value(node) is None:
             continue
-        name = module_path(node) or node.name
+        operator = str(node.target).removeprefix("aten.").split(".")[0]
+        name = module_path(node) or operator
         weight = node.args[1]
         if isinstance(weight, fx.Node) and weight.op == "get_attr" and str(weight.target).endswith(".weight"):
             name = str(weight.target).removesuffix(".weight")
         reason = _reason(graph_module, node, kept_float, name)
-        operator = str(node.target).removeprefix("aten.").split(".")[0]
         kernel = "float" if reason else "integer"
         entries.append(ReportEntry(name, operator, kernel, reason, eligible=not reason))
     return entries

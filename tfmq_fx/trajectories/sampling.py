@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tfmq_fx.errors import CalibrationError, ConfigError
 from tfmq_fx.trajectories.evaluation_mode import evaluation_mode
 from tfmq_fx.trajectories.prediction import predicted
+from tfmq_fx.trajectories.sample_shape import sample_shape
 from tfmq_fx.trajectories.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
 
 __all__ = ["sample_trajectories"]
@@ -81,7 +82,7 @@ def sample_trajectories(
     inputs = _ModelInputs.of(model, extra or {}, samples, timestep_as_batch)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((samples, *_sample_shape(model, shape)), generator=generator)
+    noise = torch.randn((samples, *_shape(model, shape)), generator=generator)
 
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in timesteps]
     starts = range(0, samples, batch_size)
@@ -148,16 +149,10 @@ def _choose_rows(
     return wanted
 
 
-def _sample_shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
+def _shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
     if shape is not None:
         return tuple(int(size) for size in shape)
-    config = getattr(model, "config", None) or {}
-    channels, size = config.get("in_channels"), config.get("sample_size")
-    if channels is None or size is None:
-        name = type(model).__name__
-        msg = f"{name} has no config with in_channels and sample_size; pass shape=(channels, height, width)"
-        raise ConfigError(msg)
-    return (int(channels), *((size, size) if isinstance(size, int) else map(int, size)))
+    return sample_shape(getattr(model, "config", None), type(model).__name__)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+# Two commands do everything: `make demo` and `make test`; both make the environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: venv test lint types pytest demo clean
+
+venv: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+test: lint types pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow the mapping of passes/ to tfmq_fx.passes, so it gets a copy laid out as installed.
+types: venv
+	rm -rf build/types && mkdir -p build/types
+	cp -r tfmq_fx build/types/ && cp -r passes build/types/tfmq_fx/passes
+	cd build/types && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p tfmq_fx
+
+pytest: venv
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n 2 --durations=15
+
+# The main job on the bundled model: quantize, save, load, lower, sample, compare.
+demo: venv
+	$(BIN)/tfmq-fx inspect
+	$(BIN)/tfmq-fx quantize --out $(DEMO)/fashion-w8a8
+	$(BIN)/tfmq-fx compare --artefact $(DEMO)/fashion-w8a8 --out $(DEMO)/comparison.png --json $(DEMO)/comparison.json
+	$(BIN)/python benchmarks/stock_recipe.py --artefact $(DEMO)/fashion-w8a8 --json $(DEMO)/stock_recipe.json
+
+clean:
+	rm -rf build $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

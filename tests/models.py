@@ -1,0 +1,81 @@
+"""Small models that several tests share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class TimePath(nn.Module):
+    """sinusoid -> Linear -> SiLU -> Linear."""
+
+    def __init__(self, channels: int = 16) -> None:
+        super().__init__()
+        self.one = nn.Linear(channels, channels)
+        self.two = nn.Linear(channels, channels)
+        self.half = channels // 2
+
+    def forward(self, t: Tensor) -> Tensor:
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(self.half) / self.half)
+        angles = t[:, None].float() * frequencies[None]
+        return self.two(nn.functional.silu(self.one(torch.cat([angles.sin(), angles.cos()], 1))))
+
+
+class Block(nn.Module):
+    """A residual block with an embedding layer and, when widths differ, a shortcut conv."""
+
+    def __init__(self, cin: int, cout: int, channels: int = 16) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(4, cin)
+        self.conv1 = nn.Conv2d(cin, cout, 3, padding=1)
+        self.embed = nn.Linear(channels, cout)
+        self.conv2 = nn.Conv2d(cout, cout, 3, padding=1)
+        self.shortcut = nn.Conv2d(cin, cout, 1) if cin != cout else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv1(nn.functional.silu(self.norm(x)))
+        h = h + self.embed(nn.functional.silu(emb))[:, :, None, None]
+        return self.shortcut(x) + self.conv2(nn.functional.silu(h))
+
+
+class SmallDenoiser(nn.Module):
+    """A denoiser with everything that matters and little else: 8x8 images, one skip, one attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time = TimePath()
+        self.enter = nn.Conv2d(1, 8, 3, padding=1)
+        self.down = Block(8, 8)
+        self.qkv = nn.Linear(8, 24)
+        self.up = Block(16, 8)
+        self.leave = nn.Conv2d(8, 1, 3, padding=1)
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        emb = self.time(timestep)
+        skip = self.enter(sample)
+        h = self.down(skip, emb)
+        n, c, height, width = h.shape
+        q, k, v = self.qkv(h.flatten(2).transpose(1, 2)).chunk(3, -1)
+        a = nn.functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        h = h + a.transpose(1, 2).reshape(n, c, height, width)
+        return self.leave(self.up(torch.cat([h, skip], 1), emb))
+
+
+TIMESTEPS = torch.arange(0, 1000, 100)
+
+
+def small_denoiser(seed: int = 0) -> SmallDenoiser:
+    torch.manual_seed(seed)
+    return SmallDenoiser().eval()
+
+
+def batch(size: int = 4, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(TIMESTEPS), (size,), generator=generator)
+    return torch.randn(size, 1, 8, 8, generator=generator), TIMESTEPS[rows]
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())

@@ -1,0 +1,56 @@
+"""The application: its commands, and how errors leave it."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from tfmq_fx.cli.compare import compare
+from tfmq_fx.cli.console import print_error, quiet_libraries
+from tfmq_fx.cli.inspect import inspect
+from tfmq_fx.cli.quantize import quantize
+from tfmq_fx.cli.sample import sample
+from tfmq_fx.errors import TfmqError
+
+__all__ = ["app", "main"]
+
+
+class OneSentenceErrors(TyperGroup):
+    """Turns an expected error of a command into one sentence on stderr and exit code 1.
+
+    Usage errors exit with 2 and Ctrl-C with 130, as typer does by itself. Anything else is a bug and
+    keeps its traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            with quiet_libraries():
+                return super().invoke(ctx)
+        except TfmqError as error:
+            print_error(str(error))
+        except OSError as error:
+            if error.errno is None or error.errno == errno.EPIPE:
+                raise
+            print_error(f"{error.filename or 'a file'}: {error.strerror}")
+        raise typer.Exit(1)
+
+
+app = typer.Typer(
+    name="tfmq-fx",
+    cls=OneSentenceErrors,
+    help="Quantize diffusion models to real int8 denoisers that keep their sense of time.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (inspect, quantize, sample, compare):
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of ``tfmq-fx``: exits with 0, 1 (a one-sentence error), 2 (usage) or 130 (Ctrl-C)."""
+    app()

@@ -1,0 +1,177 @@
+"""``tfmq-fx compare``: float and quantized side by side: images, PSNR, speed, size."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from tfmq_fx.cli.console import console, size_text, stage
+from tfmq_fx.cli.options import ArtefactOption, Backend, BackendOption, Model, PackageOption, Samples, Seed, TableSteps
+from tfmq_fx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from tfmq_fx.program import QuantizedProgram
+
+__all__ = ["compare"]
+
+#: Batch sizes whose step is timed.
+TIMED_BATCHES = (1, 4)
+
+
+def compare(
+    artefact: ArtefactOption,
+    model: Model = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write: float | quantized.")] = Path("comparison.png"),
+    samples: Samples = 16,
+    steps: TableSteps = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Timed calls of each model; 0 leaves the speed out.")] = 20,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="The JSON to write.  [default: the PNG's path with .json]", show_default=False),
+    ] = None,
+    seed: Seed = 0,
+    backend: BackendOption = Backend.INDUCTOR,
+    package: PackageOption = None,
+) -> None:
+    """Compare a quantized artefact with its float model, from the same noise."""
+    import torch
+
+    from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
+    from tfmq_fx.comparison import ddim_scheduler, float_bytes, image_grid, path_bytes, psnr
+    from tfmq_fx.models_bundle import load_model
+    from tfmq_fx.trajectories.sample_shape import sample_shape
+
+    program, count = load_program(artefact, steps)
+    ddim_scheduler(program.scheduler, count)
+    stage("loading the float model")
+    module, _ = load_model(model)
+    _check_same_model(program, module, artefact)
+    shape = sample_shape(program.interface.get("config"), type(module).__name__)
+    denoiser = lower_program(program, backend, artefact, package)
+
+    noise = torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))
+    float_images = sample_with_progress(module, program.scheduler, count, noise, "sampling, float")
+    images = sample_with_progress(denoiser, program.scheduler, count, noise, "sampling, quantized")
+    decibels = psnr(float_images, images)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    image_grid([(f"float, {count} steps", float_images), (f"quantized, {count} steps", images)]).save(out)
+    timestep = ddim_scheduler(program.scheduler, count).timesteps[0]
+    speed = _time_steps(module, denoiser, shape, timestep, rounds) if rounds else []
+    result: dict[str, Any] = {
+        "samples": samples,
+        "steps": count,
+        "seed": seed,
+        "backend": backend.value,
+        "psnr": {
+            "mean": _finite(decibels.mean().item()),
+            "min": _finite(decibels.min().item()),
+            "each": [_finite(value) for value in decibels.tolist()],
+        },
+        "speed": speed,
+        "bytes": {"float32_weights": float_bytes(module), "artefact": path_bytes(artefact)},
+        "lowering": denoiser.report.to_dict(),
+        "config": program.config.to_dict(),
+        "machine": _machine(),
+    }
+    json_file = json_file or out.with_suffix(".json")
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    json_file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    console().print(_table(decibels, result))
+    console().print(str(denoiser.report), soft_wrap=True, markup=False)
+    console().print(f"[bold green]{out}[/], [bold green]{json_file}[/]", soft_wrap=True)
+
+
+def _check_same_model(program: QuantizedProgram, module: nn.Module, artefact: Path) -> None:
+    """Compare the configurations; weights that differ show in the PSNR.
+
+    Raises:
+        ConfigError: The artefact was made from another model.
+    """
+    here = {"model class": type(module).__name__, **_plain(getattr(module, "config", {}))}
+    there = {"model class": program.interface.get("model_class"), **_plain(program.interface.get("config", {}))}
+    for name in here:
+        if here[name] != there.get(name):
+            msg = (
+                f"{artefact} was made from another model: its {name} is {there.get(name)!r}, "
+                f"this model's {here[name]!r}; name the model that it was made from"
+            )
+            raise ConfigError(msg)
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers configuration as JSON keeps it, without what only tells where it was loaded from."""
+    shown = {name: value for name, value in config.items() if not name.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(shown, default=str))
+    return plain
+
+
+def _time_steps(
+    module: nn.Module, denoiser: Any, shape: tuple[int, ...], timestep: Tensor, rounds: int
+) -> list[dict[str, Any]]:
+    """Time one denoising step of the compiled float model and of the quantized one, in turns."""
+    import torch
+
+    from tfmq_fx.comparison import Latency, interleaved_latency
+
+    stage("compiling the float model, and timing both in turns")
+    compiled = torch.compile(module)
+    found = []
+    with torch.no_grad():
+        for batch in TIMED_BATCHES:
+            x = torch.randn(batch, *shape)
+            seconds = interleaved_latency(
+                {"float": lambda x=x: compiled(x, timestep), "quantized": lambda x=x: denoiser(x, timestep)},  # type: ignore[misc]
+                rounds,
+            )
+            latency = {name: Latency.of(values) for name, values in seconds.items()}
+            ratio = latency["float"].median / latency["quantized"].median
+            found.append({"batch": batch, "ratio": ratio, "seconds": seconds,
+                          **{name: vars(value) for name, value in latency.items()}})  # fmt: skip
+    return found
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity; equal images have no finite PSNR."""
+    return value if math.isfinite(value) else None
+
+
+def _machine() -> dict[str, Any]:
+    import os
+    import platform
+
+    import torch
+
+    return {
+        "processor": torch.backends.cpu.get_cpu_capability(),
+        "architecture": platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _table(decibels: Tensor, result: dict[str, Any]) -> Table:
+    from tfmq_fx.comparison import Latency
+
+    table = Table("", "float", "quantized", "", title="float | quantized", title_justify="left")
+    table.add_row("PSNR, same noise", "", f"mean {decibels.mean():.1f} dB", f"min {decibels.min():.1f} dB")
+    sizes = result["bytes"]
+    before, after = sizes["float32_weights"], sizes["artefact"]
+    table.add_row("size", size_text(before), size_text(after), f"{after / before:.2f} ×")
+    for entry in result["speed"]:
+        table.add_row(
+            f"one step, batch {entry['batch']}",
+            str(Latency(**entry["float"])),
+            str(Latency(**entry["quantized"])),
+            f"{entry['ratio']:.2f} × faster",
+        )
+    return table

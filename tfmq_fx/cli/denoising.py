@@ -1,0 +1,67 @@
+"""From an artefact to a denoiser and the schedule that it serves, for the commands that sample."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tfmq_fx.cli.console import stage
+from tfmq_fx.cli.options import Backend
+from tfmq_fx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tfmq_fx.lowering import Denoiser
+    from tfmq_fx.program import QuantizedProgram
+
+__all__ = ["load_program", "lower_program", "sample_with_progress"]
+
+
+def load_program(artefact: Path, steps: int | None) -> tuple[QuantizedProgram, int]:
+    """The program, and the sampling steps: those given, else as many as its table has rows.
+
+    Raises:
+        ArtefactError: The artefact cannot be loaded.
+        ConfigError: It does not say which noise schedule it belongs to.
+    """
+    from tfmq_fx.artefact import load
+
+    program = load(artefact)
+    if not program.scheduler:
+        msg = f"{artefact} does not name its noise schedule; set program.scheduler = dict(scheduler.config), then save"
+        raise ConfigError(msg)
+    timesteps = program.timesteps
+    return program, steps or (50 if timesteps is None else len(timesteps))
+
+
+def lower_program(program: QuantizedProgram, backend: Backend, artefact: Path, package: Path | None = None) -> Denoiser:
+    """Lower for ``backend``; a package that is younger than its artefact is used again.
+
+    Raises:
+        LoweringError: The program cannot be lowered.
+        ArtefactError: The package cannot be loaded.
+    """
+    from tfmq_fx.artefact.layout import MANIFEST
+    from tfmq_fx.lowering import load_denoiser, lower
+
+    if backend is not Backend.AOT:
+        stage(f"lowering ({backend.value})")
+        return lower(program, backend=backend.value)
+    package = package or artefact.parent / f"{artefact.name}.pt2"
+    if package.exists() and package.stat().st_mtime > (artefact / MANIFEST).stat().st_mtime:
+        stage(f"loading the compiled package {package}")
+        return load_denoiser(package)
+    stage(f"compiling to {package}")
+    return lower(program, backend="aot", path=package)
+
+
+def sample_with_progress(denoiser: Any, scheduler: Any, steps: int, noise: Tensor, label: str) -> Tensor:
+    """:func:`tfmq_fx.comparison.sample_images` under a progress bar."""
+    from rich.progress import Progress
+
+    from tfmq_fx.comparison import sample_images
+
+    with Progress(transient=True) as progress:
+        task = progress.add_task(label, total=steps)
+        return sample_images(denoiser, scheduler, steps=steps, noise=noise, on_step=lambda: progress.advance(task))

@@ -1,0 +1,166 @@
+"""The options and arguments that commands share; their help texts and choices stand only here."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "ActivationBits",
+    "ActivationRange",
+    "ActivationRangeOption",
+    "ArtefactOption",
+    "Backend",
+    "BackendOption",
+    "BatchSizeOption",
+    "CalibrationSamples",
+    "KeepFloat",
+    "Model",
+    "NdtcMean",
+    "OptionalArtefact",
+    "OutFolder",
+    "PackageOption",
+    "Sampler",
+    "SamplerOption",
+    "Samples",
+    "Seed",
+    "Steps",
+    "TableSteps",
+    "Temporal",
+    "TemporalOption",
+    "UnknownTimestep",
+    "UnknownTimestepOption",
+    "WeightBits",
+]
+
+SETTINGS = "What is quantized"
+CALIBRATION = "Calibration"
+
+
+class Temporal(StrEnum):
+    """How the activations of the temporal block are quantized."""
+
+    FSC = "fsc"
+    SHARED = "shared"
+    FLOAT = "float"
+
+
+class Sampler(StrEnum):
+    """Which timesteps calibration rows come from."""
+
+    UNIFORM = "uniform"
+    NDTC = "ndtc"
+
+
+class ActivationRange(StrEnum):
+    """How activation ranges are estimated."""
+
+    EMA = "ema"
+    MSE = "mse"
+
+
+class UnknownTimestep(StrEnum):
+    """What a timestep outside the table does."""
+
+    ERROR = "error"
+    NEAREST = "nearest"
+
+
+class Backend(StrEnum):
+    """What the quantized program is lowered to."""
+
+    INDUCTOR = "inductor"
+    AOT = "aot"
+    REFERENCE = "reference"
+
+
+Model = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A diffusers pipeline or model folder, or an id on the Hugging Face Hub. None: the bundled model.",
+        show_default=False,
+    ),
+]
+ArtefactOption = Annotated[Path, typer.Option("--artefact", help="The folder that `quantize` wrote.")]
+OptionalArtefact = Annotated[
+    Path | None, typer.Option("--artefact", help="Show this quantized artefact.", show_default=False)
+]
+OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write; an artefact that is there is replaced.")]
+
+WeightBits = Annotated[int, typer.Option(help="Bits of a weight: 2-8, 16, or 32 for float.", rich_help_panel=SETTINGS)]
+ActivationBits = Annotated[
+    int, typer.Option(help="Bits of an activation: 2-8, 16, or 32 for float.", rich_help_panel=SETTINGS)
+]
+TemporalOption = Annotated[
+    Temporal,
+    typer.Option(
+        "--temporal",
+        help="The temporal block: fsc, one parameter set per timestep; shared, one for all; float, left alone.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+UnknownTimestepOption = Annotated[
+    UnknownTimestep,
+    typer.Option(
+        "--unknown-timestep", help="A timestep outside the table: an error, or its nearest.", rich_help_panel=SETTINGS
+    ),
+]
+KeepFloat = Annotated[
+    list[str],
+    typer.Option(
+        help="What stays float: a role (input, output, attention) or a pattern of layer names. May be repeated.",
+        rich_help_panel=SETTINGS,
+    ),
+]
+ActivationRangeOption = Annotated[
+    ActivationRange,
+    typer.Option(
+        "--activation-range",
+        help="Activation ranges: ema, smoothed minimum and maximum; mse, a search.",
+        rich_help_panel=CALIBRATION,
+    ),
+]
+CalibrationSamples = Annotated[
+    int,
+    typer.Option(min=1, help="Trajectories sampled with the float model to calibrate.", rich_help_panel=CALIBRATION),
+]
+SamplerOption = Annotated[
+    Sampler,
+    typer.Option(
+        "--sampler", help="Timesteps calibrated on: uniform, or PTQ4DM's normal (ndtc).", rich_help_panel=CALIBRATION
+    ),
+]
+NdtcMean = Annotated[
+    float,
+    typer.Option(help="Mean of the ndtc sampler as a share of T, 0 to 0.5.", rich_help_panel=CALIBRATION),
+]
+BatchSizeOption = Annotated[
+    int, typer.Option("--batch-size", min=1, help="Batch size of calibration.", rich_help_panel=CALIBRATION)
+]
+
+Steps = Annotated[int, typer.Option(min=1, help="Sampling steps (DDIM); their timesteps make the table.")]
+TableSteps = Annotated[
+    int | None,
+    typer.Option("--steps", min=1, help="Sampling steps (DDIM).  [default: those of the artefact]", show_default=False),
+]
+Samples = Annotated[int, typer.Option(min=1, help="Images.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(
+        "--backend",
+        help="inductor: compile now; aot: a compiled package, kept for the next time; reference: eager, slow.",
+    ),
+]
+PackageOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--package",
+        help="The package of the aot backend.  [default: the artefact's path with .pt2]",
+        show_default=False,
+    ),
+]

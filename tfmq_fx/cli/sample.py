@@ -1,0 +1,41 @@
+"""``tfmq-fx sample``: images from an artefact alone, without the float model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tfmq_fx.cli.console import console
+from tfmq_fx.cli.options import ArtefactOption, Backend, BackendOption, PackageOption, Samples, Seed, TableSteps
+
+__all__ = ["sample"]
+
+
+def sample(
+    artefact: ArtefactOption,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
+    samples: Samples = 16,
+    steps: TableSteps = None,
+    seed: Seed = 0,
+    backend: BackendOption = Backend.INDUCTOR,
+    package: PackageOption = None,
+) -> None:
+    """Sample images with a quantized artefact."""
+    import torch
+
+    from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
+    from tfmq_fx.comparison import ddim_scheduler, image_grid
+    from tfmq_fx.trajectories.sample_shape import sample_shape
+
+    program, count = load_program(artefact, steps)
+    ddim_scheduler(program.scheduler, count)  # finds impossible steps before lowering does its work
+    shape = sample_shape(program.interface.get("config"), str(program.interface.get("model_class")))
+    denoiser = lower_program(program, backend, artefact, package)
+    noise = torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))
+    images = sample_with_progress(denoiser, program.scheduler, count, noise, "sampling")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    image_grid([(f"quantized, {count} steps", images)]).save(out)
+    console().print(f"[bold green]{out}[/]: {samples} samples, {count} steps", soft_wrap=True)
+    console().print(str(denoiser.report).splitlines()[0], soft_wrap=True, markup=False)
