@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 __all__ = [
     "add_buffer",
+    "compute_value",
     "fake_mode_of",
     "insert_call",
     "insert_get_attr",
@@ -31,6 +33,14 @@ def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
             if isinstance(value, FakeTensor):
                 return value.fake_mode
     return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def compute_value(mode: FakeTensorMode, target: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The value of ``target(*args, **kwargs)`` for fake arguments of ``mode``; symbolic sizes stay symbolic."""
+    # Without the Python dispatcher, what C++ decomposes (padding, for one) turns symbolic sizes into numbers,
+    # and with them every shape in the graph.
+    with mode, enable_python_dispatcher(), torch.no_grad():
+        return target(*args, **kwargs)
 
 
 def _inherit(node: fx.Node, anchor: fx.Node) -> None:
@@ -55,8 +65,7 @@ def insert_call(
     node = graph.call_function(target, tuple(args), dict(kwargs or {}))
     _inherit(node, anchor)
     values = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    with fake_mode_of(graph), torch.no_grad():
-        node.meta["val"] = target(*values[0], **values[1])
+    node.meta["val"] = compute_value(fake_mode_of(graph), target, *values)
     return node
 
 

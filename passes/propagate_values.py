@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from .base import GraphPass, PassError
-from .nodes import fake_mode_of, read_attribute
+from .nodes import compute_value, fake_mode_of, read_attribute
 
 __all__ = ["PropagateValues"]
 
@@ -59,7 +59,6 @@ class PropagateValues(GraphPass):
                 modified = True
                 continue
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-            with mode, torch.no_grad():
-                node.meta["val"] = node.target(*args, **kwargs)
+            node.meta["val"] = compute_value(mode, node.target, args, kwargs)
             modified = True
         return modified

@@ -65,6 +65,29 @@ def test_what_is_in_the_folder(saved):
     assert "/" not in gzip.decompress((saved / "graph.json.gz").read_bytes()).decode()  # no local paths
 
 
+def test_a_program_of_a_diffusers_model_loads_in_a_fresh_process(tmp_path):
+    import subprocess
+    import sys
+
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), mid_block_type=None,
+    )  # fmt: skip
+    program = tfmq_fx.quantize(model, None, [batch()], timesteps=TIMESTEPS, progress=False)
+    tfmq_fx.save(program, tmp_path / "saved")
+    code = (
+        "import sys, torch, tfmq_fx; p = tfmq_fx.load(sys.argv[1]);"
+        "print(type(p(torch.zeros(1, 1, 8, 8), torch.tensor([100]))).__name__)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "saved")], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "UNet2DOutput"
+
+
 def test_a_loaded_program_takes_new_timesteps(saved, program):
     grown = tfmq_fx.add_timesteps(tfmq_fx.load(saved), [123])
     x, _ = batch()

@@ -20,6 +20,7 @@ from tfmq_fx.errors import (
     TimestepError,
 )
 from tfmq_fx.lowering import Denoiser, LoweringReport, load_denoiser, lower
+from tfmq_fx.models_bundle import bundled_model_path
 from tfmq_fx.passes.analysis import EmbeddingLayer, TemporalBlock, find_temporal_block
 from tfmq_fx.prepare import prepare
 from tfmq_fx.program import QuantizedProgram
@@ -44,6 +45,7 @@ __all__ = [
     "TfmqError",
     "TimestepError",
     "add_timesteps",
+    "bundled_model_path",
     "calibrate",
     "capture",
     "convert",

@@ -33,7 +33,8 @@ PEAK = 2.0
 #: Grids of small images are enlarged until a tile is at least this wide, in pixels.
 TILE_WIDTH = 64
 LABEL_HEIGHT = 24
-MARGIN = 4
+LABEL_SIZE = 14.0
+MARGIN = 8
 
 
 def ddim_scheduler(scheduler: Any, steps: int) -> Any:
@@ -119,10 +120,12 @@ def image_grid(panels: Sequence[tuple[str, Tensor]], *, columns: int | None = No
     scale = max(1, math.ceil(TILE_WIDTH / width))
     size = (columns * width * scale, math.ceil(count / columns) * height * scale)
     grid = Image.new("RGB", (len(panels) * (size[0] + MARGIN) - MARGIN, LABEL_HEIGHT + size[1]), "white")
-    draw, font = ImageDraw.Draw(grid), ImageFont.load_default(LABEL_HEIGHT * 0.6)
+    draw = ImageDraw.Draw(grid)
     for index, (label, images) in enumerate(panels):
         left = index * (size[0] + MARGIN)
-        draw.text((left + MARGIN, LABEL_HEIGHT / 2), label, fill="black", anchor="lm", font=font)
+        overflow = ImageFont.load_default(LABEL_SIZE).getlength(label) / (size[0] - MARGIN)
+        font = ImageFont.load_default(LABEL_SIZE / max(1.0, overflow))
+        draw.text((left, LABEL_HEIGHT / 2), label, fill="black", anchor="lm", font=font)
         panel = _panel(images, columns).resize(size, Image.Resampling.NEAREST)
         grid.paste(panel, (left, LABEL_HEIGHT))
     return grid

@@ -7,7 +7,9 @@ quantized denoiser can contain before it gets there.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import importlib
 import json
 import re
 from typing import Any
@@ -27,6 +29,8 @@ SIZE_NAMES = (
     "|int_oo|oo|[su]\\d+"
 )
 EXPRESSION = re.compile(rf"[\s\d+\-*/(),.='<>]|\b({SIZE_NAMES})\b")
+#: The module of an output class of diffusers, as a structure specification names it.
+OUTPUT_CLASS = re.compile(r"\b(diffusers(?:\.[a-z_]\w*)+)\.[A-Z]\w*")
 #: Metadata that only helps to debug the export; it would be most of the file, and holds local paths.
 DEBUG_METADATA = ("stack_trace", "from_node", "source_fn_stack", "torch_fn")
 
@@ -52,6 +56,7 @@ def graph_from_bytes(data: bytes, tensors: dict[str, Tensor]) -> ExportedProgram
         msg = f"the graph of the artefact cannot be read ({error}); save the program again"
         raise ArtefactError(msg) from error
     _check(values)
+    _register_outputs(values)
     try:
         return exported_from_dict(values, tensors)
     except Exception as error:
@@ -75,6 +80,17 @@ def _check(values: Any) -> None:
     elif isinstance(values, list):
         for value in values:
             _check(value)
+
+
+def _register_outputs(values: Any) -> None:
+    """Import the diffusers modules whose output classes the graph returns; importing registers them."""
+    for entry in values["graph_module"]["module_call_graph"]:
+        signature = entry.get("signature") or {}
+        for spec in (signature.get("in_spec", ""), signature.get("out_spec", "")):
+            for name in OUTPUT_CLASS.findall(spec):
+                # A class that is gone from this version is reported by the deserializer, by its name.
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
 
 
 def _check_operator(target: str) -> None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
 
 from tfmq_fx.cli.console import console, size_text, stage
 from tfmq_fx.cli.options import ArtefactOption, Backend, BackendOption, Model, PackageOption, Samples, Seed, TableSteps
@@ -18,12 +20,15 @@ from tfmq_fx.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from tfmq_fx.lowering import LoweringReport
     from tfmq_fx.program import QuantizedProgram
 
 __all__ = ["compare"]
 
 #: Batch sizes whose step is timed.
 TIMED_BATCHES = (1, 4)
+#: Layers that the terminal lists for one reason; the JSON has all of them.
+SHOWN_LAYERS = 4
 
 
 def compare(
@@ -85,7 +90,7 @@ def compare(
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     console().print(_table(decibels, result))
-    console().print(str(denoiser.report), soft_wrap=True, markup=False)
+    console().print(_report_tree(denoiser.report))
     console().print(f"[bold green]{out}[/], [bold green]{json_file}[/]", soft_wrap=True)
 
 
@@ -172,6 +177,22 @@ def _table(decibels: Tensor, result: dict[str, Any]) -> Table:
             f"one step, batch {entry['batch']}",
             str(Latency(**entry["float"])),
             str(Latency(**entry["quantized"])),
-            f"{entry['ratio']:.2f} × faster",
+            f"{entry['ratio']:.2f} × the speed",
         )
     return table
+
+
+def _report_tree(report: LoweringReport) -> Tree:
+    """The report's summary, and what stayed float, gathered by reason; the JSON has every layer."""
+    tree = Tree(Text(str(report).splitlines()[0]))
+    by_reason: dict[str, list[str]] = {}
+    for entry in report.entries:
+        if entry.kernel == "float":
+            by_reason.setdefault(entry.reason, []).append(f"{entry.name} ({entry.operator})")
+    for reason, layers in by_reason.items():
+        branch = tree.add(Text(f"{len(layers)} in float: {reason}"))
+        for layer in layers[:SHOWN_LAYERS]:
+            branch.add(Text(layer, style="dim"))
+        if len(layers) > SHOWN_LAYERS:
+            branch.add(Text(f"… {len(layers) - SHOWN_LAYERS} more", style="dim"))
+    return tree

@@ -100,7 +100,11 @@ def _inspect_artefact(path: Path) -> None:
         table.add_row("timesteps", f"{len(timesteps)}: {timesteps[0].item():g} … {timesteps[-1].item():g}")
     table.add_row("scheduler", f"{program.scheduler.get('beta_schedule', 'unknown')} betas, "
                   f"{program.scheduler.get('prediction_type', 'unknown')} prediction")  # fmt: skip
-    for field, value in program.config.to_dict().items():
+    resolved = {
+        "weight_range": program.config.resolved_weight_range,
+        "symmetric_weights": program.config.resolved_symmetric_weights,
+    }
+    for field, value in {**program.config.to_dict(), **resolved}.items():
         table.add_row(field, str(value))
     console().print(table)
     floats = Tree(f"[bold]kept float[/]: {len(program.kept_float)}")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tfmq_fx.passes.nodes import fake_mode_of, read_attribute
+from tfmq_fx.passes.nodes import compute_value, fake_mode_of, read_attribute
 
 __all__ = ["recompute_values"]
 
@@ -56,5 +55,4 @@ def _value(
         # Observers read their input's elements, which a fake tensor has none of; they return it unchanged.
         return args[0]
     target: Any = node.target
-    with mode, torch.no_grad():
-        return target(*args, **kwargs)
+    return compute_value(mode, target, args, kwargs)

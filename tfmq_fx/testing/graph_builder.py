@@ -12,6 +12,8 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
+from tfmq_fx.passes.nodes import compute_value
+
 __all__ = ["GraphBuilder"]
 
 
@@ -104,8 +106,7 @@ class GraphBuilder:
             Exception: Whatever ``target`` raises when the arguments do not fit; no node is left behind.
         """
         values = fx.node.map_arg((tuple(args), kwargs), lambda node: node.meta["val"])
-        with self._mode, torch.no_grad():
-            value = target(*values[0], **values[1])
+        value = compute_value(self._mode, target, *values)
         node = self.graph.call_function(target, tuple(args), kwargs)
         node.meta["val"] = value
         self._add_module_stack(node)

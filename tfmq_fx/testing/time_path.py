@@ -279,7 +279,7 @@ class _Model:
                 front = self._t(aten.slice.Tensor, features, 1, 0, half)
                 features = self._t(aten.cat.default, [back, front], -1)
             if path.width % 2:
-                features = self._t(aten.constant_pad_nd.default, features, [0, 1, 0, 0])
+                features = self._t(aten.pad.default, features, [0, 1])
             if path.casts:
                 features = self._t(aten.to.dtype, features, torch.float32)
             return features

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
@@ -86,7 +87,8 @@ def sample_trajectories(
 
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in timesteps]
     starts = range(0, samples, batch_size)
-    with evaluation_mode(model), Progress(disable=not progress, transient=True) as bar:
+    console = Console(stderr=True)
+    with evaluation_mode(model), Progress(console=console, disable=not progress, transient=True) as bar:
         task = bar.add_task("sampling trajectories", total=len(starts) * len(timesteps))
         for start in starts:
             rows = torch.arange(start, min(start + batch_size, samples))

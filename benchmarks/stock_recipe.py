@@ -1,0 +1,93 @@
+"""Hold an artefact of the bundled model against torchao's stock x86 recipe on the same calibration data.
+
+The stock recipe is ``X86InductorQuantizer`` with its default configuration, every conv and linear, with
+``aten.mul`` opted out (it would observe the integer timestep and raise). Both programs run as eager
+quantize/dequantize graphs from the same noise, DDIM, and are compared with the float model's images.
+
+    python benchmarks/stock_recipe.py --artefact demo/fashion-w8a8 --json demo/stock_recipe.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import fx
+
+import tfmq_fx
+from tfmq_fx.cli.example_inputs import unconditional_inputs
+from tfmq_fx.comparison import ddim_scheduler, psnr, sample_images
+from tfmq_fx.models_bundle import load_model
+
+
+def stock_program(model: torch.nn.Module, batches: list[dict[str, Any]]) -> fx.GraphModule:
+    """Quantize ``model`` the way torchao's x86 tutorial does."""
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
+    quantizer.set_function_type_qconfig(torch.mul, None)
+    prepared = prepare_pt2e(tfmq_fx.capture(model, example_kwargs=unconditional_inputs(model)), quantizer)
+    with torch.no_grad():
+        for batch in batches:
+            prepared(**batch)
+    return convert_pt2e(prepared)
+
+
+def main() -> None:
+    """Quantize, sample, compare, print a table and write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--artefact", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--calibration-samples", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    program = tfmq_fx.load(args.artefact)
+    steps = 0 if program.timesteps is None else len(program.timesteps)
+    model, scheduler = load_model(None)
+    ddim = ddim_scheduler(scheduler, steps)
+    # The defaults of `tfmq-fx quantize`: the same batches as the artefact was calibrated on.
+    batches = tfmq_fx.sample_trajectories(
+        model, ddim, steps=steps, samples=args.calibration_samples, batch_size=16, keep=8, seed=0
+    )
+    stock = stock_program(model, batches)
+    ours = tfmq_fx.lower(program, "reference")
+
+    def call_stock(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
+        with torch.no_grad():
+            return stock(sample, timestep.expand(len(sample)))
+
+    noise = torch.randn(args.samples, 1, 32, 32, generator=torch.Generator().manual_seed(args.seed))
+    images = {}
+    with Progress(transient=True) as progress:
+        for name, denoiser in (("float", model), ("tfmq_fx", ours), ("stock", call_stock)):
+            task = progress.add_task(f"sampling, {name}", total=steps)
+            advance = lambda task=task: progress.advance(task)  # noqa: E731
+            images[name] = sample_images(denoiser, scheduler, steps=steps, noise=noise, on_step=advance)
+    table = Table(
+        "program", "PSNR to the float images, mean", "min", title_justify="left", title="same calibration, same noise"
+    )
+    result = {}
+    for name in ("tfmq_fx", "stock"):
+        decibels = psnr(images["float"], images[name])
+        result[name] = {"mean": decibels.mean().item(), "min": decibels.min().item()}
+        table.add_row(name, f"{decibels.mean():.1f} dB", f"{decibels.min():.1f} dB")
+    Console().print(table)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"samples": args.samples, "steps": steps, "psnr": result}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
