@@ -34,7 +34,8 @@ def check_timesteps(timestep: Tensor, values: Tensor) -> None:
         TimestepError: Names the first timestep outside the table and the ways out.
     """
     nearest, row = _distances(timestep, values).min(dim=-1)
-    unknown = nearest > TOLERANCE * values[row].abs().clamp_min(1.0)
+    # Negated, because a timestep that is not a number compares false with everything.
+    unknown = ~(nearest <= TOLERANCE * values[row].abs().clamp_min(1.0))
     if bool(unknown.any()):
         first = timestep[unknown].reshape(-1)[0].item() if timestep.ndim else timestep.item()
         close = values[row[unknown].reshape(-1)[0]].item() if timestep.ndim else values[row].item()
