@@ -41,11 +41,12 @@ def no_special_batch_sizes() -> Iterator[None]:
 def exported_to_json(program: ExportedProgram) -> str:
     """The graph of an exported program in torch.export's JSON schema, without its tensors."""
     serialized = ExportedProgramSerializer().serialize(program)
-    return json.dumps(_dataclass_to_dict(serialized.exported_program), cls=EnumEncoder)
+    plain = _dataclass_to_dict(serialized.exported_program)  # type: ignore[no-untyped-call]
+    return json.dumps(plain, cls=EnumEncoder)
 
 
 def exported_from_dict(values: dict[str, Any], tensors: dict[str, Tensor]) -> ExportedProgram:
     """Rebuild an exported program from its JSON values and its tensors; nothing is unpickled."""
-    schema = _dict_to_dataclass(ExportedProgramSchema, values)
+    schema = _dict_to_dataclass(ExportedProgramSchema, values)  # type: ignore[no-untyped-call]
     program: ExportedProgram = ExportedProgramDeserializer().deserialize(schema, tensors, {}, None)
     return program

@@ -25,9 +25,10 @@ QUANTIZE = decomposed.quantize_per_channel.default
 
 def _gathered_table(argument: Any) -> str | None:
     """The table behind ``index_select(table, 0, rows)``, or None."""
-    if is_call(argument, aten.index_select.default) and argument.args[0].op == "get_attr":
-        return str(argument.args[0].target)
-    return None
+    if not is_call(argument, aten.index_select.default):
+        return None
+    table = argument.args[0]
+    return str(table.target) if isinstance(table, fx.Node) and table.op == "get_attr" else None
 
 
 def _sites(graph_module: fx.GraphModule) -> dict[fx.Node, tuple[str, str]]:
