@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
+
+from tfmq_fx._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher
 
 __all__ = [
     "add_buffer",

@@ -5,6 +5,7 @@ of a diffusion model by data flow, quantizes it with one set of parameters per t
 everything else, and lowers to integer kernels. From TFMQ-DM (CVPR 2024) and PTQ4DM (CVPR 2023).
 """
 
+from tfmq_fx import _quiet_imports  # isort: skip  (first: it is about how the others import)
 from tfmq_fx.artefact import load, save
 from tfmq_fx.calibration import calibrate
 from tfmq_fx.capture import capture
@@ -61,3 +62,4 @@ __all__ = [
     "save",
 ]
 __version__ = "0.1.0"
+del _quiet_imports

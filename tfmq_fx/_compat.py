@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch.fx.experimental._config
-from torch import Tensor
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._export.serde.schema import ExportedProgram as ExportedProgramSchema
 from torch._export.serde.serialize import (
     EnumEncoder,
@@ -25,10 +26,18 @@ __all__ = [
     "Q_ANNOTATION_KEY",
     "FakeTensor",
     "FakeTensorMode",
+    "calling_convention",
+    "enable_python_dispatcher",
     "exported_from_dict",
     "exported_to_json",
     "no_special_batch_sizes",
 ]
+
+
+def calling_convention(graph: fx.Graph) -> tuple[list[str], Any]:
+    """Argument names and the input structure ``((args), {kwargs})`` of an exported graph."""
+    info = graph._codegen.pytree_info  # type: ignore[attr-defined]
+    return list(info.orig_args), info.in_spec
 
 
 @contextlib.contextmanager

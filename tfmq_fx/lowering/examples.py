@@ -8,9 +8,10 @@ import torch
 from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tfmq_fx._compat import calling_convention
 from tfmq_fx.passes.predicates import node_value
 
-__all__ = ["batch_symbol", "calling_convention", "example_arguments"]
+__all__ = ["batch_symbol", "example_arguments"]
 
 #: Batch of the examples: two, because a batch of one is a special case to a compiler.
 EXAMPLE_BATCH = 2
@@ -40,12 +41,6 @@ def _example(node: fx.Node, timestep: str, timesteps: Tensor | None, generator: 
     return torch.zeros(shape, dtype=value.dtype)
 
 
-def calling_convention(graph_module: fx.GraphModule) -> tuple[list[str], Any]:
-    """Argument names and the input structure ``((args), {kwargs})`` of a captured graph."""
-    info = graph_module.graph._codegen.pytree_info  # type: ignore[attr-defined]
-    return list(info.orig_args), info.in_spec
-
-
 def example_arguments(
     graph_module: fx.GraphModule, timestep: str = "timestep", timesteps: Tensor | None = None, *, seed: int = 0
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -61,5 +56,5 @@ def example_arguments(
     flat = [
         _example(node, timestep, timesteps, generator) for node in graph_module.graph.nodes if node.op == "placeholder"
     ]
-    args, kwargs = pytree.tree_unflatten(flat, calling_convention(graph_module)[1])
+    args, kwargs = pytree.tree_unflatten(flat, calling_convention(graph_module.graph)[1])
     return tuple(args), dict(kwargs)

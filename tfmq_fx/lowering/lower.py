@@ -12,11 +12,12 @@ import torch
 import torch._inductor
 from torch import SymInt, Tensor, fx
 
+from tfmq_fx._compat import calling_convention
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.lowering.aot import compile_package, describe_package, export_graph, load_package
 from tfmq_fx.lowering.denoiser import Denoiser, Signature
-from tfmq_fx.lowering.examples import calling_convention, example_arguments
+from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.lowering.inductor import compile_inductor
 from tfmq_fx.lowering.parity import check_parity
 from tfmq_fx.lowering.report import LoweringReport, classify, eager, match_kernels
@@ -147,7 +148,7 @@ def _compile(
 
 
 def _signature(graph_module: fx.GraphModule, program: QuantizedProgram) -> Signature:
-    names, spec = calling_convention(graph_module)
+    names, spec = calling_convention(graph_module.graph)
     inputs: list[tuple[list[int | None], torch.dtype] | None] = []
     for node in graph_module.graph.nodes:
         if node.op != "placeholder":
