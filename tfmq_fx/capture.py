@@ -146,10 +146,8 @@ def _export_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
         def shape(leaf: Any) -> dict[int, Any] | None:
             return {0: dimension} if isinstance(leaf, Tensor) and leaf.ndim and leaf.shape[0] == batch else None
 
-        names = list(inspect.signature(model.forward).parameters)
-        by_name = {**dict(zip(names, args, strict=False)), **kwargs}
-        if len(args) > len(names) or any(p.kind is p.VAR_POSITIONAL for p in _parameters(model)):
-            return torch.export.export(model, args, kwargs, dynamic_shapes=pytree.tree_map(shape, (args, kwargs)))
+        # As torch.export itself names them: what *args or **kwargs takes is one entry of its own.
+        by_name = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
         return torch.export.export(model, args, kwargs, dynamic_shapes=pytree.tree_map(shape, by_name))
 
     try:
@@ -161,10 +159,6 @@ def _export_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
             msg = f"the batch of {type(model).__name__} cannot be dynamic ({first}); pass dynamic_batch=False"
             raise CaptureError(msg) from error
     return attempt(Dim("batch", min=1, max=int(limit.group(1))))
-
-
-def _parameters(model: nn.Module) -> list[inspect.Parameter]:
-    return list(inspect.signature(model.forward).parameters.values())
 
 
 def _max_batch(program: ExportedProgram) -> int | None:
