@@ -140,7 +140,7 @@ def _load_denoiser(source: str, subfolder: str | None, class_name: str) -> nn.Mo
         raise CaptureError(msg)
     options = {} if subfolder is None else {"subfolder": subfolder}
     try:
-        model = model_class.from_pretrained(source, torch_dtype=torch.float32, **options)
+        model = model_class.from_pretrained(source, torch_dtype=torch.float32, low_cpu_mem_usage=False, **options)
     except Exception as error:  # from_pretrained lets errors of many libraries through
         msg = f"the {class_name} in {where!r} cannot be loaded: {_first_line(error)}"
         raise CaptureError(msg) from error

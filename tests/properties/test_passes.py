@@ -1,0 +1,192 @@
+"""Every pass that preserves numerics keeps the contract (P1 to P8) on generated graphs."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import event, given, note
+from tfmq_fx.passes import (
+    CANONICALIZE,
+    DecomposeAttention,
+    FlattenLinearInputs,
+    IndexTimesteps,
+    InlineTimestepRows,
+    NormalizeArguments,
+    ObserveTemporalBlock,
+    PropagateValues,
+    RemoveDropouts,
+    RemoveGuards,
+    RemoveIdentityArithmetic,
+    RemoveNoopCasts,
+    SplitConcatenatedConvs,
+    StripDeadState,
+    TabulateTemporalBlock,
+    run_pipeline,
+)
+from tfmq_fx.passes.analysis import find_temporal_block
+from torch import nn
+
+from tfmq_fx.testing import assert_pass_contract, aten_graphs, temporal_graphs
+
+#: Each pass that moves or drops nodes, with the operators that it looks for.
+EXACT = {
+    RemoveGuards: ("guard",),
+    RemoveDropouts: ("dropout",),
+    RemoveNoopCasts: ("noop_cast",),
+    RemoveIdentityArithmetic: ("identity",),
+    NormalizeArguments: ("linear", "attention"),
+    StripDeadState: (),
+}
+#: Each pass that changes the order of sums.
+CLOSE = {
+    FlattenLinearInputs: ("linear",),
+    DecomposeAttention: ("attention",),
+    SplitConcatenatedConvs: ("conv_of_concatenation",),
+}
+VALUES = [999, 500, 7, 3]
+
+
+def names(passes):
+    return [p.__name__ for p in passes]
+
+
+@pytest.mark.parametrize("rewrite", EXACT, ids=names(EXACT))
+def test_passes_that_move_or_drop_nodes(rewrite):
+    fired = []
+
+    @given(aten_graphs(favour=EXACT[rewrite]))
+    def check(generated):
+        inputs, more = generated.example_inputs, generated.more_inputs
+        result = assert_pass_contract(rewrite, generated.graph_module, inputs, exact=True, more_inputs=more)
+        event(f"modified: {result.modified}")
+        fired.append(result.modified)
+
+    check()
+    # A property that holds because nothing ever happened says nothing.
+    assert sum(fired) >= len(fired) / 5 and sum(fired) < len(fired)
+
+
+@pytest.mark.parametrize("rewrite", CLOSE, ids=names(CLOSE))
+def test_passes_that_change_the_order_of_sums(rewrite):
+    fired = []
+
+    @given(aten_graphs(half=False, favour=CLOSE[rewrite]))
+    def check(generated):
+        inputs, more = generated.example_inputs, generated.more_inputs
+        result = assert_pass_contract(rewrite, generated.graph_module, inputs, rtol=1e-3, atol=1e-3, more_inputs=more)
+        event(f"modified: {result.modified}")
+        fired.append(result.modified)
+
+    check()
+    assert sum(fired) >= len(fired) / 5 and sum(fired) < len(fired)
+
+
+@given(aten_graphs(favour=("guard", "dropout", "noop_cast", "identity", "linear")))
+def test_canonicalizing_in_order_leaves_nothing_to_do(generated):
+    graph_module = copy.deepcopy(generated.graph_module)
+    with torch.no_grad():
+        wanted = copy.deepcopy(graph_module)(*generated.example_inputs)
+    run_pipeline(graph_module, CANONICALIZE)
+    note(str(graph_module.graph))
+    for rewrite in CANONICALIZE:
+        assert not rewrite()(graph_module).modified, rewrite.id
+    with torch.no_grad():
+        torch.testing.assert_close(graph_module(*generated.example_inputs), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@given(aten_graphs())
+def test_values_are_propagated_to_what_they_were(generated):
+    graph_module = copy.deepcopy(generated.graph_module)
+    for index, node in enumerate(graph_module.graph.nodes):
+        if node.op != "placeholder" and index % 2:
+            node.meta.pop("val", None)
+    result = assert_pass_contract(PropagateValues, graph_module, generated.example_inputs, exact=True, may_set=["val"])
+    for node, like in zip(result.graph_module.graph.nodes, generated.graph_module.graph.nodes, strict=True):
+        # As text, because comparing symbolic sizes would ask them for a number.
+        assert str(node.meta.get("val")) == str(like.meta.get("val"))
+
+
+# -- the passes of the temporal block, on models with a known block ------------------------------------------------
+
+
+class PassThrough(nn.Module):
+    """An observer that checks what it is called with."""
+
+    def forward(self, x, rows):
+        assert rows.shape == x.shape[:1] and rows.dtype == torch.int64
+        return x
+
+
+def indexed(model):
+    graph_module = copy.deepcopy(model.graph_module)
+    IndexTimesteps(VALUES, timestep=model.path.timestep_name)(graph_module)
+    return graph_module
+
+
+def calls(model):
+    """Two batches of the example size, and two of other sizes when the batch is symbolic."""
+    more = [model.example_inputs((500, 3))]
+    if model.path.dynamic_batch:
+        more += [model.example_inputs((7, 999, 3), batch=size) for size in (1, 5)]
+    return model.example_inputs((7, 999)), more
+
+
+@given(temporal_graphs())
+def test_index_timesteps(model):
+    inputs, more = calls(model)
+    result = assert_pass_contract(
+        lambda: IndexTimesteps(VALUES, timestep=model.path.timestep_name),
+        model.graph_module,
+        inputs,
+        exact=True,
+        more_inputs=more,
+        confined_to=lambda node: False,
+    )
+    assert result.modified
+
+
+@given(temporal_graphs())
+def test_observe_temporal_block(model):
+    inputs, more = calls(model)
+    linears = {*model.expected.time_embedding, *model.expected.embedding_layers}
+    result = assert_pass_contract(
+        lambda: ObserveTemporalBlock(lambda linear: PassThrough(), timestep=model.path.timestep_name),
+        indexed(model),
+        inputs,
+        exact=True,
+        more_inputs=more,
+        confined_to=lambda node: node.name in linears,
+    )
+    observed = {node.name for node in result.graph_module.graph.nodes if node.args and _is_observer(node.args[0])}
+    assert observed == linears
+
+
+def _is_observer(node):
+    return getattr(node, "op", "") == "call_module"
+
+
+@given(temporal_graphs())
+def test_tabulate_temporal_block(model):
+    inputs, more = calls(model)
+    name = model.path.timestep_name
+    result = assert_pass_contract(
+        lambda: TabulateTemporalBlock(timestep=name),
+        indexed(model),
+        inputs,
+        rtol=1e-4,
+        atol=1e-4,
+        more_inputs=more,
+        confined_to=lambda node: node.name in model.expected.nodes or node.op == "get_attr",
+    )
+    assert result.modified
+    assert not find_temporal_block(result.graph_module, name).linears
+    left = {node.name for node in result.graph_module.graph.nodes}
+    assert not left & {*model.expected.time_embedding, *model.expected.embedding_layers}
+
+
+@given(temporal_graphs())
+def test_inline_timestep_rows(model):
+    graph_module = indexed(model)
+    TabulateTemporalBlock(timestep=model.path.timestep_name)(graph_module)
+    inputs, more = calls(model)
+    assert assert_pass_contract(InlineTimestepRows, graph_module, inputs, exact=True, more_inputs=more).modified
