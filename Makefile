@@ -34,7 +34,7 @@ demo: venv
 	$(BIN)/tfmq-fx inspect
 	$(BIN)/tfmq-fx quantize --out $(DEMO)/fashion-w8a8
 	$(BIN)/tfmq-fx compare --artefact $(DEMO)/fashion-w8a8 --out $(DEMO)/comparison.png --json $(DEMO)/comparison.json
-	$(BIN)/python benchmarks/stock_recipe.py --artefact $(DEMO)/fashion-w8a8 --json $(DEMO)/stock_recipe.json
+	$(BIN)/python benchmarks/baselines.py --artefact $(DEMO)/fashion-w8a8 --json $(DEMO)/baselines.json
 
 clean:
 	rm -rf build $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -205,7 +205,7 @@ class _Walk:
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.options = {"generator": generator} if takes_generator else {}
         # Of diffusers' schedulers only those with this attribute read a learned variance.
-        self.keep_variance = str(getattr(scheduler, "variance_type", "")).startswith("learned")
+        self.keep_variance = str(scheduler.config.get("variance_type", "")).startswith("learned")
 
     def advance(self, x: Tensor, timestep: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Go one step; return what the denoiser saw and the next ``x``.

@@ -1,16 +1,20 @@
-"""Hold an artefact of the bundled model against torchao's stock x86 recipe on the same calibration data.
+"""Hold an artefact of the bundled model against its baselines on the same calibration data.
 
-The stock recipe is ``X86InductorQuantizer`` with its default configuration, every conv and linear, with
-``aten.mul`` opted out (it would observe the integer timestep and raise). Both programs run as eager
-quantize/dequantize graphs from the same noise, DDIM, and are compared with the float model's images.
+The baselines are torchao's stock x86 recipe (``X86InductorQuantizer`` with its default configuration, every
+conv and linear, ``aten.mul`` opted out because it would observe the integer timestep and raise), and the
+artefact's own configuration with the temporal block left in float, and with one range for all timesteps.
+All run as eager quantize/dequantize graphs from the same noise, DDIM, against the float model's images.
 
-    python benchmarks/stock_recipe.py --artefact demo/fashion-w8a8 --json demo/stock_recipe.json
+    python benchmarks/baselines.py --artefact demo/fashion-w8a8 --json demo/baselines.json
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +30,8 @@ from tfmq_fx.comparison import ddim_scheduler, psnr, sample_images
 from tfmq_fx.models_bundle import load_model
 
 
-def stock_program(model: torch.nn.Module, batches: list[dict[str, Any]]) -> fx.GraphModule:
-    """Quantize ``model`` the way torchao's x86 tutorial does."""
+def stock_program(captured: fx.GraphModule, batches: list[dict[str, Any]]) -> fx.GraphModule:
+    """Quantize a copy of ``captured`` the way torchao's x86 tutorial does."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
         X86InductorQuantizer,
@@ -36,7 +40,7 @@ def stock_program(model: torch.nn.Module, batches: list[dict[str, Any]]) -> fx.G
 
     quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
     quantizer.set_function_type_qconfig(torch.mul, None)
-    prepared = prepare_pt2e(tfmq_fx.capture(model, example_kwargs=unconditional_inputs(model)), quantizer)
+    prepared = prepare_pt2e(copy.deepcopy(captured), quantizer)
     with torch.no_grad():
         for batch in batches:
             prepared(**batch)
@@ -61,25 +65,33 @@ def main() -> None:
     batches = tfmq_fx.sample_trajectories(
         model, ddim, steps=steps, samples=args.calibration_samples, batch_size=16, keep=8, seed=0
     )
-    stock = stock_program(model, batches)
-    ours = tfmq_fx.lower(program, "reference")
+    captured = tfmq_fx.capture(model, example_kwargs=unconditional_inputs(model))
+    stock = stock_program(captured, batches)
 
     def call_stock(sample: torch.Tensor, timestep: torch.Tensor) -> Any:
         with torch.no_grad():
             return stock(sample, timestep.expand(len(sample)))
 
+    denoisers: dict[str, Any] = {"float": model, "this artefact": tfmq_fx.lower(program, "reference")}
+    for temporal in ("shared", "float"):
+        config = dataclasses.replace(program.config, temporal=temporal)
+        prepared = tfmq_fx.prepare(captured, config, timesteps=program.timesteps)
+        tfmq_fx.calibrate(prepared, batches, progress=False)
+        denoisers[f"temporal={temporal!r}"] = tfmq_fx.lower(tfmq_fx.convert(prepared), "reference")
+    denoisers["stock torchao x86"] = call_stock
+
     noise = torch.randn(args.samples, 1, 32, 32, generator=torch.Generator().manual_seed(args.seed))
     images = {}
     with Progress(transient=True) as progress:
-        for name, denoiser in (("float", model), ("tfmq_fx", ours), ("stock", call_stock)):
+        for name, denoiser in denoisers.items():
             task = progress.add_task(f"sampling, {name}", total=steps)
-            advance = lambda task=task: progress.advance(task)  # noqa: E731
+            advance = partial(progress.advance, task)
             images[name] = sample_images(denoiser, scheduler, steps=steps, noise=noise, on_step=advance)
     table = Table(
         "program", "PSNR to the float images, mean", "min", title_justify="left", title="same calibration, same noise"
     )
     result = {}
-    for name in ("tfmq_fx", "stock"):
+    for name in list(denoisers)[1:]:
         decibels = psnr(images["float"], images[name])
         result[name] = {"mean": decibels.mean().item(), "min": decibels.min().item()}
         table.add_row(name, f"{decibels.mean():.1f} dB", f"{decibels.min():.1f} dB")
