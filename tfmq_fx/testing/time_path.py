@@ -161,6 +161,7 @@ class _Model:
         self.temporal: list[fx.Node] = []
         self.finite: list[fx.Node] = []
         self.constants: list[fx.Node] = []
+        self.class_linears: list[fx.Node] = []
         self.inputs = self._placeholders()
         self._batch_size: Any = None
 
@@ -205,7 +206,8 @@ class _Model:
             outputs.append(embedding)
         frontier = injected + [features] * path.read_features + [embedding] * path.return_embedding
         graph_module = builder.build(tuple(outputs) if len(outputs) > 1 else outputs[0])
-        finite = self._answer([*self.temporal, *self.finite], [first, second], layers, frontier)
+        trunk = [first, second, *self.class_linears]
+        finite = self._answer([*self.temporal, *self.finite], trunk, layers, frontier)
         if not conditional:
             return TemporalGraph(graph_module, path, finite, finite)
         alone = [second] + [features] * path.read_features
@@ -300,6 +302,7 @@ class _Model:
             label = self._record(self.finite, aten.embedding.default, table, self.inputs["class_labels"])
             if self.path.class_embedding == "linear":
                 label = self._linear(self.finite, "class_embedding.linear", label, EMBEDDING, EMBEDDING)
+                self.class_linears.append(label)
         return self._record(self.finite, aten.add.Tensor, embedding, label)
 
     def _inject(self, into: list[fx.Node], hidden: fx.Node, layer: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
