@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
@@ -54,7 +55,8 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     timestep = prepared.meta.get(META_KEY, {}).get("timestep", "timestep")
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
-    for batch in track(batches, "calibrating", total=total, disable=not progress, transient=True):
+    console = Console(stderr=True)
+    for batch in track(batches, "calibrating", total=total, disable=not progress, transient=True, console=console):
         _check_finite(count, batch)
         args, kwargs = _arguments(batch)
         try:
