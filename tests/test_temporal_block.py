@@ -1,5 +1,8 @@
 """The temporal block of real diffusers models, and of graphs made to mislead."""
 
+import copy
+import functools
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -37,6 +40,13 @@ def tiny_unet(**options):
     return UNet2DModel(**{**TINY, **options}).eval()
 
 
+@functools.cache
+def captured(*options, timestep="vector", dynamic=True):
+    """A tiny UNet and its graph; whoever changes the graph copies it."""
+    model = tiny_unet(**dict(options))
+    return model, capture(model, example(timestep), dynamic_batch=dynamic)
+
+
 def example(timestep="vector", batch=2):
     t = torch.tensor(7) if timestep == "scalar" else torch.tensor([7, 999])[:batch]
     return torch.randn(batch, 3, 8, 8), t
@@ -57,8 +67,8 @@ def sizes(block):
     ],
 )
 def test_unet(options, timestep, dynamic):
-    model = tiny_unet(**options)
-    block = find_temporal_block(capture(model, example(timestep), dynamic_batch=dynamic))
+    model, program = captured(*options.items(), timestep=timestep, dynamic=dynamic)
+    block = find_temporal_block(program)
     layers = {name for name, _ in model.named_modules() if name.endswith("time_emb_proj")}
     assert {layer.fqn for layer in block.embedding_layers} == layers
     assert sizes(block) == (2, BLOCKS)
@@ -342,8 +352,7 @@ def test_the_analysis_changes_nothing():
 
 @pytest.mark.parametrize("timestep, dynamic", [("scalar", True), ("vector", True), ("vector", False)])
 def test_the_block_evaluated_alone_gives_what_the_model_computes(timestep, dynamic):
-    model = tiny_unet()
-    program = capture(model, example(timestep), dynamic_batch=dynamic)
+    model, program = captured(timestep=timestep, dynamic=dynamic)
     block = find_temporal_block(program)
     values = torch.tensor([0, 7, 500, 999, 3])
     outputs = [layer.linear for layer in block.embedding_layers]
@@ -355,8 +364,8 @@ def test_the_block_evaluated_alone_gives_what_the_model_computes(timestep, dynam
 
 
 def test_a_captured_unet_is_tabulated_without_its_temporal_layers():
-    model = tiny_unet(**ATTENTION)
-    program = capture(model, example("scalar"))
+    model, program = captured(timestep="scalar")
+    program = copy.deepcopy(program)
     IndexTimesteps([7, 500])(program)
     TabulateTemporalBlock()(program)
     RemoveGuards()(program)

@@ -63,7 +63,7 @@ def test_passes_that_move_or_drop_nodes(rewrite):
 
     check()
     # A property that holds because nothing ever happened says nothing.
-    assert sum(fired) >= len(fired) / 5 and sum(fired) < len(fired)
+    assert sum(fired) >= len(fired) / 5
 
 
 @pytest.mark.parametrize("rewrite", CLOSE, ids=names(CLOSE))
@@ -78,7 +78,7 @@ def test_passes_that_change_the_order_of_sums(rewrite):
         fired.append(result.modified)
 
     check()
-    assert sum(fired) >= len(fired) / 5 and sum(fired) < len(fired)
+    assert sum(fired) >= len(fired) / 5
 
 
 @given(aten_graphs(favour=("guard", "dropout", "noop_cast", "identity", "linear")))

@@ -75,18 +75,17 @@ def check_confinement(
         if new is None:
             fail("P6", f"node {name!r} lies outside the region and is gone", rewritten)
         same = (old.op, old.target) == (new.op, new.target)
-        if not same or _masked(old.arguments, allowed) != _masked(new.arguments, allowed | _inserted(before, after)):
+        if not same or not _follows(old.arguments, new.arguments, allowed):
             fail("P6", f"node {name!r} lies outside the region and was changed", rewritten)
 
 
-def _inserted(before: GraphSnapshot, after: GraphSnapshot) -> set[str]:
-    return set(after.nodes) - set(before.nodes)
-
-
-def _masked(arguments: Any, names: set[str]) -> Any:
-    """The arguments with every reference into the region alike: what stands there may be replaced."""
-    leaves, spec = pytree.tree_flatten(arguments, is_leaf=lambda leaf: isinstance(leaf, Reference))
-    return [None if isinstance(leaf, Reference) and leaf.name in names else leaf for leaf in leaves], str(spec)
+def _follows(old: Any, new: Any, region: set[str]) -> bool:
+    """Whether the arguments are the same, but for what was read from the region: there anything may stand now."""
+    before, after = (pytree.tree_flatten(arguments) for arguments in (old, new))
+    if before[1] != after[1]:
+        return False
+    pairs = zip(before[0], after[0], strict=True)
+    return all((isinstance(was, Reference) and was.name in region) or was == now for was, now in pairs)
 
 
 def check_interface(original: fx.GraphModule, rewritten: fx.GraphModule, before: GraphSnapshot) -> None:

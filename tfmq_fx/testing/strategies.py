@@ -9,7 +9,7 @@ except ImportError as error:
     raise ImportError(msg) from error
 
 from .random_graphs import GeneratedGraph, aten_graphs
-from .tensor_specs import TensorSpec, tensor_specs
+from .tensors import TensorSpec, tensor_specs
 from .time_path import TemporalGraph, TimePath, build_temporal_graph
 
 __all__ = ["GeneratedGraph", "TensorSpec", "aten_graphs", "temporal_graphs", "tensor_specs", "time_paths"]
