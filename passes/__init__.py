@@ -11,16 +11,20 @@ from .flatten_linear_inputs import FlattenLinearInputs
 from .fold_weight_zero_points import FoldWeightZeroPoints
 from .index_timesteps import IndexTimesteps
 from .inline_timestep_rows import InlineTimestepRows
+from .join_units import JoinUnits
 from .normalize_arguments import NormalizeArguments
 from .observe_temporal_block import ObserveTemporalBlock
+from .partition_units import PartitionUnits
 from .pipelines import CANONICALIZE, run_pipeline
 from .propagate_values import PropagateValues
 from .remove_dropouts import RemoveDropouts
 from .remove_guards import RemoveGuards
 from .remove_identity_arithmetic import RemoveIdentityArithmetic
 from .remove_noop_casts import RemoveNoopCasts
+from .share_temporal_nodes import ShareTemporalNodes
 from .split_concatenated_convs import SplitConcatenatedConvs
 from .strip_dead_state import StripDeadState
+from .subgraphs import extract_subgraph
 from .tabulate_temporal_block import TabulateTemporalBlock
 
 __all__ = [
@@ -31,16 +35,20 @@ __all__ = [
     "GraphPass",
     "IndexTimesteps",
     "InlineTimestepRows",
+    "JoinUnits",
     "NormalizeArguments",
     "ObserveTemporalBlock",
+    "PartitionUnits",
     "PassError",
     "PropagateValues",
     "RemoveDropouts",
     "RemoveGuards",
     "RemoveIdentityArithmetic",
     "RemoveNoopCasts",
+    "ShareTemporalNodes",
     "SplitConcatenatedConvs",
     "StripDeadState",
     "TabulateTemporalBlock",
+    "extract_subgraph",
     "run_pipeline",
 ]

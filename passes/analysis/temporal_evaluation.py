@@ -14,6 +14,7 @@ from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
 from ..nodes import read_attribute
+from ..sizes import concrete_size
 
 __all__ = ["NodeHook", "evaluate_temporal_nodes"]
 
@@ -26,20 +27,12 @@ def _identity(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
     return value
 
 
-def _concrete(value: Any, batch: int) -> Any:
-    """Turn a symbolic size into an int, every free symbol standing for the batch."""
-    if not isinstance(value, SymInt):
-        return value
-    expression = value.node.expr
-    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
-
-
 def _stand_in(value: Any, batch: int, device: torch.device) -> Any:
     """A value of the right shape and dtype for a node outside the block; zeros, one element of memory."""
     if isinstance(value, Tensor):
-        shape = [_concrete(size, batch) for size in value.shape]
+        shape = [concrete_size(size, batch) for size in value.shape]
         return torch.zeros((), dtype=value.dtype, device=device).expand(shape)
-    return _concrete(value, batch)
+    return concrete_size(value, batch)
 
 
 def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], timestep: fx.Node, value: Tensor,

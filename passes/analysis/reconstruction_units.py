@@ -1,0 +1,250 @@
+"""Reconstruction units: the parts of a model whose rounding is learned one after the other.
+
+A unit is a residual block (BRECQ, ICLR 2021, section 3.2: blocks keep the dependence between their layers,
+and there is little of it across them), the temporal block (TFMQ-DM, CVPR 2024, section 4: it is a unit of
+its own, not a part of the blocks that read it), or a single layer for what lies in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import SymInt, Tensor, fx
+
+from ..predicates import is_getitem, is_weighted, node_value
+from .dependence import data_dependence
+from .layer_names import common_path, layer_name
+from .reachability import Reachability, contracted_order
+from .residual_joins import Modules, find_regions, is_sum, join_modules
+from .temporal_block import find_temporal_block
+
+__all__ = ["ReconstructionUnit", "find_units"]
+
+Kind = Literal["temporal", "residual", "layer"]
+
+
+@dataclass(frozen=True)
+class ReconstructionUnit:
+    """A part of a graph to reconstruct at once.
+
+    Attributes:
+        name: Dotted path of the module, the layer's name, ``"temporal block"``, or ``"region 3"`` when the graph
+            tells no name. No two units have the same: a second call of a module is ``"block (2)"``.
+        kind: ``"temporal"``, ``"residual"`` or ``"layer"``.
+        nodes: Its nodes in the order of the graph. The set is convex: no path leaves it and comes back.
+        weighted: Its weighted ops, at least one.
+    """
+
+    name: str
+    kind: Kind
+    nodes: tuple[fx.Node, ...]
+    weighted: tuple[fx.Node, ...]
+
+
+def find_units(
+    graph_module: fx.GraphModule,
+    timestep: str = "timestep",
+    *,
+    granularity: Literal["block", "layer"] = "block",
+    temporal: bool = True,
+) -> tuple[ReconstructionUnit, ...]:
+    """Divide the weighted ops of a graph, prepared or not, into reconstruction units.
+
+    A residual unit is the innermost module whose own ``forward`` adds a branch to what it branched off from.
+    Nodes without a module, and those in the ``forward`` of the whole model, are grouped by structure alone:
+    a region with one entry that ends in such an addition. Whatever would overlap another unit, or depend on
+    one that depends on it, is left as single layers.
+
+    Args:
+        graph_module: A captured graph; it is not changed.
+        timestep: Name of the timestep input.
+        granularity: ``"layer"`` makes each weighted op outside the temporal block a unit of its own.
+        temporal: Whether the temporal block is a unit, the first one. Without it each embedding layer belongs
+            to the block that reads it, and each linear of the time embedding is a layer (the BRECQ baseline).
+
+    Returns:
+        The units in an order in which they can run. Every weighted op is in exactly one.
+    """
+    return _Search(graph_module, timestep, granularity, temporal).run()
+
+
+class _Search:
+    """One search, with what it knows about the graph."""
+
+    def __init__(self, graph_module: fx.GraphModule, timestep: str, granularity: str, temporal: bool) -> None:
+        self.reach = Reachability(graph_module.graph)
+        self.order = self.reach.order
+        self.dependence = data_dependence(graph_module)
+        self.modules = Modules(self.order)
+        self.block = find_temporal_block(graph_module, timestep)
+        self.granularity, self.timestep = granularity, timestep
+        self.temporal = self._temporal_unit() if temporal else set()
+        self.reserved = self.temporal | {n for n in self.reach.ancestors(self.temporal) if n.op != "placeholder"}
+        self.layers = [layer for layer in self.block.embedding_layers if layer.linear not in self.temporal]
+
+    def run(self) -> tuple[ReconstructionUnit, ...]:
+        refused: set[str] = set()
+        while True:
+            found = {} if self.granularity == "layer" else self._residual(refused)
+            taken = self.temporal.union(*found.values())
+            single = [node for node in self.order if is_weighted(node) and node not in taken]
+            groups: list[tuple[str, Kind, set[fx.Node]]] = []
+            if self.temporal:
+                groups.append(("temporal block", "temporal", self.temporal))
+            groups += [(key, "residual", nodes) for key, nodes in found.items()]
+            for node in single:
+                key = f"%{node.name}"
+                groups.append((key, "layer", {node} if key in refused else self._with_private({node})))
+            members = [nodes for _, _, nodes in groups]
+            items, circular = contracted_order(self.reach, members, early=self.reserved)
+            if not circular:
+                return self._named(groups, items)
+            # Blocks that feed each other: the largest one is given up, and what is left is looked at again.
+            tied = (groups[position] for position in circular)
+            refused.add(max((kind == "residual", len(nodes), key) for key, kind, nodes in tied)[2])
+
+    # -- the temporal block -----------------------------------------------------------------------------------
+
+    def _temporal_unit(self) -> set[fx.Node]:
+        """The computed nodes of the temporal block that no layer outside it has to run before.
+
+        A node that reads the *shape* of a feature map depends on the timestep alone, and still has to wait.
+        """
+        members = set(self.block.nodes)
+        kept: set[fx.Node] = set()
+        late: set[fx.Node] = set()
+        for node in self.order:
+            waits = any(source in late for source in self.reach.sources[node])
+            if node in members and not waits:
+                kept.add(node)
+            elif waits or is_weighted(node) or any(source in kept for source in self.reach.sources[node]):
+                late.add(node)
+        for node in reversed(self.order):
+            if node in kept and not self.dependence[node] and not all(user in kept for user in node.users):
+                kept.discard(node)
+        return kept if any(is_weighted(node) for node in kept) else set()
+
+    def _counts(self, node: fx.Node) -> bool:
+        """Whether ``node`` carries data, and not that of the timestep alone."""
+        depends = self.dependence[node]
+        return bool(depends) and depends != {self.timestep} and node.op != "output" and node not in self.block
+
+    # -- residual units ---------------------------------------------------------------------------------------
+
+    def _residual(self, refused: set[str]) -> dict[str, set[fx.Node]]:
+        """Residual units by a key: the module call, or the join that ends a region."""
+        units: dict[str, set[fx.Node]] = {}
+        for call, nodes in self._by_module().items():
+            self._add(units, call, nodes, refused)
+        structural = [n for n in self.order if self._counts(n) and is_sum(n) and self.modules.home(n) is None]
+        inputs = [str(n.target) for n in self.order if n.op == "placeholder" and n.target != self.timestep]
+        for nodes in find_regions(self.reach, self.dependence, inputs, structural, self._counts):
+            join = max(nodes, key=self.reach.index.__getitem__)
+            self._add(units, f"%{join.name}", nodes, refused)
+        return units
+
+    def _by_module(self) -> dict[str, set[fx.Node]]:
+        """The nodes of each module call with a residual join of its own, the innermost calls first."""
+        calls = join_modules(self.modules, self.reach, self._counts)
+        groups: dict[str, set[fx.Node]] = {}
+        owner: dict[fx.Node, str | None] = {}
+        for node in self.order:
+            own = next((call for call in reversed(self.modules.stacks[node]) if call in calls), None)
+            owner[node] = owner.get(node.all_input_nodes[0]) if is_getitem(node) else own
+            outside = node in self.reserved or node in self.block or _is_size(node)
+            if node.op == "call_function" and not outside and (call := owner[node]):
+                groups.setdefault(call, set()).add(node)
+        depth = {call: len(self.modules.paths[call].split(".")) for call in groups}
+        return {call: groups[call] for call in sorted(groups, key=lambda call: -depth[call])}
+
+    def _add(self, units: dict[str, set[fx.Node]], key: str, nodes: set[fx.Node], refused: set[str]) -> None:
+        """Complete a candidate and add it to ``units``, unless it holds no layer or would take what is not its own."""
+        weighted = {node for node in nodes if is_weighted(node)}
+        taken = self.reserved.union(*units.values())
+        if key in refused or not weighted or nodes & taken:
+            return
+        whole = self.reach.closure(nodes)
+        attached = {node for node in self._embedding_layers_of(whole) if node not in taken}
+        whole = self.reach.closure(whole | attached)
+        swallowed = [node for node in whole - nodes - attached if is_weighted(node)]
+        if whole & taken or any(self.modules.stacks[node] or node in self.block for node in swallowed):
+            return
+        units[key] = self._with_private(whole, barred=taken, temporal=bool(attached))
+
+    def _embedding_layers_of(self, whole: set[fx.Node]) -> set[fx.Node]:
+        """The embedding layers that nothing but ``whole`` reads, each with the temporal nodes that it leads to."""
+        found: set[fx.Node] = set()
+        for layer in self.layers:
+            cone, queue, readers = {layer.linear}, [layer.linear], set()
+            while queue:
+                for user in queue.pop().users:
+                    if user not in self.block:
+                        readers.add(user)
+                    elif user not in cone:
+                        cone.add(user)
+                        queue.append(user)
+            if readers and readers <= whole:
+                found |= cone
+        return found
+
+    def _with_private(
+        self, nodes: Iterable[fx.Node], *, barred: Collection[fx.Node] = (), temporal: bool = False
+    ) -> set[fx.Node]:
+        """Add what only ``nodes`` read: constants, observers, with ``temporal`` also what an embedding layer reads."""
+        members = set(nodes)
+        queue = list(members)
+        while queue:
+            for source in queue.pop().all_input_nodes:
+                if source in members or source in self.reserved or source in barred:
+                    continue
+                if not all(user in members for user in source.users):
+                    continue
+                inner = temporal and source in self.block and source.op == "call_function" and not is_weighted(source)
+                if inner or _is_observer(source) or self._is_constant(source):
+                    members.add(source)
+                    queue.append(source)
+        return members
+
+    def _is_constant(self, node: fx.Node) -> bool:
+        """Whether ``node`` is read from the state, or computed from such and from sizes alone."""
+        if node.op == "get_attr":
+            return True
+        if node.op != "call_function" or self.dependence[node] or _is_size(node) or is_weighted(node):
+            return False
+        return all(_is_size(source) or self._is_constant(source) for source in node.all_input_nodes)
+
+    # -- names ------------------------------------------------------------------------------------------------
+
+    def _named(
+        self, groups: list[tuple[str, Kind, set[fx.Node]]], items: Collection[tuple[fx.Node, ...]]
+    ) -> tuple[ReconstructionUnit, ...]:
+        by_nodes = {frozenset(nodes): (key, kind) for key, kind, nodes in groups}
+        taken: dict[str, int] = {}
+        units: list[ReconstructionUnit] = []
+        for nodes in items:
+            if (found := by_nodes.get(frozenset(nodes))) is None:
+                continue
+            weighted = tuple(node for node in nodes if is_weighted(node))
+            name = self._name(*found, weighted) or f"region {len(units)}"
+            count = taken[name] = taken.get(name, 0) + 1
+            units.append(ReconstructionUnit(f"{name} ({count})" if count > 1 else name, found[1], nodes, weighted))
+        return tuple(sorted(units, key=lambda unit: unit.kind != "temporal"))
+
+    def _name(self, key: str, kind: Kind, weighted: tuple[fx.Node, ...]) -> str:
+        if kind == "temporal":
+            return key
+        if key in self.modules.paths:
+            return self.modules.paths[key]
+        return common_path(weighted) if kind == "residual" else layer_name(weighted[0])
+
+
+def _is_observer(node: fx.Node) -> bool:
+    return node.op == "call_module" and "tfmq_fx.unit" not in node.meta
+
+
+def _is_size(node: fx.Node) -> bool:
+    """Whether ``node`` yields a size: it is recomputed where it is needed, so it belongs nowhere."""
+    value = node_value(node)
+    return not isinstance(value, Tensor) and isinstance(value, (int, SymInt))

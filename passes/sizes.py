@@ -1,0 +1,25 @@
+"""Symbolic sizes as numbers, once the batch is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import SymInt
+
+__all__ = ["concrete_size", "rows_per_item"]
+
+
+def concrete_size(value: Any, batch: int) -> Any:
+    """Turn a symbolic size into an int, every free symbol standing for the batch; anything else passes through."""
+    if not isinstance(value, SymInt):
+        return value
+    expression = value.node.expr
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
+
+
+def rows_per_item(size: Any) -> int | None:
+    """How many rows an axis of this size has for each item of the batch; None when it does not grow with it."""
+    if not isinstance(size, SymInt):
+        return None
+    rows = int(concrete_size(size, 1))
+    return rows if rows > 0 and concrete_size(size, 3) == 3 * rows else None
