@@ -17,6 +17,7 @@ from tfmq_fx.errors import (
     CaptureError,
     ConfigError,
     LoweringError,
+    ReconstructionError,
     TfmqError,
     TimestepError,
 )
@@ -27,6 +28,8 @@ from tfmq_fx.prepare import prepare
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.quantize import quantize
 from tfmq_fx.quantizer import TFMQQuantizer
+from tfmq_fx.reconstruction import ReconstructionReport, reconstruct
+from tfmq_fx.reconstruction_config import ReconstructionConfig
 from tfmq_fx.table import add_timesteps
 from tfmq_fx.trajectories import record_trajectories, sample_trajectories
 
@@ -41,6 +44,9 @@ __all__ = [
     "LoweringReport",
     "QuantizationConfig",
     "QuantizedProgram",
+    "ReconstructionConfig",
+    "ReconstructionError",
+    "ReconstructionReport",
     "TFMQQuantizer",
     "TemporalBlock",
     "TfmqError",
@@ -57,6 +63,7 @@ __all__ = [
     "prepare",
     "program_from_graph",
     "quantize",
+    "reconstruct",
     "record_trajectories",
     "sample_trajectories",
     "save",

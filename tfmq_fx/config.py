@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from tfmq_fx.choices import check_choice
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.reconstruction_config import ReconstructionConfig
 
 __all__ = ["FLOAT_BITS", "QuantizationConfig"]
 
@@ -51,7 +53,8 @@ class QuantizationConfig:
         split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
         unknown_timestep: What a timestep outside the table does: ``"error"`` names it, ``"nearest"``
             takes the parameters (lowered: the features) of the closest row.
-        reconstruction: ``"none"``: weights are rounded to nearest.
+        reconstruction: How weight rounding is learned: a :class:`ReconstructionConfig`, its fields, or a name
+            (``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``); None rounds to nearest.
 
     Raises:
         ConfigError: A value is outside what the field admits.
@@ -67,18 +70,18 @@ class QuantizationConfig:
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     split_concatenations: bool = True
     unknown_timestep: UnknownTimestep = "error"
-    reconstruction: Literal["none"] = "none"
+    reconstruction: ReconstructionConfig | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
         object.__setattr__(self, "keep_float", tuple(self.keep_float))
         _check_bits("weight_bits", self.weight_bits)
         _check_bits("activation_bits", self.activation_bits)
-        _check_choice("temporal", self.temporal, get_args(Temporal))
-        _check_choice("weight_range", self.weight_range, (None, *get_args(WeightRange)))
-        _check_choice("activation_range", self.activation_range, get_args(ActivationRange))
-        _check_choice("unknown_timestep", self.unknown_timestep, get_args(UnknownTimestep))
-        _check_choice("reconstruction", self.reconstruction, ("none",))
+        check_choice("temporal", self.temporal, get_args(Temporal))
+        check_choice("weight_range", self.weight_range, (None, *get_args(WeightRange)))
+        check_choice("activation_range", self.activation_range, get_args(ActivationRange))
+        check_choice("unknown_timestep", self.unknown_timestep, get_args(UnknownTimestep))
+        object.__setattr__(self, "reconstruction", ReconstructionConfig.of(self.reconstruction))
         if self.symmetric_weights is False and self.weight_bits == 8:
             msg = (
                 "symmetric_weights=False needs weight_bits of at most 7: "
@@ -87,7 +90,7 @@ class QuantizationConfig:
             raise ConfigError(msg)
         for pattern, values in self.overrides.items():
             for name in values:
-                _check_choice(f"override of {pattern!r}: field", name, OVERRIDABLE)
+                check_choice(f"override of {pattern!r}: field", name, OVERRIDABLE)
             dataclasses.replace(self, overrides={}, **values)
 
     @classmethod
@@ -99,7 +102,7 @@ class QuantizationConfig:
         Raises:
             ConfigError: There is no such preset.
         """
-        _check_choice("preset", name, tuple(PRESETS))
+        check_choice("preset", name, tuple(PRESETS))
         return cls(**{**PRESETS[name], **values})
 
     def keeps_float(self, fqn: str, roles: frozenset[str]) -> str | None:
@@ -151,10 +154,4 @@ OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weig
 def _check_bits(name: str, bits: Any) -> None:
     if isinstance(bits, bool) or bits not in BITS:
         msg = f"{name}={bits!r} is not supported: use 2 to 8, 16, or {FLOAT_BITS} for float"
-        raise ConfigError(msg)
-
-
-def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        msg = f"{name}={value!r} is not supported: use one of {', '.join(map(repr, choices))}"
         raise ConfigError(msg)

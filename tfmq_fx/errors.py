@@ -8,6 +8,7 @@ __all__ = [
     "CaptureError",
     "ConfigError",
     "LoweringError",
+    "ReconstructionError",
     "TfmqError",
     "TimestepError",
 ]
@@ -27,6 +28,10 @@ class ConfigError(TfmqError, ValueError):
 
 class CalibrationError(TfmqError, ValueError):
     """Calibration data is missing or unusable."""
+
+
+class ReconstructionError(TfmqError, RuntimeError):
+    """Weights could not be reconstructed, or a saved state belongs to another run."""
 
 
 class TimestepError(TfmqError, ValueError):

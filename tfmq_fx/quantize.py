@@ -1,8 +1,9 @@
-"""The whole way in one call: capture, prepare, calibrate, convert."""
+"""The whole way in one call: capture, prepare, calibrate, reconstruct, convert."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -14,6 +15,7 @@ from tfmq_fx.convert import convert
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.prepare import prepare
 from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.reconstruction import reconstruct
 
 __all__ = ["quantize"]
 
@@ -25,6 +27,7 @@ def quantize(
     *,
     timesteps: Tensor | Iterable[float] | None = None,
     timestep: str = "timestep",
+    directory: str | Path | None = None,
     progress: bool = True,
 ) -> QuantizedProgram:
     """Quantize a diffusion model in one call.
@@ -36,6 +39,7 @@ def quantize(
             (:func:`tfmq_fx.sample_trajectories` makes them). The first one is the example to capture with.
         timesteps: The timesteps of the schedule (``scheduler.timesteps``).
         timestep: Name of the model's timestep input.
+        directory: Where reconstruction keeps the state of finished units, to go on after an interrupt.
         progress: Whether to draw a progress bar.
 
     Returns:
@@ -55,6 +59,9 @@ def quantize(
         first = (first,)
     named = first if not isinstance(first, Sequence) else None
     program = capture(model, () if named is not None else tuple(first), example_kwargs=named)
-    prepared = prepare(program, config, timesteps=timesteps, timestep=timestep)
+    chosen = config or QuantizationConfig()
+    prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep)
     calibrate(prepared, batches, progress=progress)
+    if chosen.reconstruction is not None:
+        reconstruct(prepared, batches, chosen.reconstruction, directory=directory, progress=progress)
     return convert(prepared)

@@ -21,6 +21,7 @@ from tfmq_fx.passes import (
     FlattenLinearInputs,
     IndexTimesteps,
     ObserveTemporalBlock,
+    ShareTemporalNodes,
     SplitConcatenatedConvs,
     run_pipeline,
 )
@@ -77,6 +78,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         if config.split_concatenations:
             SplitConcatenatedConvs()(model)
         FlattenLinearInputs()(model)
+        ShareTemporalNodes(timestep=self.timestep)(model)
         block = find_temporal_block(model, self.timestep)
         if block:
             self._index(model, block)

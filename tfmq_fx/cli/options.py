@@ -16,13 +16,17 @@ __all__ = [
     "Backend",
     "BackendOption",
     "BatchSizeOption",
+    "CacheBytes",
     "CalibrationSamples",
+    "Iterations",
     "KeepFloat",
     "Model",
     "NdtcMean",
     "OptionalArtefact",
     "OutFolder",
     "PackageOption",
+    "Reconstruction",
+    "ReconstructionOption",
     "Sampler",
     "SamplerOption",
     "Samples",
@@ -30,6 +34,7 @@ __all__ = [
     "Steps",
     "TableSteps",
     "Temporal",
+    "TemporalIterations",
     "TemporalOption",
     "UnknownTimestep",
     "UnknownTimestepOption",
@@ -38,6 +43,7 @@ __all__ = [
 
 SETTINGS = "What is quantized"
 CALIBRATION = "Calibration"
+RECONSTRUCTION = "Reconstruction"
 
 
 class Temporal(StrEnum):
@@ -46,6 +52,16 @@ class Temporal(StrEnum):
     FSC = "fsc"
     SHARED = "shared"
     FLOAT = "float"
+
+
+class Reconstruction(StrEnum):
+    """How weight rounding is learned."""
+
+    NONE = "none"
+    TFMQ_DM = "tfmq-dm"
+    BRECQ = "brecq"
+    ADAROUND = "adaround"
+    TIAR = "tiar"
 
 
 class Sampler(StrEnum):
@@ -140,6 +156,28 @@ NdtcMean = Annotated[
 ]
 BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Batch size of calibration.", rich_help_panel=CALIBRATION)
+]
+ReconstructionOption = Annotated[
+    Reconstruction,
+    typer.Option(
+        "--reconstruction",
+        help="Weight rounding: none, to nearest; tfmq-dm, learned, the temporal block first (TIAR), then block by "
+        "block (BRECQ); brecq, without TIAR; adaround, layer by layer; tiar, the temporal block alone.",
+        rich_help_panel=RECONSTRUCTION,
+    ),
+]
+Iterations = Annotated[int, typer.Option(min=1, help="Training steps of each block.", rich_help_panel=RECONSTRUCTION)]
+TemporalIterations = Annotated[
+    int, typer.Option(min=1, help="Training steps of the temporal block.", rich_help_panel=RECONSTRUCTION)
+]
+CacheBytes = Annotated[
+    float,
+    typer.Option(
+        "--cache-gib",
+        min=0.0,
+        help="GiB of memory for cached activations; what is beyond goes to files.",
+        rich_help_panel=RECONSTRUCTION,
+    ),
 ]
 
 Steps = Annotated[int, typer.Option(min=1, help="Sampling steps (DDIM); their timesteps make the table.")]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from typing import TYPE_CHECKING
 
 from tfmq_fx.cli.console import console, size_text, stage
@@ -10,16 +12,21 @@ from tfmq_fx.cli.options import (
     ActivationRange,
     ActivationRangeOption,
     BatchSizeOption,
+    CacheBytes,
     CalibrationSamples,
+    Iterations,
     KeepFloat,
     Model,
     NdtcMean,
     OutFolder,
+    Reconstruction,
+    ReconstructionOption,
     Sampler,
     SamplerOption,
     Seed,
     Steps,
     Temporal,
+    TemporalIterations,
     TemporalOption,
     UnknownTimestep,
     UnknownTimestepOption,
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tfmq_fx.program import QuantizedProgram
+    from tfmq_fx.reconstruction_config import ReconstructionConfig
 
 __all__ = ["quantize"]
 
@@ -53,9 +61,17 @@ def quantize(
     ndtc_mean: NdtcMean = 0.4,
     activation_range: ActivationRangeOption = ActivationRange.EMA,
     batch_size: BatchSizeOption = 16,
+    reconstruction: ReconstructionOption = Reconstruction.NONE,
+    iterations: Iterations = 20_000,
+    temporal_iterations: TemporalIterations = 20_000,
+    cache_gib: CacheBytes = 2.0,
     seed: Seed = 0,
 ) -> None:
-    """Quantize an unconditional diffusion model and save it as an artefact."""
+    """Quantize an unconditional diffusion model and save it as an artefact.
+
+    With --reconstruction, finished units are kept beside the artefact until it is saved: the same command goes on
+    where an interrupted one stopped.
+    """
     from tfmq_fx.artefact import save
     from tfmq_fx.calibration import calibrate
     from tfmq_fx.capture import capture
@@ -65,6 +81,7 @@ def quantize(
     from tfmq_fx.convert import convert
     from tfmq_fx.models_bundle import load_model
     from tfmq_fx.prepare import prepare
+    from tfmq_fx.reconstruction import reconstruct
     from tfmq_fx.trajectories import NormalTimesteps, sample_trajectories
 
     # Everything that can be wrong with the command is found before the minutes of calibration.
@@ -76,6 +93,7 @@ def quantize(
         activation_range=activation_range.value,
         unknown_timestep=unknown_timestep.value,
         keep_float=tuple(keep_float),
+        reconstruction=_reconstruction(reconstruction, iterations, temporal_iterations, seed),
     )
     strategy = NormalTimesteps(ndtc_mean) if sampler is Sampler.NDTC else sampler.value
     stage("loading the model")
@@ -97,11 +115,28 @@ def quantize(
     )
     stage(f"calibrating on {len(batches)} batches")
     calibrate(prepared, batches)
+    state = out.with_name(f".{out.name}.reconstruction")
+    if config.reconstruction is not None:
+        stage(f"reconstructing; interrupted, the same command goes on with what is in {state}")
+        report = reconstruct(prepared, batches, directory=state, cache_bytes=int(cache_gib * 2**30))
+        console().print(str(report), soft_wrap=True)
     stage("converting to integers and saving")
     program = convert(prepared)
     program.scheduler = {name: value for name, value in ddim.config.items() if not name.startswith("_")}
     save(program, out)
+    shutil.rmtree(state, ignore_errors=True)
     _print_summary(module, program, out)
+
+
+def _reconstruction(
+    name: Reconstruction, iterations: int, temporal_iterations: int, seed: int
+) -> ReconstructionConfig | None:
+    from tfmq_fx.reconstruction_config import ReconstructionConfig
+
+    config = ReconstructionConfig.of(name.value)
+    if config is None:
+        return None
+    return dataclasses.replace(config, iterations=iterations, temporal_iterations=temporal_iterations, seed=seed)
 
 
 def _refuse_foreign(out: Path) -> None:

@@ -1,0 +1,270 @@
+"""Reconstruct: the temporal block first, then unit by unit in the order of the graph."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from tfmq_fx.calibration import Batch
+from tfmq_fx.config import QuantizationConfig
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.fake_quantizers import AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
+from tfmq_fx.passes import PartitionUnits
+from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.index_timesteps import distinct_timesteps
+from tfmq_fx.quantizer import META_KEY
+from tfmq_fx.reconstruction.checkpoint import Checkpoint, fingerprint
+from tfmq_fx.reconstruction.fisher import fisher_information
+from tfmq_fx.reconstruction.progress import ReconstructionProgress
+from tfmq_fx.reconstruction.propagation import Propagation
+from tfmq_fx.reconstruction.report import ReconstructionReport, UnitResult
+from tfmq_fx.reconstruction.samples import Samples, gather_samples
+from tfmq_fx.reconstruction.store import ActivationStore
+from tfmq_fx.reconstruction.temporal import observe_temporal_block, reconstruct_temporal_block, temporal_quantizers
+from tfmq_fx.reconstruction.unit import load_state, reconstruct_unit, state_of, trainable_weights
+from tfmq_fx.reconstruction_config import ReconstructionConfig
+
+__all__ = ["reconstruct"]
+
+#: Memory for cached activations unless the caller says otherwise.
+CACHE_BYTES = 2 * 2**30
+#: Seeds of units are this far apart, so that no two share one whatever the seed of the run.
+SEED_STRIDE = 1_000_003
+
+
+def reconstruct(
+    prepared: fx.GraphModule,
+    batches: Iterable[Batch] = (),
+    config: ReconstructionConfig | None = None,
+    *,
+    directory: str | Path | None = None,
+    cache_bytes: int = CACHE_BYTES,
+    compiled: bool = False,
+    progress: bool = True,
+) -> ReconstructionReport:
+    """Learn how weights are rounded, in place: TIAR for the temporal block, then BRECQ unit by unit.
+
+    Each unit's inputs come from the quantized units before it, its targets from the float model; the
+    temporal block learns from its own output over all timesteps, without any data, and is frozen then.
+    A unit whose error on held-back rows does not fall stays rounded to nearest.
+
+    Args:
+        prepared: The calibrated result of :func:`tfmq_fx.prepare`; its observers become fake quantizers.
+        batches: The model's own inputs, those that it was calibrated on; not needed for
+            ``granularity="none"``.
+        config: How to reconstruct; by default what the quantization configuration says, else the paper's
+            method.
+        directory: Where the state of finished units lies. The same call with the same directory goes on
+            where an interrupted one stopped and ends with the same bits. None keeps nothing.
+        cache_bytes: Memory for cached activations; what is beyond lies in files in ``directory`` (or the
+            system's temporary folder), which vanish with the process.
+        compiled: Whether to compile the units for training: tens of seconds each, worth it for
+            thousands of iterations.
+        progress: Whether to draw a progress bar with loss, time left and memory.
+
+    Returns:
+        What became of each unit.
+
+    Raises:
+        CalibrationError: The graph was not calibrated, or the batches do not fit it.
+        ConfigError: The graph was not prepared with our quantizer, or the timesteps are missing.
+        ReconstructionError: The directory belongs to another run, or there is no room for activations.
+
+    Source: TFMQ-DM (CVPR 2024), section 5; BRECQ (ICLR 2021); AdaRound (ICML 2020).
+    """
+    about: dict[str, Any] | None = prepared.meta.get(META_KEY)
+    if about is None:
+        msg = "reconstruct needs a graph that was prepared with tfmq_fx.prepare or a TFMQQuantizer, and calibrated"
+        raise ConfigError(msg)
+    config = config or QuantizationConfig.from_dict(about["config"]).reconstruction or ReconstructionConfig()
+    began = time.perf_counter()
+    insert_fake_quantizers(prepared)
+    with _frozen(prepared):
+        run = _Run(prepared, about, config, compiled=compiled)
+        samples = None if config.granularity == "none" else gather_samples(prepared, batches, config.seed)
+        folder = None if directory is None else Path(directory)
+        checkpoint = Checkpoint(folder, run.fingerprint(samples))
+        store = ActivationStore(cache_bytes, folder)
+        with ReconstructionProgress(run.iterations(), enabled=progress) as bar:
+            units = run.go(samples, store, checkpoint, bar)
+    about["config"]["reconstruction"] = dataclasses.asdict(config)
+    return ReconstructionReport(
+        units=tuple(units),
+        seconds=time.perf_counter() - began + run.earlier_seconds,
+        peak_cache_bytes=store.peak,
+        spilled_bytes=store.peak_in_files,
+        resumed=run.resumed,
+    )
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter collects gradients for the time of a block: only soft weights and step sizes do."""
+    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    for parameter, _ in before:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in before:
+            parameter.requires_grad_(requires_grad)
+
+
+class _Run:
+    """One reconstruction: the partitioned graph and what is counted on the way."""
+
+    def __init__(
+        self, prepared: fx.GraphModule, about: dict[str, Any], config: ReconstructionConfig, *, compiled: bool
+    ) -> None:
+        self.prepared, self.about, self.config, self.compiled = prepared, about, config, compiled
+        self.timestep: str = about["timestep"]
+        self.values = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
+        self.resumed, self.earlier_seconds = 0, 0.0
+        block = find_temporal_block(prepared, self.timestep)
+        self.temporal = {name for name, module in quantizers_of(prepared).items()
+                         if module in temporal_quantizers(prepared, block)}  # fmt: skip
+        learns = any(isinstance(prepared.get_submodule(name), AdaRoundQuantizer) for name in self.temporal)
+        if learns and self.values is None:
+            msg = "the temporal block is reconstructed over the schedule's timesteps: pass timesteps= to prepare"
+            raise ConfigError(msg)
+        self.tiar = learns and config.temporal == "tiar"
+        for quantizer in quantizers_of(prepared).values():
+            if isinstance(quantizer, AdaRoundQuantizer):
+                quantizer.round_to_nearest()
+        self._observe()
+        # A copy of the graph alone: it shares every tensor and quantizer with the one that came in.
+        self.graph_module = fx.GraphModule(prepared, copy.deepcopy(prepared.graph))
+        PartitionUnits(
+            timestep=self.timestep,
+            granularity="layer" if config.granularity == "layer" else "block",
+            temporal=config.temporal != "blocks",
+        )(self.graph_module)
+        self.units = [node for node in self.graph_module.graph.nodes if "tfmq_fx.unit" in node.meta]
+
+    def _observe(self) -> None:
+        if self.temporal and self.values is not None:
+            observe_temporal_block(self.prepared, self.timestep, self.values)
+
+    def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
+        return trainable_weights(self.graph_module.get_submodule(str(node.target)))
+
+    def _trains(self, node: fx.Node) -> bool:
+        """Whether a unit's rounding is learned by its own output's error over calibration rows."""
+        if self.config.granularity == "none" or node.meta["tfmq_fx.unit"][1] == "temporal":
+            return False
+        return bool(self._weights(node))
+
+    def iterations(self) -> int:
+        """Training steps of the whole run."""
+        count = self.config.iterations * sum(self._trains(node) for node in self.units)
+        return count + (self.config.temporal_iterations if self.tiar else 0)
+
+    def fingerprint(self, samples: Samples | None) -> str:
+        """A hash of everything that decides the outcome."""
+        plain = {
+            "reconstruction": dataclasses.asdict(self.config),
+            "quantization": {k: v for k, v in self.about["config"].items() if k != "reconstruction"},
+            "timesteps": self.about["timesteps"],
+            "units": [node.meta["tfmq_fx.unit"] for node in self.units],
+            "compiled": self.compiled,
+            "torch": torch.__version__,
+        }
+        inputs = [] if samples is None else [column for column in samples.inputs if isinstance(column, Tensor)]
+        return fingerprint(plain, [*self.prepared.state_dict().values(), *inputs])
+
+    def go(
+        self, samples: Samples | None, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
+    ) -> list[UnitResult]:
+        """Reconstruct every unit; finished ones of an earlier run are taken from the checkpoint."""
+        results: list[UnitResult] = []
+        if self.tiar:
+            results.append(self._temporal_unit(checkpoint, bar))
+        if samples is not None:
+            results += self._other_units(samples, store, checkpoint, bar)
+        return results
+
+    def _temporal_unit(self, checkpoint: Checkpoint, bar: ReconstructionProgress) -> UnitResult:
+        assert self.values is not None
+        quantizers = {name: module for name, module in quantizers_of(self.prepared).items() if name in self.temporal}
+        found = checkpoint.load(0)
+        if found is not None:
+            load_state(quantizers, found[1])
+            return self._resume(found[0], bar)
+        bar.start("temporal block")
+        result = reconstruct_temporal_block(self.prepared, self.timestep, self.values, self.config, bar.advance)
+        checkpoint.save(0, result, state_of(quantizers))
+        return result
+
+    def _resume(self, result: UnitResult, bar: ReconstructionProgress) -> UnitResult:
+        self.resumed += 1
+        self.earlier_seconds += result.seconds
+        bar.skip(result.iterations)
+        return result
+
+    def _other_units(
+        self, samples: Samples, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
+    ) -> list[UnitResult]:
+        units = {node: index for index, node in enumerate(self.units, start=1)}
+        trained = [node for node in self.units if self._trains(node)]
+        fisher = {}
+        if self.config.fisher and trained:
+            bar.start("Fisher information")
+            fisher = fisher_information(self.graph_module, samples, set(trained), self.config.seed)
+        propagation = Propagation(self.graph_module, samples, store)
+        results: list[UnitResult] = []
+        for node in self.graph_module.graph.nodes:
+            if node.op == "output" or (trained and len(results) == len(units)):
+                break
+            propagation.compute_float(node)
+            if node in units:
+                name, kind = node.meta["tfmq_fx.unit"]
+                if node in trained:
+                    results.append(self._unit(propagation, node, units[node], fisher.get(node), checkpoint, bar))
+                elif kind != "temporal":
+                    results.append(UnitResult(name, kind, reason="its weights are not quantized"))
+            propagation.compute_quantized(node)
+            propagation.release(node)
+        return results
+
+    def _unit(
+        self,
+        propagation: Propagation,
+        node: fx.Node,
+        index: int,
+        fisher: list[Tensor | None] | None,
+        checkpoint: Checkpoint,
+        bar: ReconstructionProgress,
+    ) -> UnitResult:
+        module = self.graph_module.get_submodule(str(node.target))
+        quantizers = quantizers_of(module)
+        found = checkpoint.load(index)
+        if found is not None:
+            load_state(quantizers, found[1])
+            result = self._resume(found[0], bar)
+        else:
+            bar.start(node.meta["tfmq_fx.unit"][0])
+            result = reconstruct_unit(
+                propagation,
+                node,
+                self.config,
+                fisher=fisher,
+                run=torch.compile(module) if self.compiled else module,
+                seed=self.config.seed * SEED_STRIDE + index,
+                on_iteration=bar.advance,
+            )
+            checkpoint.save(index, result, state_of(quantizers))
+        if not self.config.learned_steps and any(m in quantizers.values() for m in self._temporal_modules()):
+            # Embedding layers inside this unit: what follows them in the time embed sees other values now.
+            self._observe()
+        return result
+
+    def _temporal_modules(self) -> list[nn.Module]:
+        return [self.prepared.get_submodule(name) for name in self.temporal]

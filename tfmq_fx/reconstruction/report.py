@@ -1,0 +1,74 @@
+"""What reconstruction did, unit by unit."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["ReconstructionReport", "UnitResult"]
+
+
+@dataclass(frozen=True)
+class UnitResult:
+    """What became of one unit.
+
+    Attributes:
+        name: The unit's name.
+        kind: ``"temporal"``, ``"residual"`` or ``"layer"``.
+        weights: Number of weights that could learn their rounding.
+        before: Error on held-back rows, rounded to nearest (the temporal block: on all timesteps).
+        after: The same with the learned rounding; never above ``before``.
+        changed: Share of the weights that are not rounded to nearest any more.
+        iterations: Training steps; 0 when nothing was trained.
+        seconds: Wall time, with the propagation through the unit.
+        reason: Why the unit was not trained, or its training not kept; ``""`` otherwise.
+    """
+
+    name: str
+    kind: str
+    weights: int = 0
+    before: float = 0.0
+    after: float = 0.0
+    changed: float = 0.0
+    iterations: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ReconstructionReport:
+    """The result of :func:`tfmq_fx.reconstruct`.
+
+    Attributes:
+        units: One entry per unit, in the order of the graph.
+        seconds: Wall time of this run, resumed units counted with the time that they took then.
+        peak_cache_bytes: Most memory that cached activations took.
+        spilled_bytes: How much of that lay in memory-mapped files.
+        resumed: Number of units that came from an earlier, interrupted run.
+    """
+
+    units: tuple[UnitResult, ...]
+    seconds: float = 0.0
+    peak_cache_bytes: int = 0
+    spilled_bytes: int = 0
+    resumed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """One line per unit."""
+        trained = [unit for unit in self.units if unit.iterations]
+        lines = [f"{len(trained)} of {len(self.units)} units reconstructed in {self.seconds:.0f} s"]
+        for unit in self.units:
+            if unit.iterations:
+                ratio = unit.after / unit.before if unit.before else 1.0
+                what = (
+                    f"{unit.before:.3g} → {unit.after:.3g} ({ratio:.2f} ×), {unit.changed:.0%} of the roundings changed"
+                )
+            else:
+                what = "not trained"
+            lines.append(f"  {unit.name} [{unit.kind}]: {what}{': ' if unit.reason else ''}{unit.reason}")
+        return "\n".join(lines)

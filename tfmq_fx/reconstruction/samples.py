@@ -1,0 +1,167 @@
+"""Calibration batches as rows that a mini-batch can be cut from without copies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from tfmq_fx._compat import calling_convention
+from tfmq_fx.calibration import Batch
+from tfmq_fx.errors import CalibrationError
+from tfmq_fx.passes.predicates import node_value
+from tfmq_fx.passes.sizes import rows_per_item
+
+__all__ = ["Samples", "Window", "gather_samples"]
+
+#: Rows that go through a unit at once outside of training.
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Window:
+    """A run of neighbouring rows; ``chunk`` says which calibration batch it is where batches do not mix."""
+
+    start: int
+    stop: int
+    chunk: int = 0
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The calibration data in one fixed random order.
+
+    Rows are shuffled once, so that neighbouring rows are a random choice and a mini-batch is a view.
+
+    Attributes:
+        inputs: Per placeholder of the graph, in order: a tensor of all rows, or a list with one value per
+            chunk where the value has no batch axis.
+        rows: Number of rows.
+        chunks: Windows that cover the rows.
+        mixing: Whether any run of rows may stand together; False when an input, such as a 0-dim timestep,
+            belongs to a whole batch.
+    """
+
+    inputs: tuple[Any, ...]
+    rows: int
+    chunks: tuple[Window, ...]
+    mixing: bool
+
+    def split(self, held_back: float) -> tuple[int, int]:
+        """Rows to train on and rows behind them that are held back, at least one of each where there are two."""
+        if held_back == 0.0 or len(self.chunks if not self.mixing else range(self.rows)) < 2:
+            return self.rows, 0
+        if self.mixing:
+            back = min(max(1, round(held_back * self.rows)), self.rows - 1)
+        else:
+            count = min(max(1, round(held_back * len(self.chunks))), len(self.chunks) - 1)
+            back = self.rows - self.chunks[-count].start
+        return self.rows - back, back
+
+    def draw(self, size: int, rows: int, generator: torch.Generator) -> Window:
+        """Draw at most ``size`` of the first ``rows`` rows; a whole chunk where batches do not mix."""
+        if not self.mixing:
+            whole = [window for window in self.chunks if window.stop <= rows]
+            return whole[int(torch.randint(len(whole), (), generator=generator))]
+        size = min(size, rows)
+        start = int(torch.randint(rows - size + 1, (), generator=generator))
+        return Window(start, start + size)
+
+    def windows(self, start: int, stop: int) -> list[Window]:
+        """Windows of at most a chunk that cover the rows from ``start`` to ``stop``."""
+        if not self.mixing:
+            return [window for window in self.chunks if start <= window.start and window.stop <= stop]
+        return [Window(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
+
+
+def _flat(batch: Batch, names: list[str], spec: Any) -> list[Any]:
+    """The leaves of one batch in the order of the placeholders."""
+    if isinstance(batch, Tensor):
+        batch = (batch,)
+    given = dict(batch) if isinstance(batch, Mapping) else dict(zip(names, batch, strict=False))
+    missing = [name for name in names if name not in given]
+    if missing:
+        msg = f"a calibration batch has no {missing[0]!r}; the captured model takes ({', '.join(names)})"
+        raise CalibrationError(msg)
+    positional = spec.children()[0].num_children
+    values = [(name, given[name]) for name in names]
+    return pytree.tree_leaves((tuple(v for _, v in values[:positional]), dict(values[positional:])))
+
+
+def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int) -> Samples:
+    """Collect and shuffle the calibration batches.
+
+    Args:
+        prepared: The graph that they are for.
+        batches: The model's own inputs.
+        seed: Seed of the order.
+
+    Raises:
+        CalibrationError: There are none, or one does not fit the graph.
+    """
+    names, spec = calling_convention(prepared.graph)
+    placeholders = [node for node in prepared.graph.nodes if node.op == "placeholder"]
+    flat = [_flat(batch, names, spec) for batch in batches]
+    if not flat:
+        msg = "reconstruction got no batches; pass those that the model was calibrated on"
+        raise CalibrationError(msg)
+    for index, leaves in enumerate(flat):
+        _check(index, leaves, placeholders)
+    grows = [_grows(node) for node in placeholders]
+    sizes = [_rows(leaves, grows) for leaves in flat]
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [isinstance(node_value(node), Tensor) for node in placeholders]
+    if all(grow or not tensor for grow, tensor in zip(grows, tensors, strict=True)):
+        rows = sum(sizes)
+        order = torch.randperm(rows, generator=generator)
+        columns = list(zip(*flat, strict=True))
+        inputs = tuple(
+            torch.cat(column)[order] if grow else [column[0]] for column, grow in zip(columns, grows, strict=True)
+        )
+        chunks = tuple(Window(start, min(start + CHUNK, rows)) for start in range(0, rows, CHUNK))
+        return Samples(inputs, rows, chunks, mixing=True)
+    shuffled = torch.randperm(len(flat), generator=generator).tolist()
+    columns = list(zip(*(flat[i] for i in shuffled), strict=True))
+    inputs = tuple(torch.cat(column) if grow else list(column) for column, grow in zip(columns, grows, strict=True))
+    windows, start = [], 0
+    for chunk, index in enumerate(shuffled):
+        windows.append(Window(start, start + sizes[index], chunk))
+        start += sizes[index]
+    return Samples(inputs, start, tuple(windows), mixing=False)
+
+
+def _grows(node: fx.Node) -> bool:
+    """Whether a placeholder has one row per item of the batch."""
+    value = node_value(node)
+    return isinstance(value, Tensor) and value.ndim > 0 and rows_per_item(value.shape[0]) == 1
+
+
+def _rows(leaves: list[Any], grows: list[bool]) -> int:
+    sizes = [len(leaf) for leaf, grow in zip(leaves, grows, strict=True) if grow]
+    if sizes:
+        return sizes[0]
+    # A graph of a fixed batch: its rows are not told apart.
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)
+
+
+def _check(index: int, leaves: list[Any], placeholders: list[fx.Node]) -> None:
+    if len(leaves) != len(placeholders):
+        msg = f"calibration batch {index} has {len(leaves)} values, the captured model takes {len(placeholders)}"
+        raise CalibrationError(msg)
+    for leaf, node in zip(leaves, placeholders, strict=True):
+        expected = node_value(node)
+        if not isinstance(expected, Tensor):
+            continue
+        fits = isinstance(leaf, Tensor) and leaf.ndim == expected.ndim
+        if not fits:
+            shape = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            msg = f"calibration batch {index}: {node.target!r} is {shape}, but was captured with {expected.ndim} axes"
+            raise CalibrationError(msg)

@@ -1,0 +1,79 @@
+"""The training loop that the temporal block and the other units share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from tfmq_fx.errors import ReconstructionError
+from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, TimestepQuantizer
+from tfmq_fx.fake_quantizers.adaround import annealed_beta
+from tfmq_fx.reconstruction.rounding import RoundingTrainer, StepSize
+from tfmq_fx.reconstruction_config import ReconstructionConfig
+
+__all__ = ["train"]
+
+#: Fewer weight updates than this do not pay for compiling the fused step.
+WORTH_COMPILING = 2**31
+
+
+def train(
+    weights: Sequence[AdaRoundQuantizer],
+    activations: Sequence[ActivationQuantizer | TimestepQuantizer],
+    loss: Callable[[int], Tensor],
+    iterations: int,
+    config: ReconstructionConfig,
+    on_iteration: Callable[[int, float], None],
+) -> None:
+    """Learn the rounding of ``weights`` and, when configured, the step sizes of ``activations``.
+
+    The loss is the reconstruction error; the rounding regulariser is added here. Afterwards every choice
+    is hard. On an error or an interrupt the weights are rounded as before.
+
+    Args:
+        weights: The quantizers to train.
+        activations: Quantizers whose step sizes are learned with ``config.learned_steps``.
+        loss: Gives the reconstruction error of an iteration, a scalar that depends on the soft weights.
+        iterations: Training steps.
+        config: Step sizes and schedules.
+        on_iteration: Called after each step with its number and loss.
+
+    Raises:
+        ReconstructionError: The loss is not finite.
+
+    Source: Nagel et al., ICML 2020 (AdaRound); schedule and constants as in BRECQ (ICLR 2021).
+    """
+    steps = [quantizer.learn_step() for quantizer in activations] if config.learned_steps else []
+    optimizer = torch.optim.Adam(steps, lr=config.step_learning_rate) if steps else None
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations) if optimizer else None
+    rate = config.rate(iterations)
+    compiled = iterations * sum(quantizer.up.numel() for quantizer in weights) >= WORTH_COMPILING
+    try:
+        with ExitStack() as stack:
+            trainers = [stack.enter_context(RoundingTrainer(quantizer, compiled=compiled)) for quantizer in weights]
+            for iteration in range(iterations):
+                error = loss(iteration)
+                error.backward()  # type: ignore[no-untyped-call]
+                value = error.item()
+                if not math.isfinite(value):
+                    msg = (
+                        "the reconstruction error became NaN or infinite; lower the learning rate or check batches"
+                    )
+                    raise ReconstructionError(msg)
+                warm = iteration < config.warmup * iterations
+                beta = annealed_beta(iteration, iterations, config.warmup, *config.beta)
+                size = StepSize(rate, beta, 0.0 if warm else config.round_weight)
+                for trainer in trainers:
+                    trainer.step(size)
+                if optimizer and scheduler:
+                    optimizer.step()
+                    scheduler.step()
+                    optimizer.zero_grad()
+                on_iteration(iteration, value)
+    finally:
+        for quantizer in activations:
+            quantizer.keep_step()

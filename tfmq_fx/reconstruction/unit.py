@@ -1,0 +1,156 @@
+"""Reconstruct one unit: its inputs from the quantized prefix, its targets from the float model."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from tfmq_fx.fake_quantizers import AdaRoundQuantizer, FakeQuantizer, quantizers_of
+from tfmq_fx.passes.predicates import is_call
+from tfmq_fx.reconstruction.keeping import keep_if_better
+from tfmq_fx.reconstruction.propagation import Propagation
+from tfmq_fx.reconstruction.report import UnitResult
+from tfmq_fx.reconstruction.samples import Window
+from tfmq_fx.reconstruction.training import train
+from tfmq_fx.reconstruction.unit_error import channel_axis, unit_error
+from tfmq_fx.reconstruction.values import in_window
+from tfmq_fx.reconstruction_config import ReconstructionConfig
+
+__all__ = ["reconstruct_unit", "trainable_weights"]
+
+
+def trainable_weights(module: torch.nn.Module) -> list[AdaRoundQuantizer]:
+    """The weights of a unit that learn their rounding."""
+    return [quantizer for quantizer in quantizers_of(module).values() if isinstance(quantizer, AdaRoundQuantizer)]
+
+
+def _mixed(quantized: Any, original: Any, probability: float, generator: torch.Generator) -> Any:
+    """Take each element from the quantized prefix with this probability, else from the float model (QDrop)."""
+    if not isinstance(quantized, Tensor) or quantized is original or not quantized.is_floating_point():
+        return quantized
+    return torch.where(torch.rand(quantized.shape, generator=generator) < probability, quantized, original)
+
+
+class _UnitTraining:
+    """A unit with its data: draws mini-batches, computes errors."""
+
+    def __init__(
+        self,
+        propagation: Propagation,
+        node: fx.Node,
+        config: ReconstructionConfig,
+        fisher: list[Tensor | None] | None,
+        run: Callable[..., Any],
+        seed: int,
+    ) -> None:
+        self.propagation, self.node, self.config, self.run = propagation, node, config, run
+        self.module = propagation.graph_module.get_submodule(str(node.target))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.rows, self.held_back = propagation.samples.split(config.held_back)
+        assert isinstance(self.module, fx.GraphModule)
+        values = [leaf for leaf in pytree.tree_leaves(node.meta["val"]) if isinstance(leaf, Tensor)]
+        self.axes = [channel_axis(self.module.graph, value.ndim) for value in values]
+        self.fisher = fisher or [None] * len(values)
+
+    def _error(self, window: Window, args: tuple[Any, ...], run: Callable[..., Any]) -> Tensor:
+        targets = in_window(self.propagation.float_values[self.node], window)
+        outputs = [leaf for leaf in pytree.tree_leaves(run(*args)) if isinstance(leaf, Tensor)]
+        targets = [leaf for leaf in pytree.tree_leaves(targets) if isinstance(leaf, Tensor)]
+        return unit_error(outputs, targets, self.axes, self.fisher)
+
+    def drawn_error(self, iteration: int) -> Tensor:
+        """The error on a random mini-batch."""
+        window = self.propagation.samples.draw(self.config.batch_size, self.rows, self.generator)
+        args = self.propagation.arguments(self.node, window, quantized=True)
+        if self.config.quantized_inputs < 1.0:
+            originals = self.propagation.arguments(self.node, window, quantized=False)
+            share = self.config.quantized_inputs
+            args = pytree.tree_map(lambda q, f: _mixed(q, f, share, self.generator), args, originals)
+        return self._error(window, args, self.run)
+
+    @torch.no_grad()
+    def held_back_error(self) -> float:
+        """The mean error on the rows that are held back; on all rows when there are none."""
+        first = self.rows if self.held_back else 0
+        windows = self.propagation.samples.windows(first, self.rows + self.held_back)
+        total = 0.0
+        for window in windows:
+            args = self.propagation.arguments(self.node, window, quantized=True)
+            total += self._error(window, args, self.module).item() * len(window)
+        return total / sum(len(window) for window in windows)
+
+
+def reconstruct_unit(
+    propagation: Propagation,
+    node: fx.Node,
+    config: ReconstructionConfig,
+    *,
+    fisher: list[Tensor | None] | None,
+    run: Callable[..., Any],
+    seed: int,
+    on_iteration: Callable[[int, float], None],
+) -> UnitResult:
+    """Learn the rounding of a unit's weights.
+
+    Args:
+        propagation: Holds the unit's inputs and, from :meth:`Propagation.compute_float`, its targets.
+        node: The unit's call node.
+        config: Iterations and schedules.
+        fisher: Weights of its outputs' elements, or None.
+        run: The unit as training calls it, perhaps compiled.
+        seed: Seed of the mini-batches.
+        on_iteration: Called after each iteration with its number and the loss.
+
+    Source: BRECQ (ICLR 2021), algorithm 1; QDrop (ICLR 2022) with ``quantized_inputs`` and
+    ``drop_activations``.
+    """
+    name, kind = node.meta["tfmq_fx.unit"]
+    training = _UnitTraining(propagation, node, config, fisher, run, seed)
+    quantizers = list(quantizers_of(training.module).values())
+    weights = trainable_weights(training.module)
+    activations = [quantizer for quantizer in quantizers if not isinstance(quantizer, AdaRoundQuantizer)]
+    for quantizer in weights:
+        quantizer.round_to_nearest()
+    before = training.held_back_error()
+
+    def learn() -> None:
+        for quantizer in activations:
+            quantizer.drop = config.drop_activations
+        try:
+            # What drops activations draws from the global generator; nothing else of the process may see it.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                train(weights, activations, training.drawn_error, config.iterations, config, on_iteration)
+        finally:
+            for quantizer in activations:
+                quantizer.drop = 0.0
+
+    return keep_if_better(name, kind, quantizers, before, learn, training.held_back_error, config.iterations)
+
+
+def unit_outputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes that stand for a unit's outputs: itself, or what is picked from it."""
+    picked = [user for user in node.users if is_call(user, operator.getitem)]
+    return picked or [node]
+
+
+def state_of(quantizers: dict[str, FakeQuantizer]) -> dict[str, Tensor]:
+    """What a unit's training may have changed, by quantizer and buffer."""
+    return {
+        f"{name}.{buffer}": value
+        for name, quantizer in quantizers.items()
+        for buffer, value in quantizer.state_dict().items()
+        if buffer != "weight"
+    }
+
+
+def load_state(quantizers: dict[str, FakeQuantizer], state: dict[str, Tensor]) -> None:
+    """The inverse of :func:`state_of`."""
+    for name, quantizer in quantizers.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        quantizer.load_state_dict(own, strict=False)

@@ -1,0 +1,107 @@
+"""What a node of the graph computes over all calibration rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch.utils import _pytree as pytree
+
+from tfmq_fx.passes.sizes import concrete_size, rows_per_item
+from tfmq_fx.reconstruction.samples import Samples, Window
+from tfmq_fx.reconstruction.store import ActivationStore
+
+__all__ = ["Batches", "Leaf", "Rows", "Size", "collect", "in_window"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A tensor with ``per_item`` neighbouring rows for each calibration row, all in one piece."""
+
+    tensor: Tensor
+    per_item: int = 1
+
+    def at(self, window: Window) -> Tensor:
+        """The rows of a window: a view."""
+        return self.tensor[window.start * self.per_item : window.stop * self.per_item]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A value without a batch axis: one per chunk, or one for all."""
+
+    values: tuple[Any, ...]
+
+    def at(self, window: Window) -> Any:
+        """The value for a window."""
+        return self.values[window.chunk] if len(self.values) > 1 else self.values[0]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A number that follows from the size of the batch."""
+
+    symbol: Any
+
+    def at(self, window: Window) -> int:
+        """The number for a window."""
+        return int(concrete_size(self.symbol, len(window)))
+
+
+Leaf = Rows | Batches | Size
+
+
+def in_window(value: Any, window: Window) -> Any:
+    """Resolve a structure of leaves for a window."""
+    return pytree.tree_map(lambda leaf: leaf.at(window) if isinstance(leaf, Leaf) else leaf, value)
+
+
+def collect(samples: Samples, example: Any, compute: Callable[[Window], Any], store: ActivationStore) -> Any:
+    """Compute a value chunk by chunk and keep it.
+
+    Args:
+        samples: The calibration rows.
+        example: The node's ``meta["val"]``: tells which axes grow with the batch.
+        compute: Gives the value for a window.
+        store: Where tensors of many rows lie.
+
+    Returns:
+        The structure of ``example`` with a :class:`Leaf` for each entry.
+    """
+    examples, spec = pytree.tree_flatten(example)
+    if all(isinstance(leaf, SymInt) for leaf in examples) and examples:
+        return pytree.tree_unflatten([Size(leaf) for leaf in examples], spec)
+    collected: list[list[Any]] = [[] for _ in examples]
+    kept: list[Tensor | None] = [None] * len(examples)
+    per_item = [rows_per_item(leaf.shape[0]) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in examples]
+    for window in samples.chunks:
+        found = pytree.tree_leaves(compute(window))
+        for i, leaf in enumerate(found):
+            rows = per_item[i]
+            if rows is None:
+                if samples.mixing and collected[i]:
+                    continue
+                collected[i].append(leaf)
+                continue
+            target = kept[i]
+            if target is None:
+                target = kept[i] = store.allocate((samples.rows * rows, *leaf.shape[1:]), leaf.dtype)
+            target[window.start * rows : window.stop * rows] = leaf
+    leaves: list[Leaf] = []
+    for i, leaf in enumerate(examples):
+        target = kept[i]
+        if isinstance(leaf, SymInt):
+            leaves.append(Size(leaf))
+        elif target is not None:
+            leaves.append(Rows(target, per_item[i] or 1))
+        else:
+            leaves.append(Batches(tuple(collected[i])))
+    return pytree.tree_unflatten(leaves, spec)
+
+
+def placeholder_value(column: Any) -> Leaf:
+    """The leaf for one column of :attr:`Samples.inputs`."""
+    return Rows(column) if isinstance(column, torch.Tensor) else Batches(tuple(column))
