@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e import ObserverBase
 
-from tfmq_fx.fake_quantizers.straight_through import drop_quantization, quantize_straight_through
+from tfmq_fx.fake_quantizers.straight_through import drop_quantization, fake_quantize_fixed, quantize_straight_through
 from tfmq_fx.observers.ranges import asymmetric_parameters
 
 __all__ = ["ActivationQuantizer"]
@@ -53,9 +53,7 @@ class ActivationQuantizer(ObserverBase):  # type: ignore[misc]
                 low.reshape(1).float(), high.reshape(1).float(), self.quant_min, self.quant_max
             )
         if self.log_step is None:
-            quantized = torch.fake_quantize_per_tensor_affine(
-                x, self.scale, self.zero_point.to(torch.int32), self.quant_min, self.quant_max
-            )
+            quantized = fake_quantize_fixed(x, self.scale, self.zero_point, self.quant_min, self.quant_max)
         else:
             scale = self.scale * self.log_step.exp()
             quantized = quantize_straight_through(x, scale, self.zero_point, self.quant_min, self.quant_max)

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["drop_quantization", "quantize_straight_through"]
+__all__ = ["drop_quantization", "fake_quantize_fixed", "quantize_straight_through"]
+
+
+class _FixedFakeQuantize(torch.autograd.Function):
+    """Fake quantization with constant parameters: torch's own operator takes three times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
+        q = (x * scale.reciprocal()).round_().add_(zero_point)
+        ctx.save_for_backward((q >= q_min) & (q <= q_max))
+        return q.clamp_(q_min, q_max).sub_(zero_point).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return gradients[0] * inside, None, None, None, None
+
+
+def fake_quantize_fixed(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
+    """``s (clamp(round(x / s) + z) - z)``; the gradient passes where nothing was clipped.
+
+    Rounds ``x * (1 / s)``, as the quantize operators of torch do, so that it agrees with them to the bit.
+    Arguments as for :func:`quantize_straight_through`; scale and zero point collect no gradient.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return (x * scale.reciprocal()).round_().add_(zero_point).clamp_(q_min, q_max).sub_(zero_point).mul_(scale)
+    quantized: Tensor = _FixedFakeQuantize.apply(x, scale, zero_point, q_min, q_max)  # type: ignore[no-untyped-call]
+    return quantized
 
 
 def quantize_straight_through(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
@@ -21,7 +50,7 @@ def quantize_straight_through(x: Tensor, scale: Tensor, zero_point: Tensor, q_mi
         q_min: Smallest integer.
         q_max: Largest integer.
     """
-    ratio = x / scale
+    ratio = x * scale.reciprocal()
     rounded = ratio + (ratio.round() - ratio).detach()
     return ((rounded + zero_point).clamp(q_min, q_max) - zero_point) * scale
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tfmq_fx.fake_quantizers.straight_through import drop_quantization, quantize_straight_through
+from tfmq_fx.fake_quantizers.straight_through import drop_quantization, fake_quantize_fixed, quantize_straight_through
 from tfmq_fx.observers import TimestepObserver
 from tfmq_fx.observers.ranges import asymmetric_parameters
 
@@ -44,12 +44,11 @@ class TimestepQuantizer(TimestepObserver):
             self.high[rows] = high.clamp_min(0.0)
             self.seen[rows] = True
         scale, zero = asymmetric_parameters(self.low[rows], self.high[rows], self.quant_min, self.quant_max)
-        if self.log_step is not None:
-            scale = scale * self.log_step[rows].exp()
         shape = [-1] + [1] * (x.ndim - 1)
-        quantized = quantize_straight_through(
-            x, scale.reshape(shape), zero.reshape(shape), self.quant_min, self.quant_max
-        )
+        quantize = fake_quantize_fixed
+        if self.log_step is not None:
+            scale, quantize = scale * self.log_step[rows].exp(), quantize_straight_through
+        quantized = quantize(x, scale.reshape(shape), zero.reshape(shape), self.quant_min, self.quant_max)
         return drop_quantization(quantized, x, self.drop)
 
     def learn_step(self) -> nn.Parameter:

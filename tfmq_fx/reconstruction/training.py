@@ -60,9 +60,7 @@ def train(
                 error.backward()  # type: ignore[no-untyped-call]
                 value = error.item()
                 if not math.isfinite(value):
-                    msg = (
-                        "the reconstruction error became NaN or infinite; lower the learning rate or check batches"
-                    )
+                    msg = "the reconstruction error became NaN or infinite; lower the learning rate or check batches"
                     raise ReconstructionError(msg)
                 warm = iteration < config.warmup * iterations
                 beta = annealed_beta(iteration, iterations, config.warmup, *config.beta)

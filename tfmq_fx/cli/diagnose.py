@@ -1,0 +1,159 @@
+"""``tfmq-fx diagnose``: what quantized artefacts lost against their float model, and where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tfmq_fx.cli.console import console, stage
+from tfmq_fx.cli.options import Samples, Seed, TableSteps
+from tfmq_fx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from tfmq_fx.diagnostics import Diagnosis
+
+__all__ = ["diagnose"]
+
+#: Dots per inch: pictures of ten inches, read at 1200 pixels.
+DOTS = 160
+
+
+def diagnose(
+    artefact: Annotated[
+        list[Path], typer.Option("--artefact", help="A folder that `quantize` wrote. May be repeated, to compare.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write: diagnosis.json and pictures.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="The float model: a diffusers folder, or an id on the Hugging Face Hub. None: the bundled model.",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Samples = 8,
+    steps: TableSteps = None,
+    every_timestep: Annotated[
+        bool,
+        typer.Option("--every-timestep", help="Compare temporal features at all training timesteps, not the table's."),
+    ] = False,
+    seed: Seed = 0,
+) -> None:
+    """Measure what quantized artefacts lost against their float model, and where."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from tfmq_fx import diagnostics
+    from tfmq_fx.capture import capture
+    from tfmq_fx.cli.denoising import load_program
+    from tfmq_fx.cli.example_inputs import unconditional_inputs
+    from tfmq_fx.comparison import ddim_scheduler
+    from tfmq_fx.models_bundle import load_model
+    from tfmq_fx.passes.timestep_row import check_timesteps
+
+    # Everything that can be wrong with the command is found before the minutes of sampling.
+    _refuse_artefact(out)
+    loaded = [(label, *load_program(path, steps)) for label, path in zip(_labels(artefact), artefact, strict=True)]
+    for _, program, count in loaded:
+        wanted = ddim_scheduler(program.scheduler, count).timesteps
+        if program.timesteps is not None and program.config.unknown_timestep == "error":
+            check_timesteps(wanted, program.timesteps)
+    stage("loading the float model and capturing its graph")
+    module, _ = load_model(model)
+    captured = capture(module, example_kwargs=unconditional_inputs(module))
+    for (_, program, _), path in zip(loaded, artefact, strict=True):
+        diagnostics.check_same_model(captured, program, str(path))
+    out.mkdir(parents=True, exist_ok=True)
+
+    diagnoses = {}
+    for label, program, count in loaded:
+        stage(f"diagnosing {label}")
+        horizon = int(program.scheduler.get("num_train_timesteps", 1000))
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            diagnoses[label] = diagnostics.diagnose(
+                captured,
+                program,
+                label=label,
+                samples=samples,
+                steps=count,
+                timesteps=range(horizon) if every_timestep else None,
+                seed=seed,
+                progress=_advance(bar),
+            )
+    result = {"samples": samples, "seed": seed, "diagnoses": [found.to_dict() for found in diagnoses.values()]}
+    text = json.dumps(result, allow_nan=False) + "\n"
+    (out / "diagnosis.json").write_text(text, encoding="utf-8")
+    written = [out / "diagnosis.json", *_draw(diagnoses, out)]
+    console().print(diagnostics.comparison_table(list(diagnoses.values())))
+    for found in diagnoses.values():
+        for table in found.tables()[1:]:
+            console().print(table)
+    console().print(", ".join(f"[bold green]{path}[/]" for path in written), soft_wrap=True)
+
+
+def _refuse_artefact(out: Path) -> None:
+    """Keep pictures out of a folder whose content is checked on loading.
+
+    Raises:
+        ConfigError: The folder is an artefact.
+    """
+    from tfmq_fx.artefact.layout import is_artefact
+
+    if is_artefact(out):
+        msg = f"{out} is an artefact; choose another folder for its diagnosis"
+        raise ConfigError(msg)
+
+
+def _labels(paths: list[Path]) -> list[str]:
+    """The folders' names, or their paths where two have the same name.
+
+    Raises:
+        ConfigError: One artefact is named twice.
+    """
+    twice = [path for index, path in enumerate(paths) if path.resolve() in [p.resolve() for p in paths[:index]]]
+    if twice:
+        msg = f"{twice[0]} is named twice; name each artefact once"
+        raise ConfigError(msg)
+    names = [path.resolve().name for path in paths]
+    return names if len(set(names)) == len(names) else [str(path) for path in paths]
+
+
+def _advance(bar: Progress) -> Callable[[str, int, int], None]:
+    """A callback that gives every section its own line."""
+    tasks: dict[str, Any] = {}
+
+    def advance(section: str, done: int, total: int) -> None:
+        if section not in tasks:
+            tasks[section] = bar.add_task(section, total=total)
+        bar.update(tasks[section], completed=done)
+
+    return advance
+
+
+def _draw(diagnoses: dict[str, Diagnosis], out: Path) -> list[Path]:
+    """Write the pictures whose sections at least one diagnosis has."""
+    from functools import partial
+
+    from tfmq_fx import diagnostics
+
+    pictures: tuple[tuple[str, str, Any], ...] = (
+        ("mismatch", "mismatch", diagnostics.mismatch_heatmap),
+        ("nearest", "nearest", partial(diagnostics.mismatch_heatmap, measure="distance")),
+        ("feature-error", "features", diagnostics.feature_error_plot),
+        ("deviation", "trajectory", diagnostics.deviation_curve),
+        ("layers", "layers", diagnostics.layer_error_plot),
+    )
+    written = []
+    for name, section, draw in pictures:
+        if all(getattr(found, section) is None for found in diagnoses.values()):
+            continue
+        written.append(out / f"{name}.png")
+        draw(diagnoses).savefig(written[-1], dpi=DOTS)
+    return written

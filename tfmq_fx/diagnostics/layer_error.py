@@ -1,0 +1,210 @@
+r"""Layer error: the signal-to-quantization-noise ratio of every weighted layer's output.
+
+.. math:: SQNR = 20 \log_{10}(\lVert x \rVert / \lVert x - \hat x \rVert) \text{ dB}
+
+*Accumulated*, as the net runs: a layer has the error of all layers before it, too. *Local*: every layer reads
+what the float net computes, so only its own quantization, and that of what lies between it and the
+layers before it, is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, fx
+
+from tfmq_fx.diagnostics.graph_runs import run_graph
+from tfmq_fx.diagnostics.json_values import number
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.passes.predicates import fqn, is_call, is_weighted, module_path
+from tfmq_fx.program import QuantizedProgram
+
+__all__ = ["LayerError", "LayerErrors", "layer_errors", "match_layers"]
+
+Flavour = Literal["accumulated", "local"]
+
+
+@dataclass(frozen=True)
+class LayerError:
+    """One layer: its name, and the norms of its float output and of the error over all batches."""
+
+    name: str
+    signal: float
+    error: float
+
+    @property
+    def sqnr(self) -> float:
+        """Decibels: ``20 log10(signal / error)``; infinite without an error."""
+        if self.error == 0:
+            return math.inf
+        return 20 * math.log10(self.signal / self.error) if self.signal > 0 else -math.inf
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """The errors of all weighted layers, in the order in which the float net runs them.
+
+    Attributes:
+        flavour: ``"accumulated"`` or ``"local"``.
+        layers: One entry per layer that both graphs have.
+        unmatched: Layers that only one of the graphs has, or in another number.
+        rows: How many samples they are measured on.
+    """
+
+    flavour: Flavour
+    layers: tuple[LayerError, ...]
+    unmatched: tuple[str, ...] = ()
+    rows: int = 0
+
+    def worst(self, count: int = 5) -> list[LayerError]:
+        """The layers with the lowest ratio, the worst first."""
+        return sorted(self.layers, key=lambda layer: layer.sqnr)[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; ``sqnr`` is there for readers of the file."""
+        layers = [
+            {"name": x.name, "signal": number(x.signal), "error": number(x.error), "sqnr": number(x.sqnr)}
+            for x in self.layers
+        ]
+        return {"flavour": self.flavour, "rows": self.rows, "unmatched": list(self.unmatched), "layers": layers}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LayerErrors:
+        """The inverse of :meth:`to_dict`."""
+        layers = (LayerError(x["name"], float(x["signal"]), float(x["error"])) for x in values["layers"])
+        return cls(values["flavour"], tuple(layers), tuple(values["unmatched"]), values["rows"])
+
+
+def _layer_outputs(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """The output nodes of the weighted layers by module path, in graph order.
+
+    Convolutions of one module that are only added to each other count as one layer: the parts of a
+    convolution of a concatenation.
+    """
+    path_of: dict[fx.Node, str] = {}
+    for node in graph.nodes:
+        if is_weighted(node):
+            path_of[node] = module_path(node) or fqn(node)
+        elif is_call(node, torch.ops.aten.add.Tensor):
+            parts = node.all_input_nodes
+            paths = {path_of.get(part) for part in parts}
+            if len(parts) == 2 and len(paths) == 1 and None not in paths and all(len(p.users) == 1 for p in parts):
+                path_of[node] = path_of.pop(parts[0])
+                path_of.pop(parts[1])
+    outputs = defaultdict(list)
+    for node in graph.nodes:
+        if node in path_of:
+            outputs[path_of[node]].append(node)
+    return dict(outputs)
+
+
+def match_layers(
+    captured: fx.GraphModule, quantized: fx.GraphModule
+) -> tuple[dict[str, tuple[fx.Node, fx.Node]], tuple[str, ...]]:
+    """Match the weighted layers of two graphs of one model by module path, and by order within a module.
+
+    Returns:
+        The outputs of each layer in both graphs, by name in the float graph's order; and the module paths
+        that do not correspond.
+    """
+    ours, theirs = _layer_outputs(captured.graph), _layer_outputs(quantized.graph)
+    pairs = {}
+    unmatched = [path for path in theirs if path not in ours]
+    for path, nodes in ours.items():
+        if len(theirs.get(path, ())) != len(nodes):
+            unmatched.append(path)
+            continue
+        for index, (node, other) in enumerate(zip(nodes, theirs[path], strict=True)):
+            name = fqn(node) if node.op == "call_function" and is_weighted(node) else path
+            if name in pairs:
+                name = f"{name}#{index + 1}"
+            pairs[name] = (node, other)
+    order = {node: position for position, node in enumerate(captured.graph.nodes)}
+    return dict(sorted(pairs.items(), key=lambda item: order[item[1][0]])), tuple(unmatched)
+
+
+def layer_errors(
+    captured: fx.GraphModule,
+    quantized: fx.GraphModule | QuantizedProgram,
+    batches: Iterable[Any],
+    *,
+    flavour: Flavour = "accumulated",
+    on_batch: Callable[[], None] | None = None,
+) -> LayerErrors:
+    """Measure every weighted layer's error by running both graphs on the same batches.
+
+    Args:
+        captured: The float graph.
+        quantized: A quantized program, or a graph of the same model.
+        batches: The model's own inputs, each a tuple, a mapping by argument name, or a single tensor.
+        flavour: ``"accumulated"``, as the net runs, or ``"local"``, every layer on float inputs.
+        on_batch: Called after every batch.
+
+    Returns:
+        Norms over all batches, in float64. All weighted layers' float outputs of one batch are in memory at once.
+
+    Raises:
+        ConfigError: The flavour is unknown, there is no batch, it does not fit, or no layer corresponds.
+        TimestepError: A batch has a timestep that the program does not serve.
+    """
+    if flavour not in get_args(Flavour):
+        msg = f"flavour={flavour!r} is not supported: use 'accumulated' or 'local'"
+        raise ConfigError(msg)
+    graph_module = quantized.graph_module if isinstance(quantized, QuantizedProgram) else quantized
+    pairs, unmatched = match_layers(captured, graph_module)
+    if not pairs:
+        msg = "the two graphs have no layer in common, so the quantized one is of another model"
+        raise ConfigError(msg)
+    totals = {name: [0.0, 0.0] for name in pairs}
+    rows = 0
+    for batch in batches:
+        rows += _add_batch(captured, graph_module, batch, pairs, totals, local=flavour == "local")
+        if on_batch is not None:
+            on_batch()
+    if rows == 0:
+        msg = "layer errors need at least one batch of the model's own inputs"
+        raise ConfigError(msg)
+    layers = (LayerError(name, math.sqrt(signal), math.sqrt(error)) for name, (signal, error) in totals.items())
+    return LayerErrors(flavour, tuple(layers), unmatched, rows)
+
+
+def _add_batch(
+    captured: fx.GraphModule,
+    quantized: fx.GraphModule,
+    batch: Any,
+    pairs: Mapping[str, tuple[fx.Node, fx.Node]],
+    totals: dict[str, list[float]],
+    *,
+    local: bool,
+) -> int:
+    """Add one batch's squared norms to the totals; return its rows."""
+    ours = {node: name for name, (node, _) in pairs.items()}
+    theirs = {node: name for name, (_, node) in pairs.items()}
+    expected: dict[str, Tensor] = {}
+
+    def remember(node: fx.Node, value: Tensor) -> Tensor:
+        expected[ours[node]] = value
+        return value
+
+    def compare(node: fx.Node, value: Tensor) -> Tensor:
+        name = theirs[node]
+        # A linear of the quantized graph may have its leading axes folded into one.
+        x = expected.pop(name).reshape(value.shape)
+        totals[name][0] += x.double().square().sum().item()
+        totals[name][1] += (x.double() - value.double()).square().sum().item()
+        return x.to(value.dtype) if local else value
+
+    try:
+        run_graph(captured, batch, ours, remember)
+    except (TypeError, RuntimeError, IndexError) as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        msg = f"a batch does not fit the captured model: {first}"
+        raise ConfigError(msg) from error
+    run_graph(quantized, batch, theirs, compare)
+    leaves = torch.utils._pytree.tree_leaves(batch)
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)

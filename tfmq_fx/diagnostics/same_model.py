@@ -1,0 +1,62 @@
+"""Whether a quantized program was made from the captured model, before anything is compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, fx
+
+from tfmq_fx.diagnostics.layer_error import match_layers
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.passes.predicates import is_linear, node_value
+from tfmq_fx.program import QuantizedProgram
+
+__all__ = ["check_same_model"]
+
+
+def check_same_model(captured: fx.GraphModule, program: QuantizedProgram, label: str = "the program") -> None:
+    """Compare configurations and layers; that the weights are of one training only the errors can show.
+
+    Args:
+        captured: The float graph.
+        program: The quantized program.
+        label: What the message calls the program.
+
+    Raises:
+        ConfigError: The program was made from another model.
+    """
+    here = captured.meta.get("tfmq_fx.interface", {})
+    ours, theirs = _plain(here.get("config")), _plain(program.interface.get("config"))
+    if ours and theirs:
+        ours["model class"], theirs["model class"] = here.get("model_class"), program.interface.get("model_class")
+        for name in sorted({*ours, *theirs}, key=lambda name: (name != "model class", name)):
+            if ours.get(name) != theirs.get(name):
+                difference = f"its {name} is {theirs.get(name)!r}, this model's {ours.get(name)!r}"
+                _refuse(label, difference)
+    pairs, unmatched = match_layers(captured, program.graph_module)
+    if not pairs:
+        _refuse(label, "they have no layer in common" if unmatched else "neither has a layer with a weight")
+    for name, (node, other) in pairs.items():
+        width, other_width = _width(node), _width(other)
+        if width != other_width:
+            _refuse(label, f"its layer {name} has {other_width} outputs, this model's {width}")
+
+
+def _refuse(label: str, difference: str) -> None:
+    msg = f"{label} was made from another model: {difference}; name the model that it was made from"
+    raise ConfigError(msg)
+
+
+def _plain(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A diffusers configuration as JSON keeps it, without what only tells where it was loaded from."""
+    shown = {name: value for name, value in (config or {}).items() if not name.startswith("_")}
+    plain: dict[str, Any] = json.loads(json.dumps(shown, default=str))
+    return plain
+
+
+def _width(node: fx.Node) -> int | None:
+    """Output channels of a layer."""
+    value = node_value(node)
+    return int(value.shape[-1 if is_linear(node) else 1]) if isinstance(value, Tensor) and value.ndim > 1 else None
