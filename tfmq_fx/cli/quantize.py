@@ -119,7 +119,7 @@ def quantize(
     if config.reconstruction is not None:
         stage(f"reconstructing; interrupted, the same command goes on with what is in {state}")
         report = reconstruct(prepared, batches, directory=state, cache_bytes=int(cache_gib * 2**30))
-        console().print(str(report), soft_wrap=True)
+        console().print(str(report), soft_wrap=True, markup=False)
     stage("converting to integers and saving")
     program = convert(prepared)
     program.scheduler = {name: value for name, value in ddim.config.items() if not name.startswith("_")}

@@ -32,8 +32,11 @@ class ActivationQuantizer(ObserverBase):  # type: ignore[misc]
         scale, zero = observer.calculate_qparams()
         self.register_buffer("scale", scale.detach().clone().reshape(1).to(torch.float32))
         self.register_buffer("zero_point", zero.detach().clone().reshape(1).to(torch.int64))
+        # What learning starts from, however often it is run; no part of the state.
+        self.register_buffer("calibrated_scale", self.scale.clone(), persistent=False)
         self.scale: Tensor
         self.zero_point: Tensor
+        self.calibrated_scale: Tensor
         self.enabled = True
         self.observing = False
         self.drop = 0.0
@@ -70,3 +73,7 @@ class ActivationQuantizer(ObserverBase):  # type: ignore[misc]
         if self.log_step is not None:
             self.scale = self.scale * self.log_step.exp()
             self.log_step = None
+
+    def forget_step(self) -> None:
+        """Go back to the step size of calibration."""
+        self.scale = self.calibrated_scale.clone()

@@ -22,7 +22,7 @@ class _FixedFakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None, None, None
+        return torch.where(inside, gradients[0], 0.0), None, None, None, None
 
 
 def fake_quantize_fixed(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:

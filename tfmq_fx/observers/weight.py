@@ -42,6 +42,7 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
         self.bits, self.symmetric, self.search, self.axis = bits, symmetric, search, ch_axis
         self.register_buffer("weight", None)
         self.weight: Tensor | None
+        self._chosen: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -62,7 +63,14 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scales (float32) and zero points (int64), each ``[channels]``."""
         assert self.weight is not None, "the weight observer has seen no weight; run the prepared model once"
-        rows = self.weight.to(torch.float32).movedim(self.axis, 0).flatten(1)
+        # The search is slow and asked for at every stage, while the weight stays the same.
+        seen = (self.weight.data_ptr(), self.weight._version)
+        if self._chosen is None or self._chosen[0] != seen:
+            self._chosen = (seen, self._choose(self.weight))
+        return self._chosen[1]
+
+    def _choose(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        rows = weight.to(torch.float32).movedim(self.axis, 0).flatten(1)
         low, high = rows.amin(1), rows.amax(1)
         q_min, q_max = self.bounds
         if self.search:

@@ -61,7 +61,10 @@ class Checkpoint:
                 )
                 raise ReconstructionError(msg)
             return
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        # A run that was killed at its very start leaves a part of a plan.
+        if folder.exists() and (
+            not folder.is_dir() or any(not path.name.startswith(f".{PLAN}.") for path in folder.iterdir())
+        ):
             msg = f"{folder} exists and holds something else than the state of a reconstruction; name another directory"
             raise ReconstructionError(msg)
         try:
@@ -82,12 +85,12 @@ class Checkpoint:
             return None
         try:
             with safe_open(path, "pt") as file:
-                values = json.loads(file.metadata()["result"])
+                result = UnitResult(**json.loads(file.metadata()["result"]))
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             msg = f"the state of a finished unit in {path} cannot be read; remove that file to train the unit again"
             raise ReconstructionError(msg) from error
-        return UnitResult(**values), state
+        return result, state
 
     def save(self, index: int, result: UnitResult, state: dict[str, Tensor]) -> None:
         """Keep a finished unit.

@@ -31,6 +31,8 @@ class _Walk(fx.Interpreter):
             for leaf in self.outputs[n]:
                 if leaf.requires_grad:
                     leaf.retain_grad()
+                elif leaf.is_floating_point():
+                    leaf.requires_grad_()  # what depends on the timestep alone
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -80,7 +82,7 @@ def fisher_information(
 
 
 def _inputs(samples: Samples, window: Window) -> list[Any]:
-    """The graph's inputs; floating-point ones collect gradients, so that every activation has one."""
+    """The graph's inputs; floating-point ones collect gradients, so that what depends on them does."""
     inputs = [in_window(placeholder_value(column), window) for column in samples.inputs]
     return [
         leaf.detach().requires_grad_() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, fx, nn
 from tfmq_fx.calibration import Batch
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
-from tfmq_fx.fake_quantizers import AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
+from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
@@ -29,6 +30,7 @@ from tfmq_fx.reconstruction.report import ReconstructionReport, UnitResult
 from tfmq_fx.reconstruction.samples import Samples, gather_samples
 from tfmq_fx.reconstruction.store import ActivationStore
 from tfmq_fx.reconstruction.temporal import observe_temporal_block, reconstruct_temporal_block, temporal_quantizers
+from tfmq_fx.reconstruction.training import WORTH_COMPILING
 from tfmq_fx.reconstruction.unit import load_state, reconstruct_unit, state_of, trainable_weights
 from tfmq_fx.reconstruction_config import ReconstructionConfig
 
@@ -47,7 +49,6 @@ def reconstruct(
     *,
     directory: str | Path | None = None,
     cache_bytes: int = CACHE_BYTES,
-    compiled: bool = False,
     progress: bool = True,
 ) -> ReconstructionReport:
     """Learn how weights are rounded, in place: TIAR for the temporal block, then BRECQ unit by unit.
@@ -66,8 +67,6 @@ def reconstruct(
             where an interrupted one stopped and ends with the same bits. None keeps nothing.
         cache_bytes: Memory for cached activations; what is beyond lies in files in ``directory`` (or the
             system's temporary folder), which vanish with the process.
-        compiled: Whether to compile the units for training: tens of seconds each, worth it for
-            thousands of iterations.
         progress: Whether to draw a progress bar with loss, time left and memory.
 
     Returns:
@@ -88,7 +87,7 @@ def reconstruct(
     began = time.perf_counter()
     insert_fake_quantizers(prepared)
     with _frozen(prepared):
-        run = _Run(prepared, about, config, compiled=compiled)
+        run = _Run(prepared, about, config)
         samples = None if config.granularity == "none" else gather_samples(prepared, batches, config.seed)
         folder = None if directory is None else Path(directory)
         checkpoint = Checkpoint(folder, run.fingerprint(samples))
@@ -121,24 +120,24 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 class _Run:
     """One reconstruction: the partitioned graph and what is counted on the way."""
 
-    def __init__(
-        self, prepared: fx.GraphModule, about: dict[str, Any], config: ReconstructionConfig, *, compiled: bool
-    ) -> None:
-        self.prepared, self.about, self.config, self.compiled = prepared, about, config, compiled
+    def __init__(self, prepared: fx.GraphModule, about: dict[str, Any], config: ReconstructionConfig) -> None:
+        self.prepared, self.about, self.config = prepared, about, config
         self.timestep: str = about["timestep"]
         self.values = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
         self.resumed, self.earlier_seconds = 0, 0.0
         block = find_temporal_block(prepared, self.timestep)
-        self.temporal = {name for name, module in quantizers_of(prepared).items()
-                         if module in temporal_quantizers(prepared, block)}  # fmt: skip
-        learns = any(isinstance(prepared.get_submodule(name), AdaRoundQuantizer) for name in self.temporal)
-        if learns and self.values is None:
+        inside = set(temporal_quantizers(prepared, block))
+        self.temporal = {name for name, module in quantizers_of(prepared).items() if module in inside}
+        self.learns = any(isinstance(prepared.get_submodule(name), AdaRoundQuantizer) for name in self.temporal)
+        if self.learns and self.values is None and config.temporal != "nearest":
             msg = "the temporal block is reconstructed over the schedule's timesteps: pass timesteps= to prepare"
             raise ConfigError(msg)
-        self.tiar = learns and config.temporal == "tiar"
+        self.tiar = self.learns and config.temporal == "tiar"
         for quantizer in quantizers_of(prepared).values():
             if isinstance(quantizer, AdaRoundQuantizer):
                 quantizer.round_to_nearest()
+            elif isinstance(quantizer, ActivationQuantizer):
+                quantizer.forget_step()
         self._observe()
         # A copy of the graph alone: it shares every tensor and quantizer with the one that came in.
         self.graph_module = fx.GraphModule(prepared, copy.deepcopy(prepared.graph))
@@ -167,6 +166,16 @@ class _Run:
         count = self.config.iterations * sum(self._trains(node) for node in self.units)
         return count + (self.config.temporal_iterations if self.tiar else 0)
 
+    def _updates_compiled(self) -> bool:
+        """Whether the run has enough weights and iterations to compile their update."""
+        updates = sum(quantizer.up.numel() for node in self.units if self._trains(node) for quantizer in
+                      self._weights(node)) * self.config.iterations  # fmt: skip
+        if self.tiar:
+            modules = [self.prepared.get_submodule(name) for name in self.temporal]
+            weights = sum(module.up.numel() for module in modules if isinstance(module, AdaRoundQuantizer))
+            updates += weights * self.config.temporal_iterations
+        return updates >= WORTH_COMPILING
+
     def fingerprint(self, samples: Samples | None) -> str:
         """A hash of everything that decides the outcome."""
         plain = {
@@ -174,11 +183,10 @@ class _Run:
             "quantization": {k: v for k, v in self.about["config"].items() if k != "reconstruction"},
             "timesteps": self.about["timesteps"],
             "units": [node.meta["tfmq_fx.unit"] for node in self.units],
-            "compiled": self.compiled,
-            "torch": torch.__version__,
+            "versions": [torch.__version__, version("tfmq-fx")],
         }
-        inputs = [] if samples is None else [column for column in samples.inputs if isinstance(column, Tensor)]
-        return fingerprint(plain, [*self.prepared.state_dict().values(), *inputs])
+        data = [] if samples is None else samples.tensors()
+        return fingerprint(plain, [*self.prepared.state_dict().values(), *data])
 
     def go(
         self, samples: Samples | None, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
@@ -187,6 +195,9 @@ class _Run:
         results: list[UnitResult] = []
         if self.tiar:
             results.append(self._temporal_unit(checkpoint, bar))
+        elif any(node.meta["tfmq_fx.unit"][1] == "temporal" for node in self.units):
+            reason = "temporal='nearest'" if self.learns else "its weights are not quantized"
+            results.append(UnitResult("temporal block", "temporal", reason=reason))
         if samples is not None:
             results += self._other_units(samples, store, checkpoint, bar)
         return results
@@ -199,7 +210,9 @@ class _Run:
             load_state(quantizers, found[1])
             return self._resume(found[0], bar)
         bar.start("temporal block")
-        result = reconstruct_temporal_block(self.prepared, self.timestep, self.values, self.config, bar.advance)
+        result = reconstruct_temporal_block(
+            self.prepared, self.timestep, self.values, self.config, bar.advance, compiled=self._updates_compiled()
+        )
         checkpoint.save(0, result, state_of(quantizers))
         return result
 
@@ -212,27 +225,29 @@ class _Run:
     def _other_units(
         self, samples: Samples, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
     ) -> list[UnitResult]:
-        units = {node: index for index, node in enumerate(self.units, start=1)}
         trained = [node for node in self.units if self._trains(node)]
         fisher = {}
         if self.config.fisher and trained:
             bar.start("Fisher information")
             fisher = fisher_information(self.graph_module, samples, set(trained), self.config.seed)
+        results = {}
+        for node in self.units:
+            name, kind = node.meta["tfmq_fx.unit"]
+            if node not in trained and kind != "temporal":
+                results[node] = UnitResult(name, kind, reason="its weights are not quantized")
         propagation = Propagation(self.graph_module, samples, store)
-        results: list[UnitResult] = []
+        remaining = set(trained)
         for node in self.graph_module.graph.nodes:
-            if node.op == "output" or (trained and len(results) == len(units)):
+            if not remaining:
                 break
             propagation.compute_float(node)
-            if node in units:
-                name, kind = node.meta["tfmq_fx.unit"]
-                if node in trained:
-                    results.append(self._unit(propagation, node, units[node], fisher.get(node), checkpoint, bar))
-                elif kind != "temporal":
-                    results.append(UnitResult(name, kind, reason="its weights are not quantized"))
+            if node in remaining:
+                index = 1 + self.units.index(node)
+                results[node] = self._unit(propagation, node, index, fisher.get(node), checkpoint, bar)
+                remaining.remove(node)
             propagation.compute_quantized(node)
             propagation.release(node)
-        return results
+        return [results[node] for node in self.units if node in results]
 
     def _unit(
         self,
@@ -256,9 +271,9 @@ class _Run:
                 node,
                 self.config,
                 fisher=fisher,
-                run=torch.compile(module) if self.compiled else module,
                 seed=self.config.seed * SEED_STRIDE + index,
                 on_iteration=bar.advance,
+                compiled=self._updates_compiled(),
             )
             checkpoint.save(index, result, state_of(quantizers))
         if not self.config.learned_steps and any(m in quantizers.values() for m in self._temporal_modules()):

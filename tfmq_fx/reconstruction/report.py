@@ -21,7 +21,7 @@ class UnitResult:
         after: The same with the learned rounding; never above ``before``.
         changed: Share of the weights that are not rounded to nearest any more.
         iterations: Training steps; 0 when nothing was trained.
-        seconds: Wall time, with the propagation through the unit.
+        seconds: Wall time of the training and the checks around it.
         reason: Why the unit was not trained, or its training not kept; ``""`` otherwise.
     """
 

@@ -1,4 +1,4 @@
-"""Train the rounding of one weight: Adam on AdaRound's variables, in one fused step.
+"""Train the rounding of weights: Adam on AdaRound's variables, in one fused step.
 
 The gradient of the loss with respect to the soft weight comes from autograd; everything behind it (the
 rectified sigmoid, the regulariser, Adam, the next soft weight) is elementwise, so its derivative is
@@ -8,7 +8,7 @@ Stable Diffusion UNet trainable on a CPU: autograd would sweep a dozen times.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer
-from tfmq_fx.fake_quantizers.adaround import GAMMA, ZETA, initial_variable, round_loss, soft_weight
+from tfmq_fx.fake_quantizers.adaround import GAMMA, ZETA, initial_variable, rectified_sigmoid, round_loss
 
-__all__ = ["RoundingTrainer", "StepSize"]
+__all__ = ["RoundingTrainer", "StepSize", "in_groups"]
 
 #: Adam's constants (Kingma & Ba, 2015), torch's defaults.
 DECAY_MEAN, DECAY_SQUARE, EPSILON = 0.9, 0.999, 1e-8
+#: Values of small weights that share a buffer: beyond it, sweeping memory costs more than calling.
+GROUP = 2**20
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,24 @@ def _fused_step(
     square: Tensor,
     gradient: Tensor,
     level: Tensor,
+    low: Tensor,
     scale: Tensor,
-    zero_point: Tensor,
-    bounds: Tensor,
     settings: Tensor,
     soft: Tensor,
 ) -> None:
-    """One Adam step on ``variable`` and the soft weight after it; all ``[C, n]`` but the per-channel ``[C, 1]``.
+    """One Adam step on ``variable`` and the soft weight after it, in place.
 
-    ``bounds`` holds ``(q_min, q_max)``; ``settings`` ``(rate, beta, round_weight, 1 - decay_mean^t,
-    1 - decay_square^t)``. As tensors, because a compiled function would specialise on numbers.
+    ``settings`` holds ``(q_max - q_min, beta, round_weight, rate / (1 - decay_mean^t), 1 / (1 - decay_square^t))``: as
+    a tensor, because a compiled function would specialise on numbers.
     """
-    rate, beta, weight, mean_correction, square_correction = settings.unbind()
-    q_min, q_max = bounds.unbind()
+    width, beta, weight, corrected_rate, square_correction = settings.unbind()
+    high = low + width
     sigmoid = torch.sigmoid(variable)
     raw = sigmoid * (ZETA - GAMMA) + GAMMA
     h = raw.clamp(0.0, 1.0)
     slope = torch.where((raw > 0.0) & (raw < 1.0), sigmoid * (1.0 - sigmoid) * (ZETA - GAMMA), 0.0)
     position = level + h
-    through = torch.where((position >= q_min) & (position <= q_max), gradient * scale, 0.0)
+    through = torch.where((position >= low) & (position <= high), gradient * scale, 0.0)
     centred = 2.0 * h - 1.0
     distance = centred.abs().clamp_min(1e-12)
     # d/dh (1 - |2h - 1|^beta) = -2 beta |2h - 1|^(beta - 1) sign(2h - 1); the power as an exponential,
@@ -73,10 +74,10 @@ def _fused_step(
     total = (through - weight * pull) * slope
     new_mean = DECAY_MEAN * mean + (1.0 - DECAY_MEAN) * total
     new_square = DECAY_SQUARE * square + (1.0 - DECAY_SQUARE) * total * total
-    step = rate * (new_mean / mean_correction) / (torch.sqrt(new_square / square_correction) + EPSILON)
+    step = corrected_rate * new_mean / (torch.sqrt(new_square * square_correction) + EPSILON)
     new = variable - step
     chosen = (torch.sigmoid(new) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)
-    weights = (torch.minimum(torch.maximum(level + chosen, q_min), q_max) - zero_point) * scale
+    weights = torch.minimum(torch.maximum(level + chosen, low), high) * scale
     mean.copy_(new_mean)
     square.copy_(new_square)
     variable.copy_(new)
@@ -85,81 +86,125 @@ def _fused_step(
 
 @cache
 def _step_function(compiled: bool) -> Callable[..., Any]:
-    return torch.compile(_fused_step, dynamic=True) if compiled else _fused_step
+    """The step, compiled where that is asked for and a C++ compiler is there."""
+    if not compiled:
+        return _fused_step
+    fused = torch.compile(_fused_step, dynamic=True)
+    try:
+        fused(*(torch.zeros(2, 3) for _ in range(7)), torch.ones(5), torch.zeros(2, 3))
+    except torch._dynamo.exc.TorchDynamoException:
+        return _fused_step
+    return fused
+
+
+def in_groups(quantizers: Sequence[AdaRoundQuantizer]) -> list[list[AdaRoundQuantizer]]:
+    """Small weights of one width together, up to :data:`GROUP` values; large ones alone."""
+    groups: list[list[AdaRoundQuantizer]] = []
+    sizes: dict[tuple[int, int], int] = {}
+    latest: dict[tuple[int, int], list[AdaRoundQuantizer]] = {}
+    for quantizer in quantizers:
+        width, size = quantizer.bounds, quantizer.up.numel()
+        if width not in latest or sizes[width] + size > GROUP:
+            latest[width], sizes[width] = [], 0
+            groups.append(latest[width])
+        latest[width].append(quantizer)
+        sizes[width] += size
+    return groups
 
 
 class RoundingTrainer:
-    """Owns the variables of one weight while they are trained; use as a context manager.
+    """Owns the rounding variables of one or several weights while they are trained; a context manager.
 
-    Inside the block the quantizer's output is a soft weight that collects gradients; at its end the
-    choice becomes hard: up where ``h(V) >= 0.5``.
+    Inside the block each quantizer's output is a soft weight that collects gradients; at its end the
+    choice becomes hard: up where ``h(V) >= 0.5``. Several weights lie one behind the other in flat buffers,
+    so that a step costs one call for all of them.
 
     Args:
-        quantizer: The quantizer to train; it must have seen its weight.
-        compiled: Whether to compile the fused step, which pays for more than some 10^5 weights.
+        quantizers: The quantizers to train, all with the same integer range; each has seen its weight.
+        compiled: Whether to compile the fused step.
     """
 
-    def __init__(self, quantizer: AdaRoundQuantizer, *, compiled: bool) -> None:
-        self.quantizer = quantizer
+    def __init__(self, quantizers: Sequence[AdaRoundQuantizer], *, compiled: bool) -> None:
+        self.quantizers = list(quantizers)
         self._step = _step_function(compiled)
-        ratio = self._rows(quantizer.ratio())
-        floor = ratio.floor()
-        scale, zero = quantizer.scale[:, None], quantizer.zero_point[:, None].to(torch.float32)
-        q_min, q_max = quantizer.bounds
-        self.variable = initial_variable(ratio - floor)
-        # A level more than one below the range stays clipped whatever h is, so it fits a byte.
-        narrow = torch.int8 if quantizer.bits <= 7 or (quantizer.symmetric and quantizer.bits == 8) else torch.int32
-        self.level = (floor + zero).clamp(q_min - 1, q_max).to(narrow)
-        self.scale, self.zero_point = scale.contiguous(), zero.contiguous()
-        self.bounds = torch.tensor([float(q_min), float(q_max)])
+        q_min, q_max = self.quantizers[0].bounds
+        self._width = float(q_max - q_min)
+        parts = [self._start(quantizer) for quantizer in self.quantizers]
+        if len(parts) == 1:
+            self.variable, self.level, self.low, self.scale = parts[0]
+        else:
+            flat = [[tensor.expand_as(part[0]).reshape(-1) for tensor in part] for part in parts]
+            self.variable, self.level, self.low, self.scale = (torch.cat(column) for column in zip(*flat, strict=True))
         self.mean = torch.zeros_like(self.variable)
         self.square = torch.zeros_like(self.variable)
         self.iterations = 0
 
-    def _rows(self, weight: Tensor) -> Tensor:
-        return weight.movedim(self.quantizer.axis, 0).flatten(1).contiguous()
+    def _start(self, quantizer: AdaRoundQuantizer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Variable and level ``[C, n]``, lower bound and scale ``[C, 1]``; levels count from the zero point."""
+        ratio = quantizer.ratio().movedim(quantizer.axis, 0).flatten(1).contiguous()
+        floor = ratio.floor()
+        q_min, q_max = quantizer.bounds
+        low = (q_min - quantizer.zero_point)[:, None]
+        # A level more than one below the range stays clipped whatever h is; so up to 8 bits it fits a byte.
+        level = floor.clamp(low - 1, low + (q_max - q_min))
+        narrow = torch.int8 if int(level.min()) >= -128 and int(level.max()) <= 127 else torch.int32
+        return initial_variable(ratio - floor), level.to(narrow), low.to(narrow), quantizer.scale[:, None].clone()
 
-    def _shaped(self, rows: Tensor) -> Tensor:
-        assert self.quantizer.weight is not None
-        weight = self.quantizer.weight.movedim(self.quantizer.axis, 0)
-        return rows.reshape(weight.shape).movedim(0, self.quantizer.axis)
+    def _pieces(self, whole: Tensor) -> list[Tensor]:
+        """A buffer's views, one per quantizer, in the shape of its weight."""
+        pieces = []
+        flat = torch.split(whole.view(-1), [quantizer.up.numel() for quantizer in self.quantizers])
+        for quantizer, piece in zip(self.quantizers, flat, strict=True):
+            shape = quantizer.up.movedim(quantizer.axis, 0).shape
+            pieces.append(piece.view(shape).movedim(0, quantizer.axis))
+        return pieces
 
     def __enter__(self) -> RoundingTrainer:
-        """Give the quantizer a soft weight."""
-        q_min, q_max = self.quantizer.bounds
-        self.soft = soft_weight(self.variable, self.level, self.scale, self.zero_point, q_min, q_max)
-        self.quantizer.soft = self._shaped(self.soft).requires_grad_()
+        """Give each quantizer a soft weight."""
+        high = self.low + self._width
+        self.soft = torch.minimum(torch.maximum(self.level + rectified_sigmoid(self.variable), self.low), high)
+        self.soft *= self.scale
+        for quantizer, piece in zip(self.quantizers, self._pieces(self.soft), strict=True):
+            quantizer.soft = piece.detach().requires_grad_()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take the soft weight away; without an error, keep the learned choice."""
-        self.quantizer.soft = None
-        if error[0] is None:
-            self.quantizer.up = self._shaped(self.variable >= 0).contiguous()
+        """Take the soft weights away; without an error, keep the learned choice."""
+        for quantizer, up in zip(self.quantizers, self._pieces(self.variable >= 0), strict=True):
+            quantizer.soft = None
+            if error[0] is None:
+                quantizer.up = up.contiguous().clone()
 
     def round_loss(self, beta: float) -> Tensor:
         """The regulariser now, a scalar."""
         return round_loss(self.variable, beta)
 
+    def _gradient(self) -> Tensor:
+        """What the soft weights have collected, in the order of the buffers; cleared."""
+        pieces = []
+        for quantizer in self.quantizers:
+            soft = quantizer.soft
+            assert soft is not None
+            gradient = torch.zeros_like(soft) if soft.grad is None else soft.grad
+            pieces.append(gradient.movedim(quantizer.axis, 0).reshape(-1))
+            soft.grad = None
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view_as(self.variable)
+
     @torch.no_grad()
     def step(self, size: StepSize) -> None:
-        """Use the gradient that the soft weight has collected, and clear it."""
-        soft = self.quantizer.soft
-        assert soft is not None
-        gradient = torch.zeros_like(soft) if soft.grad is None else soft.grad
+        """Use the gradients that the soft weights have collected."""
         self.iterations += 1
-        corrections = (1 - DECAY_MEAN**self.iterations, 1 - DECAY_SQUARE**self.iterations)
-        settings = torch.tensor([size.rate, size.beta, size.round_weight, *corrections])
+        rate = size.rate / (1 - DECAY_MEAN**self.iterations)
+        correction = 1 / (1 - DECAY_SQUARE**self.iterations)
+        settings = torch.tensor([self._width, size.beta, size.round_weight, rate, correction])
         self._step(
             self.variable,
             self.mean,
             self.square,
-            self._rows(gradient),
+            self._gradient(),
             self.level,
+            self.low,
             self.scale,
-            self.zero_point,
-            self.bounds,
             settings,
             self.soft,
         )
-        soft.grad = None

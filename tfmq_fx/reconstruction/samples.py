@@ -14,7 +14,7 @@ from tfmq_fx._compat import calling_convention
 from tfmq_fx.calibration import Batch
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.passes.predicates import node_value
-from tfmq_fx.passes.sizes import rows_per_item
+from tfmq_fx.passes.sizes import concrete_size, rows_per_item
 
 __all__ = ["Samples", "Window", "gather_samples"]
 
@@ -55,6 +55,11 @@ class Samples:
     chunks: tuple[Window, ...]
     mixing: bool
 
+    def tensors(self) -> list[Tensor]:
+        """All that tells these samples from others: every input, and where batches end when they do not mix."""
+        tensors = [leaf for leaf in pytree.tree_leaves(self.inputs) if isinstance(leaf, Tensor)]
+        return tensors if self.mixing else [*tensors, torch.tensor([window.stop for window in self.chunks])]
+
     def split(self, held_back: float) -> tuple[int, int]:
         """Rows to train on and rows behind them that are held back, at least one of each where there are two."""
         if held_back == 0.0 or len(self.chunks if not self.mixing else range(self.rows)) < 2:
@@ -86,11 +91,14 @@ def _flat(batch: Batch, names: list[str], spec: Any) -> list[Any]:
     """The leaves of one batch in the order of the placeholders."""
     if isinstance(batch, Tensor):
         batch = (batch,)
-    given = dict(batch) if isinstance(batch, Mapping) else dict(zip(names, batch, strict=False))
-    missing = [name for name in names if name not in given]
-    if missing:
-        msg = f"a calibration batch has no {missing[0]!r}; the captured model takes ({', '.join(names)})"
+    if not isinstance(batch, Mapping) and len(batch) > len(names):
+        msg = f"a calibration batch has {len(batch)} values; the captured model takes ({', '.join(names)})"
         raise CalibrationError(msg)
+    given = dict(batch) if isinstance(batch, Mapping) else dict(zip(names, batch, strict=False))
+    for wrong, what in ((set(names) - set(given), "no"), (set(given) - set(names), "an unknown")):
+        if wrong:
+            msg = f"a calibration batch has {what} {min(wrong)!r}; the captured model takes ({', '.join(names)})"
+            raise CalibrationError(msg)
     positional = spec.children()[0].num_children
     values = [(name, given[name]) for name in names]
     return pytree.tree_leaves((tuple(v for _, v in values[:positional]), dict(values[positional:])))
@@ -113,9 +121,9 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
     if not flat:
         msg = "reconstruction got no batches; pass those that the model was calibrated on"
         raise CalibrationError(msg)
-    for index, leaves in enumerate(flat):
-        _check(index, leaves, placeholders)
     grows = [_grows(node) for node in placeholders]
+    for index, leaves in enumerate(flat):
+        _check(index, leaves, placeholders, grows)
     sizes = [_rows(leaves, grows) for leaves in flat]
     generator = torch.Generator().manual_seed(seed)
     tensors = [isinstance(node_value(node), Tensor) for node in placeholders]
@@ -152,16 +160,31 @@ def _rows(leaves: list[Any], grows: list[bool]) -> int:
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)
 
 
-def _check(index: int, leaves: list[Any], placeholders: list[fx.Node]) -> None:
+def _check(index: int, leaves: list[Any], placeholders: list[fx.Node], grows: list[bool]) -> None:
     if len(leaves) != len(placeholders):
         msg = f"calibration batch {index} has {len(leaves)} values, the captured model takes {len(placeholders)}"
         raise CalibrationError(msg)
-    for leaf, node in zip(leaves, placeholders, strict=True):
+    rows: int | None = None
+    for leaf, node, grow in zip(leaves, placeholders, grows, strict=True):
         expected = node_value(node)
         if not isinstance(expected, Tensor):
             continue
-        fits = isinstance(leaf, Tensor) and leaf.ndim == expected.ndim
-        if not fits:
+        name = f"calibration batch {index}: {str(node.target)!r}"
+        if not isinstance(leaf, Tensor) or leaf.ndim != expected.ndim:
             shape = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-            msg = f"calibration batch {index}: {node.target!r} is {shape}, but was captured with {expected.ndim} axes"
+            msg = f"{name} is {shape}, but was captured with {expected.ndim} axes"
+            raise CalibrationError(msg)
+        if rows is None and grow:
+            rows = len(leaf)
+        wanted = [concrete_size(size, rows or 1) for size in expected.shape]
+        if list(leaf.shape) != wanted:
+            msg = f"{name} has shape {list(leaf.shape)}, but the captured model takes {wanted}"
+            raise CalibrationError(msg)
+        if not leaf.is_floating_point():
+            continue
+        if expected.is_floating_point() and leaf.dtype != expected.dtype:
+            msg = f"{name} is {leaf.dtype}, but was captured as {expected.dtype}"
+            raise CalibrationError(msg)
+        if not bool(torch.isfinite(leaf).all()):
+            msg = f"{name} holds NaN or infinite values; remove the batch, or fix where it comes from"
             raise CalibrationError(msg)

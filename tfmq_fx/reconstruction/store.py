@@ -57,9 +57,9 @@ class ActivationStore:
         return tensor
 
     def _map(self, count: int, dtype: torch.dtype) -> Tensor:
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(prefix="activations-", dir=self.folder) as file:
                 # Claim the room now: writing into a mapping of a full disk would end the process.
                 reserve(file.fileno(), count * dtype.itemsize)

@@ -10,7 +10,7 @@ temporal information block based reconstruction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,11 +53,31 @@ def observe_temporal_block(prepared: fx.GraphModule, timestep: str, values: Tens
         timestep: Name of the timestep placeholder.
         values: The timesteps of the schedule, ``[K]``.
     """
-    block = find_temporal_block(prepared, timestep)
-    observers = _activations(temporal_quantizers(prepared, block))
-    if observers:
-        with _observing(observers):
-            evaluate_temporal_nodes(prepared, block.nodes, block.linears, timestep, values)
+    _observe(prepared, find_temporal_block(prepared, timestep), values)
+
+
+def _observe(prepared: fx.GraphModule, block: TemporalBlock, values: Tensor) -> None:
+    sites = _activations(temporal_quantizers(prepared, block))
+
+    def evaluate(nodes: Sequence[fx.Node]) -> list[Tensor]:
+        return evaluate_temporal_nodes(prepared, block.nodes, nodes, block.timestep, values)
+
+    if all(isinstance(site, TimestepQuantizer) for site in sites):
+        with _observing(sites):
+            evaluate(block.linears if sites else ())
+        return
+    # A range that all timesteps share is known only when all have been seen, and some graphs take one at a
+    # time: site by site, each behind those that are settled.
+    modules = quantizers_of(prepared)
+    for node in block.nodes:
+        site = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(site, TimestepQuantizer):
+            with _observing([site]):
+                evaluate([node])
+        elif isinstance(site, ActivationQuantizer):
+            (seen,) = evaluate([node.args[0]])  # type: ignore[list-item]
+            with _observing([site]):
+                site(seen)
 
 
 def _activations(quantizers: list[FakeQuantizer]) -> list[ActivationQuantizer | TimestepQuantizer]:
@@ -65,7 +85,7 @@ def _activations(quantizers: list[FakeQuantizer]) -> list[ActivationQuantizer | 
 
 
 @contextmanager
-def _observing(quantizers: list[ActivationQuantizer | TimestepQuantizer]) -> Iterator[None]:
+def _observing(quantizers: Sequence[ActivationQuantizer | TimestepQuantizer]) -> Iterator[None]:
     """Ranges follow what is seen for the time of a block."""
     for quantizer in quantizers:
         quantizer.observing = True
@@ -83,21 +103,18 @@ class _TemporalTraining:
     Attributes:
         module: Called with ``inputs``, returns ``emb_{t,i}`` for every ``i``: ``[K, C_i]`` each.
         inputs: What the part in front of the first weight computes: it is the same in every iteration.
-        targets: The float block's ``emb_{t,i}``.
+        targets: The float block's ``emb_{t,i}`` side by side, ``[K, sum C_i]``.
     """
 
     module: nn.Module
     inputs: list[Tensor | int]
-    targets: list[Tensor]
+    targets: Tensor
 
     def error(self) -> Tensor:
         """``sum_i mean_t sum_c (emb_hat - emb)^2``: the objective over the number of timesteps."""
         outputs = self.module(*self.inputs)
-        outputs = [outputs] if isinstance(outputs, Tensor) else outputs
-        errors = [
-            (output - target).square().sum() / len(target) for output, target in zip(outputs, self.targets, strict=True)
-        ]
-        return torch.stack(errors).sum()
+        whole = outputs if isinstance(outputs, Tensor) else torch.cat(outputs, dim=-1)
+        return (whole - self.targets).square().sum() / len(self.targets)
 
 
 def _training_graph(prepared: fx.GraphModule, block: TemporalBlock, values: Tensor) -> _TemporalTraining:
@@ -131,11 +148,12 @@ def _training_graph(prepared: fx.GraphModule, block: TemporalBlock, values: Tens
         ]
 
     # The sites in front of the first weight are calibrated here, once and for all.
-    with torch.no_grad(), _observing(_activations(quantizers)):
+    with torch.no_grad():
+        _observe(prepared, block, values)
         inputs = dict(zip(tensors, evaluate(tensors), strict=True))
     with torch.no_grad(), float_mode(quantizers):
         originals = dict(zip([*tensors, *outputs], evaluate([*tensors, *outputs]), strict=True))
-        targets = [originals[node] for node in outputs]
+        targets = torch.cat([originals[node] for node in outputs], dim=-1)
         _check_together(_TemporalTraining(module, arranged(originals), targets))
     return _TemporalTraining(module, arranged(inputs), targets)
 
@@ -147,7 +165,7 @@ def _check_together(float_block: _TemporalTraining) -> None:
         reason = f"the error of the float block against itself is {error:g}"
     except (RuntimeError, ValueError) as failure:
         error, reason = float("inf"), str(failure).strip().splitlines()[0]
-    size = sum(target.square().sum().item() / len(target) for target in float_block.targets)
+    size = float_block.targets.square().sum().item() / len(float_block.targets)
     if not error <= 1e-6 * max(size, 1e-12):
         msg = (
             f"the temporal block cannot be evaluated for all timesteps at once ({reason}); "
@@ -162,6 +180,8 @@ def reconstruct_temporal_block(
     values: Tensor,
     config: ReconstructionConfig,
     on_iteration: Callable[[int, float], None] = lambda iteration, loss: None,
+    *,
+    compiled: bool = False,
 ) -> UnitResult:
     """Learn the rounding of all weights of the temporal block jointly.
 
@@ -175,6 +195,7 @@ def reconstruct_temporal_block(
         values: The timesteps of the schedule, ``[K]``.
         config: Iterations and schedules.
         on_iteration: Called after each iteration with its number and the loss.
+        compiled: Whether to compile the update of the weights.
 
     Returns:
         The error before and after, as :class:`UnitResult`.
@@ -198,17 +219,20 @@ def reconstruct_temporal_block(
     for quantizer in weights:
         quantizer.round_to_nearest()
     before = exact_error()
-    learned = activations if config.learned_steps else []
 
     def learn() -> None:
+        def error(_: int) -> Tensor:
+            return training.error()
+
+        iterations = config.temporal_iterations
         if config.learned_steps:
             # The ranges of the soft weights at the start, which are the float ones.
             with float_mode(weights):
                 exact_error()
-            train(weights, learned, lambda _: training.error(), config.temporal_iterations, config, on_iteration)
+            train(weights, activations, error, iterations, config, on_iteration, compiled=compiled)
         else:
             with _observing(activations):
-                train(weights, (), lambda _: training.error(), config.temporal_iterations, config, on_iteration)
+                train(weights, (), error, iterations, config, on_iteration, compiled=compiled)
 
     def measure() -> float:
         if not config.learned_steps:

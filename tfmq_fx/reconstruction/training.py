@@ -12,15 +12,16 @@ from torch import Tensor
 from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, TimestepQuantizer
 from tfmq_fx.fake_quantizers.adaround import annealed_beta
-from tfmq_fx.reconstruction.rounding import RoundingTrainer, StepSize
+from tfmq_fx.reconstruction.rounding import RoundingTrainer, StepSize, in_groups
 from tfmq_fx.reconstruction_config import ReconstructionConfig
 
-__all__ = ["train"]
+__all__ = ["WORTH_COMPILING", "train"]
 
-#: Fewer weight updates than this do not pay for compiling the fused step.
-WORTH_COMPILING = 2**31
+#: Fewer weight updates than this in a whole run do not pay for compiling them, which takes some 20 s the first time.
+WORTH_COMPILING = 2**30
 
 
+@torch.enable_grad()
 def train(
     weights: Sequence[AdaRoundQuantizer],
     activations: Sequence[ActivationQuantizer | TimestepQuantizer],
@@ -28,6 +29,8 @@ def train(
     iterations: int,
     config: ReconstructionConfig,
     on_iteration: Callable[[int, float], None],
+    *,
+    compiled: bool = False,
 ) -> None:
     """Learn the rounding of ``weights`` and, when configured, the step sizes of ``activations``.
 
@@ -41,6 +44,7 @@ def train(
         iterations: Training steps.
         config: Step sizes and schedules.
         on_iteration: Called after each step with its number and loss.
+        compiled: Whether to compile the update of the weights (:data:`WORTH_COMPILING`).
 
     Raises:
         ReconstructionError: The loss is not finite.
@@ -51,10 +55,9 @@ def train(
     optimizer = torch.optim.Adam(steps, lr=config.step_learning_rate) if steps else None
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations) if optimizer else None
     rate = config.rate(iterations)
-    compiled = iterations * sum(quantizer.up.numel() for quantizer in weights) >= WORTH_COMPILING
     try:
         with ExitStack() as stack:
-            trainers = [stack.enter_context(RoundingTrainer(quantizer, compiled=compiled)) for quantizer in weights]
+            trainers = [stack.enter_context(RoundingTrainer(g, compiled=compiled)) for g in in_groups(weights)]
             for iteration in range(iterations):
                 error = loss(iteration)
                 error.backward()  # type: ignore[no-untyped-call]

@@ -31,7 +31,7 @@ def trainable_weights(module: torch.nn.Module) -> list[AdaRoundQuantizer]:
 
 def _mixed(quantized: Any, original: Any, probability: float, generator: torch.Generator) -> Any:
     """Take each element from the quantized prefix with this probability, else from the float model (QDrop)."""
-    if not isinstance(quantized, Tensor) or quantized is original or not quantized.is_floating_point():
+    if not isinstance(quantized, Tensor) or not quantized.is_floating_point():
         return quantized
     return torch.where(torch.rand(quantized.shape, generator=generator) < probability, quantized, original)
 
@@ -45,10 +45,9 @@ class _UnitTraining:
         node: fx.Node,
         config: ReconstructionConfig,
         fisher: list[Tensor | None] | None,
-        run: Callable[..., Any],
         seed: int,
     ) -> None:
-        self.propagation, self.node, self.config, self.run = propagation, node, config, run
+        self.propagation, self.node, self.config = propagation, node, config
         self.module = propagation.graph_module.get_submodule(str(node.target))
         self.generator = torch.Generator().manual_seed(seed)
         self.rows, self.held_back = propagation.samples.split(config.held_back)
@@ -57,9 +56,9 @@ class _UnitTraining:
         self.axes = [channel_axis(self.module.graph, value.ndim) for value in values]
         self.fisher = fisher or [None] * len(values)
 
-    def _error(self, window: Window, args: tuple[Any, ...], run: Callable[..., Any]) -> Tensor:
+    def _error(self, window: Window, args: tuple[Any, ...]) -> Tensor:
         targets = in_window(self.propagation.float_values[self.node], window)
-        outputs = [leaf for leaf in pytree.tree_leaves(run(*args)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in pytree.tree_leaves(self.module(*args)) if isinstance(leaf, Tensor)]
         targets = [leaf for leaf in pytree.tree_leaves(targets) if isinstance(leaf, Tensor)]
         return unit_error(outputs, targets, self.axes, self.fisher)
 
@@ -71,7 +70,8 @@ class _UnitTraining:
             originals = self.propagation.arguments(self.node, window, quantized=False)
             share = self.config.quantized_inputs
             args = pytree.tree_map(lambda q, f: _mixed(q, f, share, self.generator), args, originals)
-        return self._error(window, args, self.run)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            return self._error(window, args)
 
     @torch.no_grad()
     def held_back_error(self) -> float:
@@ -81,7 +81,7 @@ class _UnitTraining:
         total = 0.0
         for window in windows:
             args = self.propagation.arguments(self.node, window, quantized=True)
-            total += self._error(window, args, self.module).item() * len(window)
+            total += self._error(window, args).item() * len(window)
         return total / sum(len(window) for window in windows)
 
 
@@ -91,9 +91,9 @@ def reconstruct_unit(
     config: ReconstructionConfig,
     *,
     fisher: list[Tensor | None] | None,
-    run: Callable[..., Any],
     seed: int,
     on_iteration: Callable[[int, float], None],
+    compiled: bool = False,
 ) -> UnitResult:
     """Learn the rounding of a unit's weights.
 
@@ -102,15 +102,15 @@ def reconstruct_unit(
         node: The unit's call node.
         config: Iterations and schedules.
         fisher: Weights of its outputs' elements, or None.
-        run: The unit as training calls it, perhaps compiled.
         seed: Seed of the mini-batches.
         on_iteration: Called after each iteration with its number and the loss.
+        compiled: Whether to compile the update of the weights.
 
     Source: BRECQ (ICLR 2021), algorithm 1; QDrop (ICLR 2022) with ``quantized_inputs`` and
     ``drop_activations``.
     """
     name, kind = node.meta["tfmq_fx.unit"]
-    training = _UnitTraining(propagation, node, config, fisher, run, seed)
+    training = _UnitTraining(propagation, node, config, fisher, seed)
     quantizers = list(quantizers_of(training.module).values())
     weights = trainable_weights(training.module)
     activations = [quantizer for quantizer in quantizers if not isinstance(quantizer, AdaRoundQuantizer)]
@@ -125,7 +125,8 @@ def reconstruct_unit(
             # What drops activations draws from the global generator; nothing else of the process may see it.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                train(weights, activations, training.drawn_error, config.iterations, config, on_iteration)
+                error = training.drawn_error
+                train(weights, activations, error, config.iterations, config, on_iteration, compiled=compiled)
         finally:
             for quantizer in activations:
                 quantizer.drop = 0.0

@@ -38,7 +38,7 @@ def unit_error(
     """
     errors = []
     for output, target, axis, weight in zip(outputs, targets, axes, fisher, strict=True):
-        squares = (output - target).square()
+        squares = (output.to(target.dtype) - target).square()
         if weight is not None:
             squares = squares * weight
         errors.append(squares.sum() * output.shape[axis] / output.numel())

@@ -1,0 +1,62 @@
+"""What the quality benchmark compares: methods of quantization, and bit widths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tfmq_fx import QuantizationConfig, ReconstructionConfig
+
+__all__ = ["BITS", "METHODS", "configuration", "methods_for"]
+
+#: Name, weight bits, activation bits.
+BITS: dict[str, tuple[int, int]] = {"W8A8": (8, 8), "W4A32": (4, 32), "W4A8": (4, 8), "W4A4": (4, 4)}
+
+#: Fields of the configuration, and of its reconstruction (None: rounded to nearest).
+METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "nearest, min-max": (
+        {
+            "temporal": "shared",
+            "weight_range": "minmax",
+            "symmetric_weights": True,
+            "split_concatenations": False,
+            "activation_range": "ema",
+        },
+        None,
+    ),
+    "nearest": ({"temporal": "shared", "weight_range": "mse"}, None),
+    "nearest + FSC": ({"temporal": "fsc", "weight_range": "mse"}, None),
+    "BRECQ": ({"temporal": "shared", "weight_range": "mse"}, {"temporal": "blocks"}),
+    "BRECQ + FSC": ({"temporal": "fsc", "weight_range": "mse"}, {"temporal": "blocks"}),
+    "BRECQ + TIAR": ({"temporal": "shared", "weight_range": "mse"}, {"temporal": "tiar"}),
+    "BRECQ + TIAR + FSC": ({"temporal": "fsc", "weight_range": "mse"}, {"temporal": "tiar"}),
+    "BRECQ, time float": ({"temporal": "float", "weight_range": "mse"}, {"temporal": "nearest"}),
+    "BRECQ, time cached": ({"temporal": "float", "weight_range": "mse"}, {"temporal": "nearest"}),
+}
+
+
+def methods_for(bits: str) -> list[str]:
+    """The methods that differ at these bits: without quantized activations there is nothing to FSC."""
+    without_activations = BITS[bits][1] == 32
+    return [name for name in METHODS if not (without_activations and "FSC" in name)]
+
+
+def configuration(method: str, bits: str, seed: int, iterations: int, temporal_iterations: int) -> QuantizationConfig:
+    """The configuration of one cell."""
+    fields, reconstruction = METHODS[method]
+    weight_bits, activation_bits = BITS[bits]
+    return QuantizationConfig(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        reconstruction=None
+        if reconstruction is None
+        else ReconstructionConfig(
+            iterations=iterations,
+            temporal_iterations=temporal_iterations,
+            batch_size=16,
+            # Noise of bfloat16 (0.2 %) is far below what 4 bits lose, and near what 8 bits lose.
+            precision="bfloat16" if weight_bits == 4 else "float32",
+            seed=seed,
+            **reconstruction,
+        ),
+        **fields,
+    )
