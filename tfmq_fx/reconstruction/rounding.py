@@ -90,8 +90,9 @@ def _step_function(compiled: bool) -> Callable[..., Any]:
     if not compiled:
         return _fused_step
     fused = torch.compile(_fused_step, dynamic=True)
+    probe = [*(torch.zeros(2, 3) for _ in range(7)), torch.ones(5), torch.zeros(2, 3)]
     try:
-        fused(*(torch.zeros(2, 3) for _ in range(7)), torch.ones(5), torch.zeros(2, 3))
+        fused(*probe)
     except torch._dynamo.exc.TorchDynamoException:
         return _fused_step
     return fused
