@@ -3,6 +3,7 @@
     python benchmarks/quality.py run                    # every cell that is not measured yet, two at a time
     python benchmarks/quality.py images --bits W4A8     # Fréchet distances and classifier scores of cells
     python benchmarks/quality.py report                 # the table, and benchmarks/results/quality.json
+    python benchmarks/quality.py pictures               # the README's pictures, from the W4A8 cells of seed 0
 
 A seed decides the calibration trajectories, the mini-batches of reconstruction and the noise that is sampled
 from. Everything is kept in ``runs/quality`` cell by cell, so a run that was cut off goes on where it stopped.
@@ -34,6 +35,7 @@ from measures.fashion_mnist import load_fashion_mnist
 from measures.reference import load_reference
 from measures.sampling import sample_cached
 from quality_methods import BITS, METHODS, configuration, methods_for
+from quality_pictures import draw_pictures
 from quality_report import write_report
 from rich.progress import Progress
 
@@ -243,7 +245,7 @@ def run_all(options: argparse.Namespace, stage: str, todo: list[tuple[str, str, 
 def main() -> None:
     """Parse the command line and go."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["run", "images", "report", "cell", "image-cell"])
+    parser.add_argument("stage", choices=["run", "images", "report", "pictures", "cell", "image-cell"])
     parser.add_argument("--bits", nargs="+", choices=list(BITS), default=["W4A8", "W8A8", "W4A32"])
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, FLOAT], default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -257,6 +259,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.stage == "report":
         write_report(WORK, ROOT / "benchmarks" / "results" / "quality.json")
+    elif options.stage == "pictures":
+        model, _ = load_model(None)
+        draw_pictures(tfmq_fx.capture(model, example_kwargs=unconditional_inputs(model)), WORK, ROOT / "docs")
     elif options.stage == "cell":
         for cell in cells(options):
             measure_cell(*cell, options)

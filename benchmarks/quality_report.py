@@ -28,9 +28,14 @@ def _spread(values: Sequence[float], text: Callable[[float], str]) -> str:
 
 COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], float | None], Callable[[float], str]]] = {
     "PSNR, dB": (lambda c: statistics.mean(c["psnr"]), lambda v: f"{v:.1f}"),
+    "median": (lambda c: statistics.median(c["psnr"]), lambda v: f"{v:.1f}"),
     "worst image": (lambda c: min(c["psnr"]), lambda v: f"{v:.1f}"),
     "time block alone, dB": (
         lambda c: statistics.mean(c["psnr_time_only"]) if c["psnr_time_only"] else None,
+        lambda v: f"{v:.1f}",
+    ),
+    "its median": (
+        lambda c: statistics.median(c["psnr_time_only"]) if c["psnr_time_only"] else None,
         lambda v: f"{v:.1f}",
     ),
     "feature error": (lambda c: c["feature_error"], lambda v: f"{v:.4f}"),
