@@ -208,7 +208,7 @@ def artefacts(model, tmp_path_factory):
 def test_diagnose_writes_json_and_pictures_for_several_artefacts(model, artefacts, tmp_path):
     out = tmp_path / "new" / "report"
     options = [word for path in artefacts for word in ("--artefact", path)]
-    result = tfmq("diagnose", "--model", model, *options, "--out", out, "--samples", 2)
+    result = tfmq("diagnose", model, *options, "--out", out, "--samples", 2)
     assert result.exit_code == 0, result.output
     written = json.loads((out / "diagnosis.json").read_text())
     assert (written["samples"], written["seed"]) == (2, 0)
@@ -226,7 +226,7 @@ def test_diagnose_writes_json_and_pictures_for_several_artefacts(model, artefact
 
 
 def test_diagnose_at_every_training_timestep(model, artefacts, tmp_path):
-    result = tfmq("diagnose", "--model", model, "--artefact", artefacts[0], "--out", tmp_path / "r", "--samples", 1,
+    result = tfmq("diagnose", model, "--artefact", artefacts[0], "--out", tmp_path / "r", "--samples", 1,
                   "--steps", 2, "--every-timestep")  # fmt: skip
     assert result.exit_code == 0, result.output
     values = json.loads((tmp_path / "r" / "diagnosis.json").read_text())["diagnoses"][0]
@@ -239,14 +239,14 @@ def test_diagnose_refuses_bad_input_before_the_work(model, artefacts, tmp_path, 
         raise AssertionError
 
     monkeypatch.setattr(diagnostics, "diagnose", never)
-    common = ("diagnose", "--model", model, "--artefact", artefacts[0], "--out")
+    common = ("diagnose", model, "--artefact", artefacts[0], "--out")
     out = tmp_path / "report"
     refused(tfmq(*common, artefacts[1]), "is an artefact; choose another folder")
     refused(tfmq(*common, out, "--artefact", artefacts[0]), "is named twice")
     refused(tfmq(*common, out, "--artefact", tmp_path), "is not an artefact")
     refused(tfmq(*common, out, "--steps", 3), "is not in the table")
     other = save_pipeline(tmp_path / "other", block_out_channels=(8, 24))
-    result = tfmq("diagnose", "--model", other, "--artefact", artefacts[0], "--out", out)
+    result = tfmq("diagnose", other, "--artefact", artefacts[0], "--out", out)
     refused(result, "its block_out_channels is [8, 16], this model's [8, 24]")
     assert str(artefacts[0]) in result.stderr
     assert not out.exists()
@@ -263,5 +263,5 @@ def test_artefacts_of_one_name_are_told_apart_by_their_paths(artefacts, tmp_path
 def test_diagnose_has_help():
     result = tfmq("diagnose", "--help")
     assert result.exit_code == 0
-    for words in ("--artefact", "--model", "--every-timestep", "--out"):
+    for words in ("--artefact", "MODEL", "--every-timestep", "--out"):
         assert words in result.stdout

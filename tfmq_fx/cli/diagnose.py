@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfmq_fx.cli.console import console, stage
-from tfmq_fx.cli.options import Samples, Seed, TableSteps
+from tfmq_fx.cli.options import Model, Samples, Seed, TableSteps
 from tfmq_fx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,15 +29,7 @@ def diagnose(
         list[Path], typer.Option("--artefact", help="A folder that `quantize` wrote. May be repeated, to compare.")
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder to write: diagnosis.json and pictures.")],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="The float model: a diffusers folder, or an id on the Hugging Face Hub. None: the bundled model.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
     samples: Samples = 8,
     steps: TableSteps = None,
     every_timestep: Annotated[
