@@ -14,7 +14,7 @@ def test_bits_outside_the_range_are_refused(bits):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("temporal", "fcs"), ("weight_range", "max"), ("activation_range", "kl"), ("unknown_timestep", "skip"),
-     ("reconstruction", "brecq")],
+     ("reconstruction", "smooth")],
 )  # fmt: skip
 def test_unknown_choices_are_named(field, value):
     with pytest.raises(ConfigError, match=value):

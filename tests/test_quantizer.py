@@ -128,12 +128,12 @@ def test_each_part_of_a_concatenation_gets_its_own_scale():
 def test_one_observer_per_temporal_value():
     prepared = tfmq_fx.prepare(tfmq_fx.capture(small_denoiser(), batch()), timesteps=TIMESTEPS)
     observers = [m for m in prepared.modules() if isinstance(m, TimestepObserver)]
-    # Inputs of h's two linears, and one SiLU(h(t)) per block.
-    assert len(observers) == 4 and all(bool(m.seen.all()) for m in observers)
+    # Inputs of h's two linears, and the one SiLU(h(t)) that all blocks read.
+    assert len(observers) == 3 and all(bool(m.seen.all()) for m in observers)
 
 
 @pytest.mark.parametrize(
-    ("temporal", "indexed", "float_linears"), [("fsc", 4, 0), ("shared", 0, 0), ("float", 0, 4)]
+    ("temporal", "indexed", "float_linears"), [("fsc", 3, 0), ("shared", 0, 0), ("float", 0, 4)]
 )  # fmt: skip
 def test_the_temporal_modes(temporal, indexed, float_linears):
     program = tfmq_fx.capture(small_denoiser(), batch())
