@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 
@@ -61,6 +62,21 @@ class SmallDenoiser(nn.Module):
         a = nn.functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
         h = h + a.transpose(1, 2).reshape(n, c, height, width)
         return self.leave(self.up(torch.cat([h, skip], 1), emb))
+
+
+def tiny_unet() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+    )
 
 
 TIMESTEPS = torch.arange(0, 1000, 100)

@@ -9,12 +9,11 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
-    UNet2DModel,
 )
 from torch import nn
 
 import tfmq_fx
-from tests.models import small_denoiser
+from tests.models import small_denoiser, tiny_unet
 from tfmq_fx import CalibrationError, ConfigError
 from tfmq_fx.trajectories import NormalTimesteps, UniformTimesteps, record_trajectories, sample_trajectories
 from tfmq_fx.trajectories.timestep_samplers import place_rows
@@ -29,21 +28,6 @@ def sampled(model=None, scheduler=None, **options):
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-def tiny_unet():
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-    )
 
 
 class Watcher(nn.Module):

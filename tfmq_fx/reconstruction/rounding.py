@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer
-from tfmq_fx.fake_quantizers.adaround import GAMMA, ZETA, initial_variable, rectified_sigmoid, round_loss
+from tfmq_fx.fake_quantizers.adaround import GAMMA, ZETA, initial_variable, rectified_sigmoid
 
 __all__ = ["RoundingTrainer", "StepSize", "in_groups"]
 
@@ -175,10 +175,6 @@ class RoundingTrainer:
             quantizer.soft = None
             if error[0] is None:
                 quantizer.up = up.contiguous().clone()
-
-    def round_loss(self, beta: float) -> Tensor:
-        """The regulariser now, a scalar."""
-        return round_loss(self.variable, beta)
 
     def _gradient(self) -> Tensor:
         """What the soft weights have collected, in the order of the buffers; cleared."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, FakeQuantizer, quantizers_of
-from tfmq_fx.passes.predicates import is_call
 from tfmq_fx.reconstruction.keeping import keep_if_better
 from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.report import UnitResult
@@ -132,12 +130,6 @@ def reconstruct_unit(
                 quantizer.drop = 0.0
 
     return keep_if_better(name, kind, quantizers, before, learn, training.held_back_error, config.iterations)
-
-
-def unit_outputs(node: fx.Node) -> list[fx.Node]:
-    """The nodes that stand for a unit's outputs: itself, or what is picked from it."""
-    picked = [user for user in node.users if is_call(user, operator.getitem)]
-    return picked or [node]
 
 
 def state_of(quantizers: dict[str, FakeQuantizer]) -> dict[str, Tensor]:
