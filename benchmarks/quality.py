@@ -34,7 +34,7 @@ from measures.efficientnet_lite0 import FeatureExtractor
 from measures.fashion_mnist import load_fashion_mnist
 from measures.reference import load_reference
 from measures.sampling import sample_cached
-from quality_methods import BITS, METHODS, configuration, methods_for
+from quality_methods import BITS, CACHED, METHODS, configuration, methods_for
 from quality_pictures import draw_pictures
 from quality_report import write_report
 from rich.progress import Progress
@@ -94,7 +94,7 @@ def cached_rows(features: Any) -> Any:
 
 
 def measure_cell(method: str, bits: str, seed: int, options: argparse.Namespace) -> None:
-    """Quantize, and compare temporal features and trajectories with the float model's."""
+    """Quantize, save the program, and compare it with the float model."""
     name = cell_name(method, bits, seed)
     model, scheduler = load_model(None)
     ddim = ddim_scheduler(scheduler, STEPS)
@@ -110,52 +110,14 @@ def measure_cell(method: str, bits: str, seed: int, options: argparse.Namespace)
     tfmq_fx.calibrate(prepared, batches, progress=False)
     report = None
     if config.reconstruction is not None:
-        state = WORK / "state" / name
-        report = tfmq_fx.reconstruct(prepared, batches, directory=state, progress=False)
+        report = tfmq_fx.reconstruct(prepared, batches, directory=WORK / "state" / name, progress=False)
     program = tfmq_fx.convert(prepared)
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     program.scheduler = {key: value for key, value in ddim.config.items() if not key.startswith("_")}
     path = tfmq_fx.save(program, WORK / "programs" / name)
-
-    cached = "cached" in method
-    noise = torch.randn(options.samples, 1, 32, 32, generator=torch.Generator().manual_seed(1000 + seed))
-    original = kept(
-        WORK / "float-trajectories" / f"s{seed}-{options.samples}.pt",
-        lambda: record_trajectory(graph_denoiser(captured), ddim, steps=STEPS, noise=noise),
-    )
-    float_features = temporal_features(captured, ddim.timesteps)
-    features = cached_rows(float_features) if cached else temporal_features(program, ddim.timesteps)
-    error = temporal_feature_error(float_features, features)
-    mismatch = find_mismatch(float_features, features, "cosine")
-    nearest = find_mismatch(float_features, features, "distance")
-    denoiser = (
-        with_temporal_features(program.graph_module, features) if cached else graph_denoiser(program.graph_module)
-    )
-    whole = trajectory_deviation(original, record_trajectory(denoiser, ddim, steps=STEPS, noise=noise))
-    alone = None
-    if not torch.equal(torch.cat(features.values, 1), torch.cat(float_features.values, 1)):
-        denoiser = with_temporal_features(captured, features)
-        alone = trajectory_deviation(original, record_trajectory(denoiser, ddim, steps=STEPS, noise=noise))
-    every = torch.arange(1000)
-    full = None
-    if not cached:
-        everywhere = temporal_features(program, every)
-        full = find_mismatch(temporal_features(captured, everywhere.timesteps), everywhere, "cosine")
-    result = {
-        "method": method,
-        "bits": bits,
-        "seed": seed,
+    about = {
         "config": program.config.to_dict(),
-        "samples": options.samples,
-        "psnr": whole.psnr.tolist(),
-        "psnr_time_only": None if alone is None else alone.psnr.tolist(),
-        "deviation": whole.mean.tolist(),
-        "deviation_time_only": None if alone is None else alone.mean.tolist(),
-        "feature_error": float(error.overall),
-        "mismatch": {"right": mismatch.share_right, "mean": mismatch.mean_shift},
-        "mismatch_by_distance": {"right": nearest.share_right, "mean": nearest.mean_shift},
-        "mismatch_every_timestep": None if full is None else {"right": full.share_right, "mean": full.mean_shift},
         "seconds": seconds,
         "peak_bytes": peak,
         "artefact_bytes": path_bytes(path),
@@ -164,7 +126,61 @@ def measure_cell(method: str, bits: str, seed: int, options: argparse.Namespace)
         "torch": torch.__version__,
         "machine": platform.machine(),
     }
-    write_json(WORK / "cells" / f"{name}.json", result)
+    float_features = temporal_features(captured, ddim.timesteps)
+    every = torch.arange(1000)
+    rows = {method: temporal_features(program, ddim.timesteps)}
+    if method in CACHED:
+        rows[CACHED[method]] = cached_rows(float_features)
+    for label, features in rows.items():
+        full = None
+        if label == method:
+            full = find_mismatch(temporal_features(captured, every), temporal_features(program, every), "cosine")
+        measures = {
+            **compare_features(float_features, features),
+            "mismatch_every_timestep": None if full is None else mismatch_entry(full),
+            **compare_trajectories(captured, program, ddim, float_features, features, seed, options.samples),
+        }
+        cell = {"method": label, "bits": bits, "seed": seed, "samples": options.samples, **measures, **about}
+        write_json(WORK / "cells" / f"{cell_name(label, bits, seed)}.json", cell)
+
+
+def mismatch_entry(mismatch: Any) -> dict[str, float]:
+    """What of a mismatch is kept."""
+    return {"right": mismatch.share_right, "mean": mismatch.mean_shift}
+
+
+def compare_features(original: Any, features: Any) -> dict[str, Any]:
+    """Error and mismatch of temporal features over the schedule."""
+    return {
+        "feature_error": float(temporal_feature_error(original, features).overall),
+        "mismatch": mismatch_entry(find_mismatch(original, features, "cosine")),
+        "mismatch_by_distance": mismatch_entry(find_mismatch(original, features, "distance")),
+    }
+
+
+def compare_trajectories(
+    captured: Any, program: Any, ddim: Any, float_features: Any, features: Any, seed: int, samples: int
+) -> dict[str, Any]:
+    """PSNR and deviation from the float trajectories: the whole program, and its temporal features alone."""
+    noise = torch.randn(samples, 1, 32, 32, generator=torch.Generator().manual_seed(1000 + seed))
+
+    def deviation(denoiser: Any) -> Any:
+        original = kept(
+            WORK / "float-trajectories" / f"s{seed}-{samples}.pt",
+            lambda: record_trajectory(graph_denoiser(captured), ddim, steps=STEPS, noise=noise),
+        )
+        return trajectory_deviation(original, record_trajectory(denoiser, ddim, steps=STEPS, noise=noise))
+
+    whole = deviation(with_temporal_features(program.graph_module, features))
+    alone = None
+    if not torch.equal(torch.cat(features.values, 1), torch.cat(float_features.values, 1)):
+        alone = deviation(with_temporal_features(captured, features))
+    return {
+        "psnr": whole.psnr.tolist(),
+        "psnr_time_only": None if alone is None else alone.psnr.tolist(),
+        "deviation": whole.mean.tolist(),
+        "deviation_time_only": None if alone is None else alone.mean.tolist(),
+    }
 
 
 def measure_images(method: str, bits: str, seed: int, options: argparse.Namespace) -> None:
@@ -221,8 +237,8 @@ def cells(options: argparse.Namespace) -> Iterable[tuple[str, str, int]]:
 
 def run_all(options: argparse.Namespace, stage: str, todo: list[tuple[str, str, int]]) -> None:
     """Measure cells in processes of their own, so that each has its own peak of memory."""
-    passed = [f"--{key.replace('_', '-')}={getattr(options, key)}"
-              for key in ("iterations", "temporal_iterations", "samples", "images", "image_steps")]  # fmt: skip
+    keys = ("iterations", "temporal_iterations", "samples", "images", "image_steps")
+    passed = [f"--{key.replace('_', '-')}={value}" for key in keys if (value := getattr(options, key)) is not None]
 
     def one(cell: tuple[str, str, int]) -> None:
         method, bits, seed = cell
@@ -249,7 +265,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", choices=list(BITS), default=["W4A8", "W8A8", "W4A32"])
     parser.add_argument("--methods", nargs="+", choices=[*METHODS, FLOAT], default=[])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=400, help="training steps of each block")
+    parser.add_argument("--iterations", type=int, help="training steps of each block (900 at 4 bits, 300 at 8)")
     parser.add_argument("--temporal-iterations", type=int, default=4000, help="training steps of the temporal block")
     parser.add_argument("--samples", type=int, default=16, help="trajectories compared with the float model's")
     parser.add_argument("--images", type=int, default=5000, help="images for the Fréchet distances")
@@ -287,7 +303,6 @@ def run_images(options: argparse.Namespace) -> None:
         for cell in cells(options)
         if not (WORK / "image-cells" / f"{cell_name(*cell)}{suffix}").is_file()
         and (WORK / "programs" / cell_name(*cell)).is_dir()
-        and "cached" not in cell[0]
     ]
     run_all(options, "image-cell", todo)
 
