@@ -35,6 +35,7 @@ WRONG = [
     ("drop_activations", -0.5),
     ("step_learning_rate", 2.0),
     ("precision", "float16"),
+    ("temporal_precision", "int8"),
     ("held_back", 0.95),
     ("held_back", float("inf")),
     ("seed", -1),

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from tfmq_fx.choices import check_choice, check_number, check_whole
 from tfmq_fx.errors import ConfigError
 
-__all__ = ["ReconstructionConfig"]
+__all__ = ["Precision", "ReconstructionConfig"]
 
 Granularity = Literal["block", "layer", "none"]
 TemporalObjective = Literal["tiar", "blocks", "nearest"]
@@ -80,6 +80,7 @@ class ReconstructionConfig:
     learned_steps: bool = False
     step_learning_rate: float = 1e-3
     precision: Precision = "float32"
+    temporal_precision: Precision = "float32"
     held_back: float = 0.125
     seed: int = 0
 
@@ -102,6 +103,7 @@ class ReconstructionConfig:
         check_number("drop_activations", self.drop_activations, 0.0, 1.0)
         check_number("step_learning_rate", self.step_learning_rate, 0.0, 1.0)
         check_choice("precision", self.precision, get_args(Precision))
+        check_choice("temporal_precision", self.temporal_precision, get_args(Precision))
         check_number("held_back", self.held_back, 0.0, 0.9)
         check_whole("seed", self.seed, 0)
         if self.granularity == "none" and self.temporal == "blocks":

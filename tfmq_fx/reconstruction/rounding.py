@@ -8,7 +8,8 @@ Stable Diffusion UNet trainable on a CPU: autograd would sweep a dozen times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -52,26 +53,30 @@ def _fused_step(
     scale: Tensor,
     settings: Tensor,
     soft: Tensor,
+    regularised: bool,
 ) -> None:
     """One Adam step on ``variable`` and the soft weight after it, in place.
 
     ``settings`` holds ``(q_max - q_min, beta, round_weight, rate / (1 - decay_mean^t), 1 / (1 - decay_square^t))``: as
-    a tensor, because a compiled function would specialise on numbers.
+    a tensor, because a compiled function would specialise on numbers. ``regularised`` tells whether the weight is not
+    0: the power is a third of the step's cost.
     """
     width, beta, weight, corrected_rate, square_correction = settings.unbind()
     high = low + width
     sigmoid = torch.sigmoid(variable)
     raw = sigmoid * (ZETA - GAMMA) + GAMMA
     h = raw.clamp(0.0, 1.0)
-    slope = torch.where((raw > 0.0) & (raw < 1.0), sigmoid * (1.0 - sigmoid) * (ZETA - GAMMA), 0.0)
+    slope = torch.where(raw == h, sigmoid * (1.0 - sigmoid) * (ZETA - GAMMA), 0.0)
     position = level + h
-    through = torch.where((position >= low) & (position <= high), gradient * scale, 0.0)
-    centred = 2.0 * h - 1.0
-    distance = centred.abs().clamp_min(1e-12)
-    # d/dh (1 - |2h - 1|^beta) = -2 beta |2h - 1|^(beta - 1) sign(2h - 1); the power as an exponential,
-    # which vectorises.
-    pull = 2.0 * beta * torch.exp((beta - 1.0) * torch.log(distance)) * torch.sign(centred)
-    total = (through - weight * pull) * slope
+    total = torch.where((position >= low) & (position <= high), gradient * scale, 0.0)
+    if regularised:
+        centred = 2.0 * h - 1.0
+        distance = centred.abs().clamp_min(1e-12)
+        # d/dh (1 - |2h - 1|^beta) = -2 beta |2h - 1|^(beta - 1) sign(2h - 1); the power as an exponential,
+        # which vectorises.
+        pull = 2.0 * beta * torch.exp((beta - 1.0) * torch.log(distance)) * torch.sign(centred)
+        total = total - weight * pull
+    total = total * slope
     new_mean = DECAY_MEAN * mean + (1.0 - DECAY_MEAN) * total
     new_square = DECAY_SQUARE * square + (1.0 - DECAY_SQUARE) * total * total
     step = corrected_rate * new_mean / (torch.sqrt(new_square * square_correction) + EPSILON)
@@ -92,7 +97,7 @@ def _step_function(compiled: bool) -> Callable[..., Any]:
     fused = torch.compile(_fused_step, dynamic=True)
     probe = [*(torch.zeros(2, 3) for _ in range(7)), torch.ones(5), torch.zeros(2, 3)]
     try:
-        fused(*probe)
+        fused(*probe, False)
     except torch._dynamo.exc.TorchDynamoException:
         return _fused_step
     return fused
@@ -123,10 +128,14 @@ class RoundingTrainer:
     Args:
         quantizers: The quantizers to train, all with the same integer range; each has seen its weight.
         compiled: Whether to compile the fused step.
+        dtype: Of the soft weights and their gradients; everything else is float32.
     """
 
-    def __init__(self, quantizers: Sequence[AdaRoundQuantizer], *, compiled: bool) -> None:
+    def __init__(
+        self, quantizers: Sequence[AdaRoundQuantizer], *, compiled: bool, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.quantizers = list(quantizers)
+        self.dtype = dtype
         self._step = _step_function(compiled)
         q_min, q_max = self.quantizers[0].bounds
         self._width = float(q_max - q_min)
@@ -139,6 +148,8 @@ class RoundingTrainer:
         self.mean = torch.zeros_like(self.variable)
         self.square = torch.zeros_like(self.variable)
         self.iterations = 0
+        self._next: StepSize | None = None
+        self._missing = len(self.quantizers)
 
     def _start(self, quantizer: AdaRoundQuantizer) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Variable and level ``[C, n]``, lower bound and scale ``[C, 1]``; levels count from the zero point."""
@@ -163,10 +174,11 @@ class RoundingTrainer:
     def __enter__(self) -> RoundingTrainer:
         """Give each quantizer a soft weight."""
         high = self.low + self._width
-        self.soft = torch.minimum(torch.maximum(self.level + rectified_sigmoid(self.variable), self.low), high)
-        self.soft *= self.scale
+        soft = torch.minimum(torch.maximum(self.level + rectified_sigmoid(self.variable), self.low), high)
+        self.soft = (soft * self.scale).to(self.dtype)
         for quantizer, piece in zip(self.quantizers, self._pieces(self.soft), strict=True):
             quantizer.soft = piece.detach().requires_grad_()
+            quantizer.soft.register_post_accumulate_grad_hook(self._arrived)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -187,6 +199,27 @@ class RoundingTrainer:
             soft.grad = None
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view_as(self.variable)
 
+    def _arrived(self, _: Tensor) -> None:
+        self._missing -= 1
+        if self._next is not None and not self._missing:
+            self.step(self._next)
+
+    @contextmanager
+    def stepping(self, size: StepSize) -> Iterator[None]:
+        """A step during the one backward pass inside the block.
+
+        It is taken as soon as the last gradient is there, when nothing reads the weight any more: the gradient
+        is still in the cache, and its memory serves the next one instead of being asked from the system anew.
+        """
+        self._next, self._missing = size, len(self.quantizers)
+        steps = self.iterations
+        try:
+            yield
+            if self.iterations == steps:  # some weight does not reach the loss
+                self.step(size)
+        finally:
+            self._next = None
+
     @torch.no_grad()
     def step(self, size: StepSize) -> None:
         """Use the gradients that the soft weights have collected."""
@@ -204,4 +237,5 @@ class RoundingTrainer:
             self.scale,
             settings,
             self.soft,
+            size.round_weight != 0.0,
         )

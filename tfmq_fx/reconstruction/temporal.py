@@ -221,18 +221,26 @@ def reconstruct_temporal_block(
     before = exact_error()
 
     def learn() -> None:
-        def error(_: int) -> Tensor:
-            return training.error()
+        def fit(steps: Sequence[ActivationQuantizer | TimestepQuantizer]) -> None:
+            train(
+                weights,
+                steps,
+                lambda _: training.error(),
+                config.temporal_iterations,
+                config,
+                on_iteration,
+                precision=config.temporal_precision,
+                compiled=compiled,
+            )
 
-        iterations = config.temporal_iterations
         if config.learned_steps:
             # The ranges of the soft weights at the start, which are the float ones.
             with float_mode(weights):
                 exact_error()
-            train(weights, activations, error, iterations, config, on_iteration, compiled=compiled)
+            fit(activations)
         else:
             with _observing(activations):
-                train(weights, (), error, iterations, config, on_iteration, compiled=compiled)
+                fit(())
 
     def measure() -> float:
         if not config.learned_steps:

@@ -13,7 +13,7 @@ from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, TimestepQuantizer
 from tfmq_fx.fake_quantizers.adaround import annealed_beta
 from tfmq_fx.reconstruction.rounding import RoundingTrainer, StepSize, in_groups
-from tfmq_fx.reconstruction_config import ReconstructionConfig
+from tfmq_fx.reconstruction_config import Precision, ReconstructionConfig
 
 __all__ = ["WORTH_COMPILING", "train"]
 
@@ -30,6 +30,7 @@ def train(
     config: ReconstructionConfig,
     on_iteration: Callable[[int, float], None],
     *,
+    precision: Precision,
     compiled: bool = False,
 ) -> None:
     """Learn the rounding of ``weights`` and, when configured, the step sizes of ``activations``.
@@ -44,6 +45,7 @@ def train(
         iterations: Training steps.
         config: Step sizes and schedules.
         on_iteration: Called after each step with its number and loss.
+        precision: What the loss and its gradients are computed in; the variables stay float32.
         compiled: Whether to compile the update of the weights (:data:`WORTH_COMPILING`).
 
     Raises:
@@ -51,16 +53,19 @@ def train(
 
     Source: Nagel et al., ICML 2020 (AdaRound); schedule and constants as in BRECQ (ICLR 2021).
     """
-    steps = [quantizer.learn_step() for quantizer in activations] if config.learned_steps else []
-    optimizer = torch.optim.Adam(steps, lr=config.step_learning_rate) if steps else None
+    learned = [quantizer.learn_step() for quantizer in activations] if config.learned_steps else []
+    optimizer = torch.optim.Adam(learned, lr=config.step_learning_rate) if learned else None
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations) if optimizer else None
     rate = config.rate(iterations)
+    # Soft weights that are bfloat16 already need no casting in the loss, nor do their gradients behind it.
+    dtype: torch.dtype = getattr(torch, precision)
     try:
         with ExitStack() as stack:
-            trainers = [stack.enter_context(RoundingTrainer(g, compiled=compiled)) for g in in_groups(weights)]
+            groups = [RoundingTrainer(group, compiled=compiled, dtype=dtype) for group in in_groups(weights)]
+            trainers = [stack.enter_context(trainer) for trainer in groups]
             for iteration in range(iterations):
-                error = loss(iteration)
-                error.backward()  # type: ignore[no-untyped-call]
+                with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+                    error = loss(iteration)
                 value = error.item()
                 if not math.isfinite(value):
                     msg = "the reconstruction error became NaN or infinite; lower the learning rate or check batches"
@@ -68,8 +73,10 @@ def train(
                 warm = iteration < config.warmup * iterations
                 beta = annealed_beta(iteration, iterations, config.warmup, *config.beta)
                 size = StepSize(rate, beta, 0.0 if warm else config.round_weight)
-                for trainer in trainers:
-                    trainer.step(size)
+                with ExitStack() as steps:
+                    for trainer in trainers:
+                        steps.enter_context(trainer.stepping(size))
+                    error.backward()  # type: ignore[no-untyped-call]
                 if optimizer and scheduler:
                     optimizer.step()
                     scheduler.step()

@@ -68,8 +68,7 @@ class _UnitTraining:
             originals = self.propagation.arguments(self.node, window, quantized=False)
             share = self.config.quantized_inputs
             args = pytree.tree_map(lambda q, f: _mixed(q, f, share, self.generator), args, originals)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            return self._error(window, args)
+        return self._error(window, args)
 
     @torch.no_grad()
     def held_back_error(self) -> float:
@@ -124,7 +123,16 @@ def reconstruct_unit(
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 error = training.drawn_error
-                train(weights, activations, error, config.iterations, config, on_iteration, compiled=compiled)
+                train(
+                    weights,
+                    activations,
+                    error,
+                    config.iterations,
+                    config,
+                    on_iteration,
+                    precision=config.precision,
+                    compiled=compiled,
+                )
         finally:
             for quantizer in activations:
                 quantizer.drop = 0.0
