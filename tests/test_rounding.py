@@ -143,7 +143,7 @@ def test_the_compiled_step_is_the_same_step():
 
 def several():
     """Quantizers of one width, of different shapes."""
-    shapes = [(4, 6), (3, 5), (4, 4)]
+    shapes = [(4, 6), (3, 4), (5, 4)]
     return [adaround(torch.randn(s, generator=generator(i)), 4, symmetric=False)[0] for i, s in enumerate(shapes)]
 
 
@@ -151,7 +151,7 @@ def chain(quantizers, x):
     """A loss in which every weight's gradient depends on all the others."""
     first, *others = quantizers
     x = torch.nn.functional.linear(x, first.soft)
-    outputs = [torch.nn.functional.linear(x[:, : other.soft.shape[1]], other.soft) for other in others]
+    outputs = [torch.nn.functional.linear(x, other.soft) for other in others]
     return sum(output.float().square().sum() for output in outputs)
 
 

@@ -97,7 +97,7 @@ def _step_function(compiled: bool) -> Callable[..., Any]:
     fused = torch.compile(_fused_step, dynamic=True)
     probe = [*(torch.zeros(2, 3) for _ in range(7)), torch.ones(5), torch.zeros(2, 3)]
     try:
-        fused(*probe, False)
+        fused(*probe, regularised=False)
     except torch._dynamo.exc.TorchDynamoException:
         return _fused_step
     return fused
@@ -178,7 +178,7 @@ class RoundingTrainer:
         self.soft = (soft * self.scale).to(self.dtype)
         for quantizer, piece in zip(self.quantizers, self._pieces(self.soft), strict=True):
             quantizer.soft = piece.detach().requires_grad_()
-            quantizer.soft.register_post_accumulate_grad_hook(self._arrived)
+            quantizer.soft.register_post_accumulate_grad_hook(self._arrived)  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -237,5 +237,5 @@ class RoundingTrainer:
             self.scale,
             settings,
             self.soft,
-            size.round_weight != 0.0,
+            regularised=size.round_weight != 0.0,
         )
