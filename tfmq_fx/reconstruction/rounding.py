@@ -94,7 +94,7 @@ def _step_function(compiled: bool) -> Callable[..., Any]:
     """The step, compiled where that is asked for and a C++ compiler is there."""
     if not compiled:
         return _fused_step
-    fused = torch.compile(_fused_step, dynamic=True)
+    fused: Callable[..., Any] = torch.compile(_fused_step, dynamic=True)
     probe = [*(torch.zeros(2, 3) for _ in range(7)), torch.ones(5), torch.zeros(2, 3)]
     try:
         fused(*probe, regularised=False)
