@@ -9,6 +9,8 @@ from torch import nn
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tfmq_fx.fake_quantizers import insert_fake_quantizers
+from tfmq_fx.reconstruction.progress import ReconstructionProgress
+from tfmq_fx.reconstruction_config import ReconstructionConfig
 
 #: Rows enough for mini-batches, and some to hold back.
 BATCHES = [batch(24, seed=1), batch(24, seed=2)]
@@ -67,3 +69,38 @@ def state(graph):
 def same(one, other):
     """Whether two states are equal to the bit."""
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+SHORT = {"iterations": 8, "temporal_iterations": 8, "batch_size": 16}
+#: Runs that differ in what they train and draw.
+KINDS = [{}, {"temporal": "blocks"}, {"learned_steps": True, "drop_activations": 0.5, "quantized_inputs": 0.5}]
+
+
+def rec(graph, batches=BATCHES, *, directory=None, cache_bytes=2**30, **options):
+    config = ReconstructionConfig(**{**SHORT, **options})
+    return tfmq_fx.reconstruct(graph, batches, config, directory=directory, cache_bytes=cache_bytes, progress=False)
+
+
+@functools.cache
+def reconstructed(**options):
+    """What an uninterrupted run ends with."""
+    graph = calibrated()
+    rec(graph, **options)
+    return state(graph)
+
+
+def sentence(caught):
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def interrupt_after(monkeypatch, steps):
+    """Ctrl-C in the middle of training."""
+    done = []
+
+    def advance(self, iteration, loss):
+        done.append(iteration)
+        if len(done) > steps:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ReconstructionProgress, "advance", advance)
