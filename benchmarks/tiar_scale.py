@@ -55,6 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=2000)
     parser.add_argument("--weight-bits", type=int, default=4)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16", help="of the training")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -72,13 +73,15 @@ def main() -> None:
     nearest = temporal_feature_error(original, temporal_features(rounded, timesteps)).overall
     del rounded
     began, cpu = time.perf_counter(), time.process_time()
-    report = tfmq_fx.reconstruct(
-        prepared, config=tfmq_fx.ReconstructionConfig(granularity="none", temporal_iterations=options.iterations)
+    learning = tfmq_fx.ReconstructionConfig(
+        granularity="none", temporal_iterations=options.iterations, temporal_precision=options.precision
     )
+    report = tfmq_fx.reconstruct(prepared, config=learning)
     result = {
         "parameters": parameters,
         "iterations": options.iterations,
         "weight_bits": options.weight_bits,
+        "precision": options.precision,
         "seconds": time.perf_counter() - began,
         "cpu_seconds": time.process_time() - cpu,
         "peak_bytes": peak_bytes(),
