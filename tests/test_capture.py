@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DModel
+from tfmq_fx.passes.predicates import fqn
 from torch import fx, nn
 
 from tests.models import batch, small_denoiser
@@ -177,6 +178,43 @@ def test_a_diffusers_model_is_called_as_before_and_its_configuration_travels_wit
     assert interface["model_class"] == "UNet2DModel" and interface["config"]["block_out_channels"] == (8, 8)
 
 
+class Scaled(nn.Module):
+    def forward(self, x, mod):
+        return x * mod
+
+
+class NamesItsArgumentMod(nn.Module):
+    """Tracing by running wraps module calls in a function whose own first argument is called ``mod``."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.scaled = Scaled()
+
+    def forward(self, x):
+        return self.scaled(self.linear(x), mod=x.sin())
+
+
+def test_what_cannot_be_traced_by_running_it_is_read_from_its_bytecode():
+    module = NamesItsArgumentMod()
+    program = capture(module, (torch.randn(2, 4),))
+    x = torch.randn(5, 4)
+    assert torch.equal(program(x), module(x))
+    linear = next(node for node in program.graph.nodes if node.target is torch.ops.aten.linear.default)
+    assert fqn(linear) == "linear"
+
+
+def test_the_route_of_a_capture_is_told():
+    x, plain = torch.randn(2, 4), nn.Sequential(nn.Linear(4, 4), nn.SiLU())
+    routes = {
+        "export": plain,
+        "symbolic_trace, export": fx.symbolic_trace(plain),
+        "exported program": torch.export.export(plain, (x,)),
+    }
+    for route, what in routes.items():
+        assert capture(what, () if route == "exported program" else (x,)).meta["tfmq_fx.interface"]["route"] == route
+
+
 # -- batch sizes ------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +244,21 @@ def test_a_limit_of_the_model_on_the_batch_is_kept_and_told():
     assert program.meta["tfmq_fx.interface"]["max_batch"] == 63
     assert torch.equal(program(torch.ones(40, 3)), torch.ones(40, 3).sin())
     assert capture(model(), (torch.randn(2, 4),)).meta["tfmq_fx.interface"]["max_batch"] is None
+
+
+@pytest.mark.parametrize("frames", [2, 3, 7])
+def test_a_limit_on_a_multiple_of_the_batch_is_kept_and_told(frames):
+    class Video(nn.Module):
+        """Folds frames into the batch, then does what diffusers' upsampler does beyond 64 images."""
+
+        def forward(self, x):
+            x = x.flatten(0, 1)
+            return x.sin() if x.shape[0] < 64 else x.cos()
+
+    program = capture(Video(), (torch.randn(2, frames, 3),))
+    most = program.meta["tfmq_fx.interface"]["max_batch"]
+    assert most * frames < 64 <= (most + 1) * frames
+    assert torch.equal(program(torch.ones(most, frames, 3)), torch.ones(most * frames, 3).sin())
 
 
 def test_a_batch_that_cannot_be_dynamic_says_so():

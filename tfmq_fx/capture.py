@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ __all__ = ["capture"]
 
 #: What export reports when the batch may not take every size, e.g. "batch = Dim('batch', max=63)".
 BATCH_LIMIT = re.compile(r"batch = Dim\('batch', (?:min=\d+, )?max=(\d+)\)")
+
+#: The same where it is a multiple of the batch that is limited, such as the frames of videos: "batch < 64/3".
+MULTIPLE_LIMIT = re.compile(r"for batch < (\d+)/(\d+)")
 
 #: Upper bounds of symbolic sizes beyond this mean "no bound".
 UNLIMITED = 2**31
@@ -60,7 +63,8 @@ def capture(
     assert isinstance(graph_module, fx.GraphModule)
     _check_weights(graph_module)
     run_pipeline(graph_module, CANONICALIZE)
-    graph_module.meta["tfmq_fx.interface"] = {**_interface(model), "max_batch": _max_batch(program)}
+    about = {"max_batch": _max_batch(program), "route": _route(model, program)}
+    graph_module.meta["tfmq_fx.interface"] = {**_interface(model), **about}
     return graph_module
 
 
@@ -125,9 +129,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
     try:
         with torch.no_grad():
             if not dynamic or batch is None:
-                return torch.export.export(model, args, kwargs)
+                return _traced(lambda strict: torch.export.export(model, args, kwargs, strict=strict))
             args, kwargs = pytree.tree_map(lambda leaf: _twice(leaf, batch), (args, kwargs))
-            return _export_dynamic(model, args, kwargs, max(batch, 2))
+            return _traced(lambda strict: _export_dynamic(model, args, kwargs, max(batch, 2), strict))
     except CaptureError:
         raise
     except Exception as error:
@@ -139,7 +143,22 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
             module.training = mode
 
 
-def _export_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int) -> ExportedProgram:
+def _traced(export: Callable[[bool], ExportedProgram]) -> ExportedProgram:
+    """Trace by running the model; where that fails, by reading its bytecode (``strict``), which takes other models."""
+    try:
+        return export(False)
+    except CaptureError:
+        raise
+    except Exception as error:
+        try:
+            return export(True)
+        except Exception:  # what the usual way said is the clearer message
+            raise error from None
+
+
+def _export_dynamic(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int, strict: bool
+) -> ExportedProgram:
     """Export with a symbolic batch; when the model limits it (diffusers' upsampler at 64), take its limit."""
 
     def attempt(dimension: Any) -> ExportedProgram:
@@ -148,23 +167,40 @@ def _export_dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
         # As torch.export itself names them: what *args or **kwargs takes is one entry of its own.
         by_name = dict(inspect.signature(model.forward).bind(*args, **kwargs).arguments)
-        return torch.export.export(model, args, kwargs, dynamic_shapes=pytree.tree_map(shape, by_name))
+        return torch.export.export(model, args, kwargs, dynamic_shapes=pytree.tree_map(shape, by_name), strict=strict)
 
     try:
         return attempt(Dim("batch", min=1))
-    except torch._dynamo.exc.UserError as error:
-        limit = BATCH_LIMIT.search(str(error))
+    except (torch._dynamo.exc.UserError, AssertionError) as error:
+        limit = _batch_limit(str(error))
         if limit is None:
             first = str(error).strip().splitlines()[0]
             msg = f"the batch of {type(model).__name__} cannot be dynamic ({first}); pass dynamic_batch=False"
             raise CaptureError(msg) from error
-    return attempt(Dim("batch", min=1, max=int(limit.group(1))))
+    return attempt(Dim("batch", min=1, max=limit))
+
+
+def _batch_limit(message: str) -> int | None:
+    """The largest batch that an error message of export names, None when it names none."""
+    if limit := BATCH_LIMIT.search(message):
+        return int(limit.group(1))
+    if limit := MULTIPLE_LIMIT.search(message):
+        bound, times = map(int, limit.groups())
+        return (bound - 1) // times
+    return None
 
 
 def _max_batch(program: ExportedProgram) -> int | None:
     """The largest batch that the capture admits, None without a limit."""
     limits = [int(r.upper) for r in program.range_constraints.values() if r.upper < UNLIMITED]
     return min(limits, default=None)
+
+
+def _route(model: Any, program: ExportedProgram) -> str:
+    """How the graph came about, in words."""
+    if model is program:
+        return "exported program"
+    return "symbolic_trace, export" if isinstance(model, fx.GraphModule) else "export"
 
 
 def _interface(model: Any) -> dict[str, Any]:
