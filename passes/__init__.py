@@ -6,6 +6,7 @@ Every pass is called on a ``GraphModule`` and returns a ``PassResult``; several 
 """
 
 from .base import GraphPass, PassError
+from .compress_temporal_table import CompressTemporalTable
 from .decompose_attention import DecomposeAttention
 from .flatten_linear_inputs import FlattenLinearInputs
 from .fold_weight_zero_points import FoldWeightZeroPoints
@@ -29,6 +30,7 @@ from .tabulate_temporal_block import TabulateTemporalBlock
 
 __all__ = [
     "CANONICALIZE",
+    "CompressTemporalTable",
     "DecomposeAttention",
     "FlattenLinearInputs",
     "FoldWeightZeroPoints",

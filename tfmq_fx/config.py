@@ -19,7 +19,8 @@ __all__ = ["FLOAT_BITS", "QuantizationConfig"]
 FLOAT_BITS = 32
 BITS = (*range(2, 9), 16, FLOAT_BITS)
 
-Temporal = Literal["fsc", "shared", "float"]
+Temporal = Literal["fsc", "cache", "auto", "shared", "float"]
+TableStorage = Literal["float32", "float16", "int8"]
 WeightRange = Literal["minmax", "mse"]
 ActivationRange = Literal["ema", "mse"]
 UnknownTimestep = Literal["error", "nearest"]
@@ -38,8 +39,12 @@ class QuantizationConfig:
         weight_bits: Weight width, per output channel: 2 to 8, 16, or 32 for float.
         activation_bits: Activation width, per tensor: 2 to 8, 16, or 32 for float.
         temporal: How the activations inside the temporal block are quantized: ``"fsc"``, one parameter
-            set per timestep (TFMQ-DM, CVPR 2024, section 5); ``"shared"``, one for all timesteps;
+            set per timestep (TFMQ-DM, CVPR 2024, section 5); ``"cache"``, the float block's features are
+            stored per timestep and the block is gone (arXiv 2407.19547); ``"auto"``, per embedding layer
+            what is closer to float of the two, as a table; ``"shared"``, one set for all timesteps;
             ``"float"``, the block is left alone.
+        table: How a table of temporal features is stored: ``"float32"``, ``"float16"`` or ``"int8"``
+            (parameters per timestep and feature); None is int8 for ``"cache"`` and ``"auto"``, else float32.
         weight_range: How a weight channel's range is chosen: ``"minmax"`` or ``"mse"`` (L2.4 search);
             ``None`` takes min-max at 8 bits and more, the search below.
         activation_range: ``"ema"``, min-max smoothed over batches with bias correction, or ``"mse"``.
@@ -63,6 +68,7 @@ class QuantizationConfig:
     weight_bits: int = 8
     activation_bits: int = 8
     temporal: Temporal = "fsc"
+    table: TableStorage | None = None
     weight_range: WeightRange | None = None
     activation_range: ActivationRange = "ema"
     symmetric_weights: bool | None = None
@@ -78,6 +84,7 @@ class QuantizationConfig:
         _check_bits("weight_bits", self.weight_bits)
         _check_bits("activation_bits", self.activation_bits)
         check_choice("temporal", self.temporal, get_args(Temporal))
+        check_choice("table", self.table, (None, *get_args(TableStorage)))
         check_choice("weight_range", self.weight_range, (None, *get_args(WeightRange)))
         check_choice("activation_range", self.activation_range, get_args(ActivationRange))
         check_choice("unknown_timestep", self.unknown_timestep, get_args(UnknownTimestep))
@@ -118,6 +125,16 @@ class QuantizationConfig:
             if fnmatch.fnmatchcase(fqn, pattern):
                 return dataclasses.replace(self, overrides={}, **values)
         return self
+
+    @property
+    def tabulates(self) -> bool:
+        """Whether conversion turns the temporal block into a table."""
+        return self.temporal in ("cache", "auto")
+
+    @property
+    def resolved_table(self) -> TableStorage:
+        """``table`` with its default filled in."""
+        return self.table or ("int8" if self.tabulates else "float32")
 
     @property
     def resolved_weight_range(self) -> WeightRange:

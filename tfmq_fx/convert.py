@@ -10,6 +10,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.feature_table import float_table, tabulate
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.program import QuantizedProgram
@@ -33,23 +34,35 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
         CalibrationError: An observer has seen nothing.
         ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
     """
-    _about(prepared)
-    return program_from_graph(convert_pt2e(copy.deepcopy(prepared)))
+    config = QuantizationConfig.from_dict(_about(prepared)["config"])
+    original = float_table(prepared) if config.temporal == "auto" else None
+    return program_from_graph(convert_pt2e(copy.deepcopy(prepared)), original)
 
 
-def program_from_graph(converted: fx.GraphModule) -> QuantizedProgram:
+def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | None = None) -> QuantizedProgram:
     """Wrap what ``convert_pt2e`` returned for a graph prepared with our quantizer; it is finished in place.
 
+    Args:
+        converted: The converted graph.
+        original: The prepared graph with the float block as a table (:func:`float_table`), for
+            ``temporal="auto"``.
+
     Raises:
-        ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
+        ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`, or ``temporal="auto"`` has
+            no float table to compare with.
     """
     about = _about(converted)
+    config = QuantizationConfig.from_dict(about["config"])
+    timesteps = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
+    if config.tabulates and timesteps is not None:
+        PropagateValues()(converted)
+        tabulate(converted, config, about["timestep"], timesteps, original)
     run_pipeline(converted, FINISH)
     return QuantizedProgram(
         graph_module=converted,
-        config=QuantizationConfig.from_dict(about["config"]),
+        config=config,
         timestep=about["timestep"],
-        timesteps=None if about["timesteps"] is None else distinct_timesteps(about["timesteps"]),
+        timesteps=timesteps,
         kept_float=dict(about["kept_float"]),
         interface=dict(converted.meta.get("tfmq_fx.interface", {})),
     )

@@ -85,7 +85,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         return model
 
     def _index(self, model: fx.GraphModule, block: TemporalBlock) -> None:
-        if self.config.temporal != "fsc":
+        if self.config.temporal in ("shared", "float"):
             return
         if self.timesteps is None:
             msg = (
@@ -93,6 +93,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
                 "pass timesteps=scheduler.timesteps, or configure temporal='float'"
             )
             raise ConfigError(msg)
+        if self.config.temporal == "cache":
+            return
         IndexTimesteps(self.timesteps, timestep=self.timestep, unknown=self.config.unknown_timestep)(model)
         row = find_row(model)
         assert row is not None
@@ -136,8 +138,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         name = fqn(node)
         if not all(is_float_tensor(argument) for argument in _operands(node)):
             return "its operands are not floating-point tensors"
-        if node in block and self.config.temporal == "float":
-            return "temporal='float'"
+        if node in block and self.config.temporal in ("float", "cache"):
+            return f"temporal={self.config.temporal!r}"
         entry = self.config.keeps_float(name, roles)
         if entry is not None and not (entry in ("input", "output") and node in block):
             return f"keep_float has {entry!r}"

@@ -54,10 +54,17 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
         timesteps: The timesteps to add; those in the table already are skipped.
 
     Raises:
-        ConfigError: The program has no timestep table.
+        ConfigError: The program has no timestep table, or its table is all that is left of the temporal block.
     """
     if program.timesteps is None:
         msg = "this program has no timestep table; quantize a model with a temporal block and pass timesteps"
+        raise ConfigError(msg)
+    if program.config.tabulates:
+        served = ", ".join(f"{value:g}" for value in program.timesteps[:4].tolist())
+        msg = (
+            f"temporal={program.config.temporal!r} stored the features of {len(program.timesteps)} timesteps "
+            f"({served}, …) and no block to compute others: quantize again with all timesteps, or with temporal='fsc'"
+        )
         raise ConfigError(msg)
     new = copy.deepcopy(program)
     known = program.timesteps

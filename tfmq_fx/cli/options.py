@@ -50,6 +50,8 @@ class Temporal(StrEnum):
     """How the activations of the temporal block are quantized."""
 
     FSC = "fsc"
+    CACHE = "cache"
+    AUTO = "auto"
     SHARED = "shared"
     FLOAT = "float"
 

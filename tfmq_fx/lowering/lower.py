@@ -15,6 +15,7 @@ from torch import SymInt, Tensor, fx
 from tfmq_fx._compat import calling_convention
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
+from tfmq_fx.feature_table import store_table
 from tfmq_fx.lowering.aot import compile_package, describe_package, export_graph, load_package
 from tfmq_fx.lowering.denoiser import Denoiser, Signature
 from tfmq_fx.lowering.examples import example_arguments
@@ -123,6 +124,7 @@ def _final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule
         unknown = program.config.unknown_timestep
         IndexTimesteps(program.timesteps, timestep=program.timestep, unknown=unknown)(graph_module)
         TabulateTemporalBlock(timestep=program.timestep)(graph_module)
+        store_table(graph_module, program.config)
     InlineTimestepRows()(graph_module)
     StripDeadState()(graph_module)
     return graph_module
