@@ -73,10 +73,9 @@ def train(
                 warm = iteration < config.warmup * iterations
                 beta = annealed_beta(iteration, iterations, config.warmup, *config.beta)
                 size = StepSize(rate, beta, 0.0 if warm else config.round_weight)
-                with ExitStack() as steps:
-                    for trainer in trainers:
-                        steps.enter_context(trainer.stepping(size))
-                    error.backward()  # type: ignore[no-untyped-call]
+                error.backward()  # type: ignore[no-untyped-call]
+                for trainer in trainers:
+                    trainer.step(size)
                 if optimizer and scheduler:
                     optimizer.step()
                     scheduler.step()
