@@ -62,9 +62,9 @@ def first_tensor(outputs: Any) -> Tensor:
     return next(leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor))
 
 
-def relative_error(ours: Any, theirs: Any) -> float:
+def relative_error(ours: Any, theirs: Tensor) -> float:
     """Root of the squared error over that of the original."""
-    a, b = first_tensor(ours).double(), first_tensor(theirs).double()
+    a, b = first_tensor(ours).detach().double(), theirs.double()
     return float((a - b).norm() / b.norm())
 
 
@@ -82,9 +82,9 @@ def find(captured: Any, example: Example) -> dict[str, Any]:
     }
 
 
-def quantized(captured: Any, example: Example, weight_bits: int) -> Any:
+def quantized(captured: Any, example: Example, weight_bits: int, temporal: str) -> Any:
     """Prepare, calibrate, convert."""
-    config = tfmq_fx.QuantizationConfig(weight_bits=weight_bits)
+    config = tfmq_fx.QuantizationConfig(weight_bits=weight_bits, temporal=temporal)
     prepared = tfmq_fx.prepare(captured, config, timesteps=example.timesteps, timestep=example.timestep)
     tfmq_fx.calibrate(prepared, batches(example), progress=False)
     return tfmq_fx.convert(prepared)
@@ -101,13 +101,15 @@ def measure(name: str, backend: str) -> dict[str, Any]:
         return {**row, "refused": f"not installed here: {error.name}"}
     row["parameters"] = sum(parameter.numel() for parameter in example.model.parameters())
     with torch.no_grad():
-        original = example.model(**example.inputs)
+        original = first_tensor(example.model(**example.inputs))
     try:
         captured = tfmq_fx.capture(example.model, example_kwargs=example.inputs, dynamic_batch=example.dynamic_batch)
         row["captured"] = captured.meta["tfmq_fx.interface"]["route"]
         row["block"] = find(captured, example)
+        # What the refusal of a model without a temporal block tells the user to do.
+        temporal = "float" if row["block"]["reason"] else "fsc"
         for bits in (4, 8):
-            program = quantized(captured, example, bits)
+            program = quantized(captured, example, bits, temporal)
             row[f"W{bits}A8"] = relative_error(program.graph_module(**example.inputs), original)
         denoiser = tfmq_fx.lower(program, backend)
         row["lowered"] = relative_error(denoiser(**example.inputs), original)
@@ -145,6 +147,8 @@ def cells(row: dict[str, Any]) -> list[str]:
     found = ""
     if block:
         found = f"h {block['h']}, g {block['g']}, frontier {block['frontier']}"
+        if block["reason"]:
+            found = f"none: {block['reason']}"
         if block["g_with_classes"] is not None:
             found += f" (with classes g {block['g_with_classes']})"
 
