@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from hypothesis import event, given, note
+from hypothesis import strategies as st
 from tfmq_fx.passes import (
     CANONICALIZE,
+    CompressTemporalTable,
     DecomposeAttention,
     FlattenLinearInputs,
     IndexTimesteps,
@@ -24,7 +26,8 @@ from tfmq_fx.passes import (
     run_pipeline,
 )
 from tfmq_fx.passes.analysis import find_temporal_block
-from torch import nn
+from tfmq_fx.passes.compress_temporal_table import find_feature_tables
+from torch import fx, nn
 
 from tfmq_fx.testing import assert_pass_contract, aten_graphs, temporal_graphs
 
@@ -190,3 +193,40 @@ def test_inline_timestep_rows(model):
     TabulateTemporalBlock(timestep=model.path.timestep_name)(graph_module)
     inputs, more = calls(model)
     assert assert_pass_contract(InlineTimestepRows, graph_module, inputs, exact=True, more_inputs=more).modified
+
+
+class FeaturesRead(fx.Interpreter):
+    """Runs a graph and keeps what the named nodes read first."""
+
+    def __init__(self, graph_module, readers):
+        super().__init__(graph_module)
+        self.readers, self.found = readers, {}
+
+    def run_node(self, n):
+        if n.name in self.readers:
+            self.found[n.name] = self.fetch_args_kwargs_from_env(n)[0][0]
+        return super().run_node(n)
+
+
+@given(temporal_graphs(), st.sampled_from(["int8", "float16"]))
+def test_compress_temporal_table(model, storage):
+    """What a compressed table gives back is the table within half a step, feature by feature."""
+    graph_module = indexed(model)
+    TabulateTemporalBlock(timestep=model.path.timestep_name)(graph_module)
+    tables = [node for node in find_feature_tables(graph_module) if node.meta["val"].dtype == torch.float32]
+    readers = {reader.name for table in tables for piece in table.users for reader in piece.users}
+    before = copy.deepcopy(graph_module)
+    assert CompressTemporalTable(storage)(graph_module).modified == bool(tables)
+    graph_module.graph.lint()
+    inputs, more = calls(model)
+    for values in (inputs, *more):
+        runs = [FeaturesRead(graph, readers) for graph in (graph_module, before)]
+        with torch.no_grad():
+            for run in runs:
+                run.run(*values)
+        for name in readers:
+            ours, theirs = (run.found[name] for run in runs)
+            assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+            step = (theirs.amax(1).clamp_min(0) - theirs.amin(1).clamp_max(0)) / 255
+            allowed = 1.01 * step if storage == "int8" else theirs.abs().amax(1) * 2**-10
+            assert bool(((ours - theirs).abs().amax(1) <= allowed + 1e-6).all())
