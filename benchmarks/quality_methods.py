@@ -11,9 +11,6 @@ __all__ = ["BITS", "CACHED", "ITERATIONS", "METHODS", "configuration", "methods_
 #: Name, weight bits, activation bits.
 BITS: dict[str, tuple[int, int]] = {"W8A8": (8, 8), "W4A32": (4, 32), "W4A8": (4, 8), "W4A4": (4, 4)}
 
-#: Three times the training of the others, where it matters most.
-LONG = "BRECQ + TIAR + FSC, 2,700 iterations"
-
 #: Fields of the configuration, and of its reconstruction (None: rounded to nearest).
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "nearest, min-max": (
@@ -32,10 +29,6 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "BRECQ + FSC": ({"temporal": "fsc", "weight_range": "mse"}, {"temporal": "blocks"}),
     "BRECQ + TIAR": ({"temporal": "shared", "weight_range": "mse"}, {"temporal": "tiar"}),
     "BRECQ + TIAR + FSC": ({"temporal": "fsc", "weight_range": "mse"}, {"temporal": "tiar"}),
-    LONG: (
-        {"temporal": "fsc", "weight_range": "mse"},
-        {"temporal": "tiar", "iterations": 2700},
-    ),
     "BRECQ, time float": ({"temporal": "float", "weight_range": "mse"}, {"temporal": "nearest"}),
 }
 
@@ -47,14 +40,9 @@ ITERATIONS = {8: 300, 4: 900}
 
 
 def methods_for(bits: str) -> list[str]:
-    """The methods to compare at these bits."""
-
-    def belongs(name: str) -> bool:
-        if "FSC" in name and BITS[bits][1] == 32:
-            return False  # without quantized activations there is nothing to calibrate
-        return bits == "W4A8" or name != LONG
-
-    return [name for name in METHODS if belongs(name)]
+    """The methods that differ at these bits: without quantized activations there is nothing to FSC."""
+    without_activations = BITS[bits][1] == 32
+    return [name for name in METHODS if not (without_activations and "FSC" in name)]
 
 
 def configuration(
