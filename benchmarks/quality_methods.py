@@ -19,7 +19,7 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
             "weight_range": "minmax",
             "symmetric_weights": True,
             "split_concatenations": False,
-            "activation_range": "ema",
+            "activation_range": "minmax",
         },
         None,
     ),

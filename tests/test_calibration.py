@@ -107,3 +107,18 @@ def test_mse_ranges():
     with torch.no_grad():
         error = (tfmq_fx.convert(graph)(x, t) - model(x, t)).norm() / model(x, t).norm()
     assert error < 0.05
+
+
+def test_minmax_ranges_hold_all_that_was_seen_and_ema_ranges_less():
+    batches = [batch(8, seed=i) for i in range(6)]
+    widths = {}
+    for choice in ("minmax", "ema"):
+        graph = prepared(QuantizationConfig(activation_range=choice))
+        tfmq_fx.calibrate(graph, batches, progress=False)
+        observers = [
+            m for n, m in graph.named_modules() if n.startswith("activation_post_process") and "temporal" not in n
+        ]
+        scales = [m.calculate_qparams()[0] for m in observers if getattr(m, "qscheme", None) == torch.per_tensor_affine]
+        widths[choice] = torch.cat([scale.reshape(-1) for scale in scales])
+    assert len(widths["ema"]) == len(widths["minmax"]) > 5
+    assert bool((widths["minmax"] >= widths["ema"] * 0.999).all()) and bool((widths["minmax"] > widths["ema"]).any())

@@ -22,7 +22,7 @@ BITS = (*range(2, 9), 16, FLOAT_BITS)
 Temporal = Literal["fsc", "cache", "auto", "shared", "float"]
 TableStorage = Literal["float32", "float16", "int8"]
 WeightRange = Literal["minmax", "mse"]
-ActivationRange = Literal["ema", "mse"]
+ActivationRange = Literal["ema", "minmax", "mse"]
 UnknownTimestep = Literal["error", "nearest"]
 ROLES = ("input", "output", "attention")
 PRESETS: dict[str, dict[str, Any]] = {
@@ -47,7 +47,8 @@ class QuantizationConfig:
             (parameters per timestep and feature); None is int8 for ``"cache"`` and ``"auto"``, else float32.
         weight_range: How a weight channel's range is chosen: ``"minmax"`` or ``"mse"`` (L2.4 search);
             ``None`` takes min-max at 8 bits and more, the search below.
-        activation_range: ``"ema"``, min-max smoothed over batches with bias correction, or ``"mse"``.
+        activation_range: ``"ema"``, min-max smoothed over batches with bias correction; ``"minmax"``, of all
+            batches together; or ``"mse"`` (L2.4 search).
         symmetric_weights: Whether weights have zero point 0; ``None`` takes True at 8 bits and more, where
             an asymmetric weight would not fit the integer kernels, and False below, where it does.
         keep_float: What stays float: roles (``"input"``, ``"output"``: the layers that touch the model's

@@ -35,7 +35,7 @@ __all__ = ["META_KEY", "TFMQQuantizer"]
 #: Where a graph carries what later stages need to know about its quantization.
 META_KEY = "tfmq_fx.quantization"
 
-ACTIVATION_OBSERVERS = {"ema": EMAMinMaxObserver, "mse": MSEObserver}
+ACTIVATION_OBSERVERS = {"ema": EMAMinMaxObserver, "minmax": MinMaxObserver, "mse": MSEObserver}
 
 
 class TFMQQuantizer(Quantizer):  # type: ignore[misc]

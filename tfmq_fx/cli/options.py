@@ -77,6 +77,7 @@ class ActivationRange(StrEnum):
     """How activation ranges are estimated."""
 
     EMA = "ema"
+    MINMAX = "minmax"
     MSE = "mse"
 
 
