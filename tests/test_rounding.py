@@ -156,6 +156,14 @@ def test_weights_that_are_trained_together_learn_what_each_learns_alone():
     check_against_autograd(make(), compiled=False, warmup=4, iterations=12)
 
 
+def test_weights_of_different_widths_are_trained_together():
+    wide, _ = adaround(torch.randn(3, 7, generator=generator(5)), 8, symmetric=True)
+    wider, _ = adaround(torch.randn(3, 5, generator=generator(6)), 16, symmetric=True)
+    check_against_autograd([clipping(0, (6, 10)), wide], compiled=False, warmup=4, iterations=12)
+    with RoundingTrainer([clipping(0, (6, 10)), wider], compiled=False) as trainer:
+        assert trainer.level.dtype is torch.int32  # what 16 bits need; each alone takes what it needs
+
+
 def test_the_compiled_step_is_the_same_step():
     check_against_autograd([clipping(3, (4, 10)), clipping(4, (2, 9))], compiled=True, warmup=2, iterations=6)
 

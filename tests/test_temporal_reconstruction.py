@@ -1,5 +1,7 @@
 """TIAR: the temporal block learns from its own output, over all timesteps, and nothing else is touched."""
 
+import dataclasses
+
 import pytest
 import torch
 from diffusers import UNet2DModel
@@ -85,6 +87,22 @@ def test_the_features_are_closer_to_the_float_ones_than_without(seed):
     nearest = feature_error(graph)
     tiar(graph)
     assert feature_error(graph) < 0.9 * nearest
+
+
+def test_training_in_bfloat16_brings_the_features_closer_too_and_leaves_no_bfloat16_behind():
+    nearest, full, half = (
+        feature_error(graph) for graph in (calibrated(), *(trained(p) for p in ("float32", "bfloat16")))
+    )
+    assert half < 0.9 * nearest
+    assert half != full, "nothing was computed in bfloat16: the test would show nothing"
+    dtypes = {tensor.dtype for tensor in trained("bfloat16").state_dict().values()}
+    assert torch.bfloat16 not in dtypes
+
+
+def trained(precision):
+    graph = calibrated()
+    tiar(graph, dataclasses.replace(TIAR, temporal_precision=precision))
+    return graph
 
 
 @pytest.mark.parametrize("temporal", ["fsc", "shared"])

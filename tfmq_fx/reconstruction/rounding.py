@@ -99,17 +99,16 @@ def _step_function(compiled: bool) -> Callable[..., Any]:
 
 
 def in_groups(quantizers: Sequence[AdaRoundQuantizer]) -> list[list[AdaRoundQuantizer]]:
-    """Small weights of one width together, up to :data:`GROUP` values; large ones alone."""
+    """Small weights together, up to :data:`GROUP` values; large ones alone."""
     groups: list[list[AdaRoundQuantizer]] = []
-    sizes: dict[tuple[int, int], int] = {}
-    latest: dict[tuple[int, int], list[AdaRoundQuantizer]] = {}
+    filled = 0
     for quantizer in quantizers:
-        width, size = quantizer.bounds, quantizer.up.numel()
-        if width not in latest or sizes[width] + size > GROUP:
-            latest[width], sizes[width] = [], 0
-            groups.append(latest[width])
-        latest[width].append(quantizer)
-        sizes[width] += size
+        size = quantizer.up.numel()
+        if not groups or filled + size > GROUP:
+            groups.append([])
+            filled = 0
+        groups[-1].append(quantizer)
+        filled += size
     return groups
 
 
@@ -121,7 +120,7 @@ class RoundingTrainer:
     so that a step costs one call for all of them.
 
     Args:
-        quantizers: The quantizers to train, all with the same integer range; each has seen its weight.
+        quantizers: The quantizers to train, of any widths; each has seen its weight.
         compiled: Whether to compile the fused step.
         dtype: Of the soft weights and their gradients; everything else is float32.
     """
