@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import torch._dynamo
 import torch.fx.experimental._config
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
@@ -27,6 +28,7 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "calling_convention",
+    "constant_floats",
     "enable_python_dispatcher",
     "exported_from_dict",
     "exported_to_json",
@@ -38,6 +40,13 @@ def calling_convention(graph: fx.Graph) -> tuple[list[str], Any]:
     """Argument names and the input structure ``((args), {kwargs})`` of an exported graph."""
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     return list(info.orig_args), info.in_spec
+
+
+@contextlib.contextmanager
+def constant_floats() -> Iterator[None]:
+    """Compile Python floats into the code: otherwise module constants become tensors that loops read."""
+    with torch._dynamo.config.patch(specialize_float=True):
+        yield
 
 
 @contextlib.contextmanager

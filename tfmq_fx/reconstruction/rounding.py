@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfmq_fx._compat import constant_floats
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer
 from tfmq_fx.fake_quantizers.adaround import GAMMA, ZETA, initial_variable, rectified_sigmoid
 
@@ -89,8 +90,8 @@ def _step_function(compiled: bool) -> Callable[..., Any]:
     """The step, compiled where that is asked for and a C++ compiler is there."""
     if not compiled:
         return _fused_step
-    fused: Callable[..., Any] = torch.compile(_fused_step, dynamic=True)
-    probe = [*(torch.zeros(2, 3) for _ in range(6)), torch.ones(4), torch.zeros(2, 3)]
+    fused: Callable[..., Any] = constant_floats()(torch.compile(_fused_step, dynamic=True))
+    probe = [*(torch.zeros(6) for _ in range(6)), torch.ones(4), torch.zeros(6)]
     try:
         fused(*probe, regularised=False)
     except torch._dynamo.exc.TorchDynamoException:
@@ -132,11 +133,9 @@ class RoundingTrainer:
         self.dtype = dtype
         self._step = _step_function(compiled)
         parts = [self._start(quantizer) for quantizer in self.quantizers]
-        if len(parts) == 1:
-            self.variable, self.level, self.scale = parts[0]
-        else:
-            flat = [[tensor.expand_as(part[0]).reshape(-1) for tensor in part] for part in parts]
-            self.variable, self.level, self.scale = (torch.cat(column) for column in zip(*flat, strict=True))
+        # Flat, the scale repeated for every weight: only loops over one and the same dimension are fused into one.
+        flat = [[tensor.expand_as(part[0]).reshape(-1) for tensor in part] for part in parts]
+        self.variable, self.level, self.scale = (torch.cat(column) for column in zip(*flat, strict=True))
         self.mean = torch.zeros_like(self.variable)
         self.square = torch.zeros_like(self.variable)
         self.iterations = 0
@@ -161,7 +160,7 @@ class RoundingTrainer:
     def _pieces(self, whole: Tensor) -> list[Tensor]:
         """A buffer's views, one per quantizer, in the shape of its weight."""
         pieces = []
-        flat = torch.split(whole.view(-1), [quantizer.up.numel() for quantizer in self.quantizers])
+        flat = torch.split(whole, [quantizer.up.numel() for quantizer in self.quantizers])
         for quantizer, piece in zip(self.quantizers, flat, strict=True):
             shape = quantizer.up.movedim(quantizer.axis, 0).shape
             pieces.append(piece.view(shape).movedim(0, quantizer.axis))
@@ -190,7 +189,7 @@ class RoundingTrainer:
             gradient = torch.zeros_like(soft) if soft.grad is None else soft.grad
             pieces.append(gradient.movedim(quantizer.axis, 0).reshape(-1))
             soft.grad = None
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).view_as(self.variable)
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     @torch.no_grad()
     def step(self, size: StepSize) -> None:
