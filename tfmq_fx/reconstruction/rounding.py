@@ -47,6 +47,7 @@ class StepSize:
 
 def _fused_step(
     variable: Tensor,
+    sigmoid: Tensor,
     mean: Tensor,
     square: Tensor,
     gradient: Tensor,
@@ -56,14 +57,13 @@ def _fused_step(
     soft: Tensor,
     regularised: bool,
 ) -> None:
-    """One Adam step on ``variable`` and the soft weight after it, in place.
+    """One Adam step on ``variable``, and its sigmoid and the soft weight after it, in place.
 
     ``settings`` holds ``(beta, round_weight, rate / (1 - decay_mean^t), 1 / (1 - decay_square^t))``: as a tensor,
     because a compiled function would specialise on numbers. ``regularised`` tells whether the weight is not 0: the
     power is a third of the step's cost.
     """
     beta, weight, corrected_rate, square_correction = settings.unbind()
-    sigmoid = torch.sigmoid(variable)
     raw = sigmoid * (ZETA - GAMMA) + GAMMA
     h = raw.clamp(0.0, 1.0)
     total = gradient * scale
@@ -78,10 +78,12 @@ def _fused_step(
     new_mean = DECAY_MEAN * mean + (1.0 - DECAY_MEAN) * total
     new_square = DECAY_SQUARE * square + (1.0 - DECAY_SQUARE) * total * total
     new = variable - corrected_rate * new_mean / (torch.sqrt(new_square * square_correction) + EPSILON)
-    weights = (level + (torch.sigmoid(new) * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)) * scale
+    new_sigmoid = torch.sigmoid(new)
+    weights = (level + (new_sigmoid * (ZETA - GAMMA) + GAMMA).clamp(0.0, 1.0)) * scale
     mean.copy_(new_mean)
     square.copy_(new_square)
     variable.copy_(new)
+    sigmoid.copy_(new_sigmoid)
     soft.copy_(weights)
 
 
@@ -91,7 +93,7 @@ def _step_function(compiled: bool) -> Callable[..., Any]:
     if not compiled:
         return _fused_step
     fused: Callable[..., Any] = constant_floats()(torch.compile(_fused_step, dynamic=True))
-    probe = [*(torch.zeros(6) for _ in range(6)), torch.ones(4), torch.zeros(6)]
+    probe = [*(torch.zeros(6) for _ in range(7)), torch.ones(4), torch.zeros(6)]
     try:
         fused(*probe, regularised=False)
     except torch._dynamo.exc.TorchDynamoException:
@@ -136,6 +138,8 @@ class RoundingTrainer:
         # Flat, the scale repeated for every weight: only loops over one and the same dimension are fused into one.
         flat = [[tensor.expand_as(part[0]).reshape(-1) for tensor in part] for part in parts]
         self.variable, self.level, self.scale = (torch.cat(column) for column in zip(*flat, strict=True))
+        # Kept from step to step: every second exponential and division saved is a tenth of its time.
+        self.sigmoid = torch.sigmoid(self.variable)
         self.mean = torch.zeros_like(self.variable)
         self.square = torch.zeros_like(self.variable)
         self.iterations = 0
@@ -200,6 +204,7 @@ class RoundingTrainer:
         settings = torch.tensor([size.beta, size.round_weight, rate, correction])
         self._step(
             self.variable,
+            self.sigmoid,
             self.mean,
             self.square,
             self._gradient(),
