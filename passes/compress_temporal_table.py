@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .index_timesteps import ROW_OP
 from .nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 from .predicates import is_call, node_value
+from .timestep_row import ROW_OP
 
 __all__ = ["CompressTemporalTable", "feature_columns", "find_feature_tables", "quantize_rows"]
 

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 
+from .analysis.table_row import find_row
 from .base import GraphPass, PassError
 from .nodes import add_buffer, insert_call, insert_get_attr
-from .predicates import is_call, node_value
-from .timestep_row import timestep_row
+from .predicates import node_value
+from .timestep_row import ROW_OP
 
-__all__ = ["IndexTimesteps", "distinct_timesteps", "find_row", "row_values"]
+__all__ = ["IndexTimesteps", "distinct_timesteps"]
 
-ROW_OP = torch.ops.tfmq_fx.timestep_row.default
-assert timestep_row is not None  # importing the module registers the operator
-
-
-def find_row(graph_module: fx.GraphModule) -> fx.Node | None:
-    """The node that computes the table row, or None."""
-    return next((node for node in graph_module.graph.nodes if is_call(node, ROW_OP)), None)
-
-
-def row_values(graph_module: fx.GraphModule, row: fx.Node) -> Tensor:
-    """The timestep values behind the row node, shape ``[K]``."""
-    values = getattr(graph_module, str(row.args[1].target))  # type: ignore[union-attr]
-    assert isinstance(values, Tensor)
-    return values
+aten = torch.ops.aten
 
 
 def distinct_timesteps(values: Any) -> Tensor:
@@ -48,6 +37,11 @@ class IndexTimesteps(GraphPass):
         %timestep = placeholder
         %values = get_attr[timestep_values]      %row = timestep_row(%timestep, %values, "error")
 
+    With further finite inputs every combination has a row, the timestep's changing slowest::
+
+        %t = timestep_row(%timestep, %values, "error")
+        %c = timestep_row(%class_labels, %labels, "error", "class_labels")      %row = add(mul(%t, 10), %c)
+
     Legality: nothing that was there reads the row, so numerics are preserved; a graph that has a row
     already is left alone. The lookup is by value, never by a step counter.
     Meta: the new nodes have no module, as the timestep itself has none.
@@ -56,12 +50,20 @@ class IndexTimesteps(GraphPass):
         values: The timesteps of the table in their order; repeated ones are kept once.
         timestep: Name of the timestep placeholder.
         unknown: What a timestep outside the table does: ``"error"`` names it, ``"nearest"`` takes the
-            closest row.
+            closest row. Another input outside its values is always an error.
+        finite: By name, the values of further inputs.
     """
 
     id: ClassVar[str] = "tfmq::index_timesteps"
 
-    def __init__(self, values: Any, *, timestep: str = "timestep", unknown: str = "error") -> None:
+    def __init__(
+        self,
+        values: Any,
+        *,
+        timestep: str = "timestep",
+        unknown: str = "error",
+        finite: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         if unknown not in ("error", "nearest"):
             msg = (
@@ -70,19 +72,24 @@ class IndexTimesteps(GraphPass):
             raise ValueError(msg)
         self.values = distinct_timesteps(values)
         self.timestep, self.unknown = timestep, unknown
+        self.finite = {name: distinct_timesteps(allowed) for name, allowed in (finite or {}).items()}
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """The timestep placeholder, and at least one value."""
         super().requires(graph_module)
         inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
-        if self.timestep not in inputs:
-            msg = f"{self.id}: no input named {self.timestep!r}; the inputs are {', '.join(inputs)}"
-            raise PassError(msg)
-        if not isinstance(node_value(inputs[self.timestep]), Tensor):
-            msg = f"{self.id}: input {self.timestep!r} is not a tensor; capture the model with a tensor timestep"
-            raise PassError(msg)
+        for name in (self.timestep, *self.finite):
+            if name not in inputs:
+                msg = f"{self.id}: no input named {name!r}; the inputs are {', '.join(inputs)}"
+                raise PassError(msg)
+            if not isinstance(node_value(inputs[name]), Tensor):
+                msg = f"{self.id}: input {name!r} is not a tensor; capture the model with a tensor {name}"
+                raise PassError(msg)
         if len(self.values) == 0:
             msg = f"{self.id}: the table of timesteps is empty; pass scheduler.timesteps"
+            raise PassError(msg)
+        if empty := [name for name, allowed in self.finite.items() if len(allowed) == 0]:
+            msg = f"{self.id}: finite input {empty[0]!r} has no values; name at least one"
             raise PassError(msg)
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
@@ -90,10 +97,17 @@ class IndexTimesteps(GraphPass):
         if find_row(graph_module) is not None:
             return False
         graph = graph_module.graph
-        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-        timestep = next(node for node in placeholders if node.target == self.timestep)
-        name = add_buffer(graph_module, "timestep_values", self.values)
-        with graph.inserting_before(placeholders[-1].next):
+        placeholders = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
+        timestep = placeholders[self.timestep]
+        with graph.inserting_before(next(reversed(placeholders.values())).next):
+            name = add_buffer(graph_module, "timestep_values", self.values)
             values = insert_get_attr(graph_module, name, anchor=timestep)
-            insert_call(graph, ROW_OP, (timestep, values, self.unknown), anchor=timestep)
+            row = insert_call(graph, ROW_OP, (timestep, values, self.unknown), anchor=timestep)
+            for name, allowed in self.finite.items():
+                table = insert_get_attr(
+                    graph_module, add_buffer(graph_module, f"{name}_values", allowed), anchor=timestep
+                )
+                lookup = insert_call(graph, ROW_OP, (placeholders[name], table, "error", name), anchor=timestep)
+                first = insert_call(graph, aten.mul.Tensor, (row, len(allowed)), anchor=timestep)
+                row = insert_call(graph, aten.add.Tensor, (first, lookup), anchor=timestep)
         return True

@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import fx
 
+from .analysis.table_row import row_columns
 from .base import GraphPass
-from .index_timesteps import ROW_OP, row_values
 from .nodes import insert_call, replace_node
 from .predicates import is_call
-from .timestep_row import TOLERANCE
+from .timestep_row import ROW_OP, TOLERANCE
 
 __all__ = ["InlineTimestepRows"]
 
@@ -28,7 +28,7 @@ class InlineTimestepRows(GraphPass):
     After::
 
         %d = abs(sub(unsqueeze(to(%timestep, float64), -1), %values))
-        %row = where(le(amin(%d), tolerance), argmin(%d), K)                  # K: outside every table
+        %row = where(le(amin(%d), tolerance), argmin(%d), K)                  # K: behind the last row
 
     Legality: the same row for every timestep of the table. A timestep outside it cannot be named by
     compiled code: under ``"error"`` its row is ``K``, which the bounds check of the gather refuses (the
@@ -43,9 +43,10 @@ class InlineTimestepRows(GraphPass):
         """Replace every lookup."""
         graph = graph_module.graph
         lookups = [node for node in graph.nodes if is_call(node, ROW_OP)]
+        # The rows of all inputs together: as the row of one of them, it leads behind the last whatever the others are.
+        count = max((len(column) for column in row_columns(graph_module).values()), default=0)
         for node in lookups:
-            timestep, values, unknown = node.args
-            count = len(row_values(graph_module, node))
+            timestep, values, unknown = node.args[:3]
             with graph.inserting_before(node):
                 wide = insert_call(graph, aten.to.dtype, (timestep, torch.float64), anchor=node)
                 column = insert_call(graph, aten.unsqueeze.default, (wide, -1), anchor=node)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from .analysis import find_temporal_block
+from .analysis.table_row import find_row
 from .base import GraphPass, PassError
-from .index_timesteps import find_row
 from .nodes import insert_call, insert_module_call
 from .predicates import node_value
 

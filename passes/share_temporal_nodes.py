@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from torch import fx
@@ -40,17 +41,18 @@ class ShareTemporalNodes(GraphPass):
 
     Args:
         timestep: Name of the timestep placeholder.
+        finite: Names of the further inputs that the block may depend on.
     """
 
     id: ClassVar[str] = "tfmq::share_temporal_nodes"
 
-    def __init__(self, *, timestep: str = "timestep") -> None:
+    def __init__(self, *, timestep: str = "timestep", finite: Collection[str] = ()) -> None:
         super().__init__()
-        self.timestep = timestep
+        self.timestep, self.finite = timestep, finite
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Walk the block in order; a node whose expression was seen before gives way."""
-        block = find_temporal_block(graph_module, self.timestep)
+        block = find_temporal_block(graph_module, self.timestep, finite=self.finite)
         first: dict[Any, fx.Node] = {}
         modified = False
         for node in block.nodes:

@@ -8,8 +8,8 @@ import torch
 from torch import SymInt, Tensor, fx
 
 from .analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
+from .analysis.table_row import find_row, row_columns
 from .base import GraphPass, PassError
-from .index_timesteps import find_row, row_values
 from .nodes import add_buffer, insert_call, insert_get_attr
 from .observe_temporal_block import rows_for
 from .predicates import node_value
@@ -17,6 +17,8 @@ from .predicates import node_value
 __all__ = ["TabulateTemporalBlock"]
 
 aten = torch.ops.aten
+#: Largest table that is still worth its memory: a thousand timesteps of Stable Diffusion take 80 MB.
+MOST_BYTES = 2**30
 
 
 class TabulateTemporalBlock(GraphPass):
@@ -62,7 +64,7 @@ class TabulateTemporalBlock(GraphPass):
         features = [node for node in _read_outside(block) if node is not row]
         if not features:
             return False
-        tables = self._evaluate(graph_module, block, features, row_values(graph_module, row))
+        tables = self._evaluate(graph_module, block, features, row_columns(graph_module))
         graph = graph_module.graph
         for dtype in dict.fromkeys(table.dtype for table in tables):
             group = [(node, table) for node, table in zip(features, tables, strict=True) if table.dtype == dtype]
@@ -73,11 +75,23 @@ class TabulateTemporalBlock(GraphPass):
         return True
 
     def _evaluate(self, graph_module: fx.GraphModule, block: TemporalBlock, features: list[fx.Node],
-                  values: Tensor) -> list[Tensor]:  # fmt: skip
-        tables = evaluate_temporal_nodes(graph_module, block.nodes, features, self.timestep, values)
-        backwards = evaluate_temporal_nodes(graph_module, block.nodes, features, self.timestep, values.flip(0))
+                  columns: dict[str, Tensor]) -> list[Tensor]:  # fmt: skip
+        turned = {name: column.flip(0) for name, column in columns.items()}
+        count = len(columns[self.timestep])
+        one = {name: column[:1] for name, column in columns.items()}
+        first = evaluate_temporal_nodes(graph_module, block.nodes, features, one)
+        size = count * sum(row.numel() * row.element_size() for row in first)
+        if size > MOST_BYTES:
+            rows = " x ".join(f"{len(set(column.tolist()))} of {name!r}" for name, column in columns.items())
+            msg = (
+                f"{self.id}: a table of all temporal features ({rows}) would take {size / 2**30:.1f} GiB; name fewer "
+                "values in finite=, or keep the block in the graph (lower(..., tabulate=False))"
+            )
+            raise PassError(msg)
+        tables = evaluate_temporal_nodes(graph_module, block.nodes, features, columns)
+        backwards = evaluate_temporal_nodes(graph_module, block.nodes, features, turned)
         for node, table, back in zip(features, tables, backwards, strict=True):
-            if table.shape[0] != len(values) or not torch.allclose(table, back.flip(0), rtol=1e-4, atol=1e-5):
+            if table.shape[0] != count or not torch.allclose(table, back.flip(0), rtol=1e-4, atol=1e-5):
                 msg = (
                     f"{self.id}: the rows of temporal feature {node.name!r} do not each depend on their own "
                     "timestep alone; keep the block in the graph instead (tabulate=False)"
@@ -125,4 +139,7 @@ def _shaped(graph: fx.Graph, piece: fx.Node, rows: fx.Node, feature: fx.Node) ->
         size: Any = rows_for(graph, rows, node_value(feature), anchor=feature)
         batch = insert_call(graph, aten.sym_size.int, (size, 0), anchor=feature)
         return insert_call(graph, aten.expand.default, (viewed, [batch, *trailing]), anchor=feature)
+    if node_value(rows).shape[0] != 1:
+        # Of a 0-dim timestep alone, where the rows follow a further input of one value per item: any row will do.
+        piece = insert_call(graph, aten.slice.Tensor, (piece, 0, 0, 1), anchor=feature)
     return insert_call(graph, aten.reshape.default, (piece, [int(size) for size in wanted]), anchor=feature)

@@ -54,7 +54,9 @@ class SmallDenoiser(nn.Module):
         self.leave = nn.Conv2d(8, 1, 3, padding=1)
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        emb = self.time(timestep)
+        return self.denoise(sample, self.time(timestep))
+
+    def denoise(self, sample: Tensor, emb: Tensor) -> Tensor:
         skip = self.enter(sample)
         h = self.down(skip, emb)
         n, c, height, width = h.shape
@@ -62,6 +64,17 @@ class SmallDenoiser(nn.Module):
         a = nn.functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
         h = h + a.transpose(1, 2).reshape(n, c, height, width)
         return self.leave(self.up(torch.cat([h, skip], 1), emb))
+
+
+class ClassDenoiser(SmallDenoiser):
+    """The same with a label of four classes added to the time embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels = nn.Embedding(4, 16)
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: Tensor) -> Tensor:  # type: ignore[override]
+        return self.denoise(sample, self.time(timestep) + self.labels(class_labels))
 
 
 def tiny_unet() -> UNet2DModel:

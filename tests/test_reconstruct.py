@@ -178,7 +178,7 @@ def test_the_ranges_of_the_time_embed_follow_weights_that_learn_in_blocks(tempor
     before = state(graph)
     rec(graph, temporal="blocks", iterations=30)
     after = state(graph)
-    observe_temporal_block(graph, "timestep", TIMESTEPS)
+    observe_temporal_block(graph, "timestep", {"timestep": TIMESTEPS})
     assert not same(after, before) and same(state(graph), after)
 
 

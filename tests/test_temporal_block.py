@@ -356,7 +356,7 @@ def test_the_block_evaluated_alone_gives_what_the_model_computes(timestep, dynam
     block = find_temporal_block(program)
     values = torch.tensor([0, 7, 500, 999, 3])
     outputs = [layer.linear for layer in block.embedding_layers]
-    tables = evaluate_temporal_nodes(program, block.nodes, outputs, "timestep", values)
+    tables = evaluate_temporal_nodes(program, block.nodes, outputs, {"timestep": values})
     embedding = model.time_embedding(model.time_proj(values))
     for layer, table in zip(block.embedding_layers, tables, strict=True):
         want = model.get_submodule(layer.fqn)(nn.functional.silu(embedding))

@@ -34,8 +34,8 @@ def tiar(graph, config=TIAR):
 def features(graph):
     """What the embedding layers give for every timestep, one tensor each."""
     block = find_temporal_block(graph)
-    return evaluate_temporal_nodes(graph, block.nodes, [layer.linear for layer in block.embedding_layers], "timestep",
-                                   TIMESTEPS)  # fmt: skip
+    outputs = [layer.linear for layer in block.embedding_layers]
+    return evaluate_temporal_nodes(graph, block.nodes, outputs, {"timestep": TIMESTEPS})
 
 
 def feature_error(graph):
@@ -65,7 +65,7 @@ def inside_names(graph):
 @pytest.mark.parametrize("learned_steps", [False, True])
 def test_the_error_falls_and_is_what_the_report_says(temporal, learned_steps):
     graph = calibrated(temporal=temporal)
-    observe_temporal_block(graph, "timestep", TIMESTEPS)
+    observe_temporal_block(graph, "timestep", {"timestep": TIMESTEPS})
     before = summed_error(graph)
     config = ReconstructionConfig(granularity="none", temporal_iterations=60, learned_steps=learned_steps)
     unit = tiar(graph, config)
@@ -136,7 +136,7 @@ def test_an_interrupt_puts_everything_back(learned_steps):
 
     config = ReconstructionConfig(temporal_iterations=20, learned_steps=learned_steps)
     with pytest.raises(KeyboardInterrupt):
-        reconstruct_temporal_block(graph, "timestep", TIMESTEPS, config, interrupt)
+        reconstruct_temporal_block(graph, "timestep", {"timestep": TIMESTEPS}, config, interrupt)
     assert same(state(graph), before)
     tfmq_fx.convert(graph)
 
@@ -159,7 +159,7 @@ def test_the_ranges_fit_the_learned_weights():
         graph = calibrated(temporal=temporal)
         tiar(graph)
         before = state(graph)
-        observe_temporal_block(graph, "timestep", TIMESTEPS)
+        observe_temporal_block(graph, "timestep", {"timestep": TIMESTEPS})
         for name, value in state(graph).items():
             torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-6)
 
@@ -176,7 +176,7 @@ def test_a_block_without_quantized_weights_is_left_alone_with_a_reason(config):
     graph = calibrated(**config)
     unit = tiar(graph)
     assert unit.iterations == unit.weights == 0 and unit.reason == "its weights are not quantized"
-    direct = reconstruct_temporal_block(graph, "timestep", TIMESTEPS, TIAR)
+    direct = reconstruct_temporal_block(graph, "timestep", {"timestep": TIMESTEPS}, TIAR)
     assert direct.iterations == 0 and direct.reason == unit.reason
 
 
@@ -202,13 +202,13 @@ def test_a_timestep_for_the_whole_batch_gives_the_same(temporal):
 @pytest.mark.parametrize("scalar", [True, False])
 def test_a_shared_range_is_that_of_all_timesteps(scalar):
     graph = calibrated(scalar=scalar, temporal="shared")
-    observe_temporal_block(graph, "timestep", TIMESTEPS)
+    observe_temporal_block(graph, "timestep", {"timestep": TIMESTEPS})
     block = find_temporal_block(graph)
     checked = 0
     for node in block.nodes:
         site = quantizers_of(graph).get(str(node.target)) if node.op == "call_module" else None
         if isinstance(site, ActivationQuantizer):
-            (seen,) = evaluate_temporal_nodes(graph, block.nodes, [node.args[0]], "timestep", TIMESTEPS)
+            (seen,) = evaluate_temporal_nodes(graph, block.nodes, [node.args[0]], {"timestep": TIMESTEPS})
             width = max(float(seen.max()), 0) - min(float(seen.min()), 0)
             assert float(site.scale) == pytest.approx(width / 255, rel=1e-4)
             checked += 1
@@ -219,14 +219,14 @@ def test_a_block_that_takes_one_timestep_only_says_so(monkeypatch):
     graph = calibrated()
     genuine = evaluate_temporal_nodes
 
-    def one_by_one(module, members, outputs, timestep, values, **hooks):
+    def one_by_one(module, members, outputs, inputs, **hooks):
         """As if each timestep alone gave something else than all together."""
         return [value * (1 + index) for index, value in
-                enumerate(genuine(module, members, outputs, timestep, values, **hooks))]  # fmt: skip
+                enumerate(genuine(module, members, outputs, inputs, **hooks))]  # fmt: skip
 
     monkeypatch.setattr("tfmq_fx.reconstruction.temporal.evaluate_temporal_nodes", one_by_one)
     with pytest.raises(ReconstructionError, match="cannot be evaluated for all timesteps at once") as caught:
-        reconstruct_temporal_block(graph, "timestep", TIMESTEPS, TIAR)
+        reconstruct_temporal_block(graph, "timestep", {"timestep": TIMESTEPS}, TIAR)
     assert "\n" not in str(caught.value)
 
 

@@ -56,7 +56,8 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
     timesteps = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
     if config.tabulates and timesteps is not None:
         PropagateValues()(converted)
-        tabulate(converted, config, about["timestep"], timesteps, original)
+        finite = {name: distinct_timesteps(values) for name, values in about["finite"].items()}
+        tabulate(converted, config, about["timestep"], timesteps, original, finite)
     run_pipeline(converted, FINISH)
     return QuantizedProgram(
         graph_module=converted,

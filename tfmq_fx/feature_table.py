@@ -6,6 +6,7 @@ Source: the cached temporal features of TFMQ-DM's extension (arXiv 2407.19547).
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx
@@ -36,6 +37,7 @@ def tabulate(
     timestep: str,
     timesteps: Tensor,
     original: fx.GraphModule | None,
+    finite: Mapping[str, Tensor],
 ) -> None:
     """Replace the temporal block of a converted graph by a table, in place.
 
@@ -45,11 +47,12 @@ def tabulate(
         timestep: Name of the timestep input.
         timesteps: One row each, ``[K]``.
         original: For ``temporal="auto"``, a graph whose table holds the float features.
+        finite: By name, the values of the further inputs that the block depends on.
 
     Raises:
         ConfigError: ``temporal="auto"`` without ``original``.
     """
-    IndexTimesteps(timesteps, timestep=timestep, unknown=config.unknown_timestep)(converted)
+    IndexTimesteps(timesteps, timestep=timestep, unknown=config.unknown_timestep, finite=finite)(converted)
     TabulateTemporalBlock(timestep=timestep)(converted)
     if config.temporal == "auto":
         if original is None:

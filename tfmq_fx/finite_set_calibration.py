@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.observers import PerChannelWeightObserver, TimestepObserver
-from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
-from tfmq_fx.passes.index_timesteps import find_row, row_values
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns
 
 __all__ = ["calibrate_temporal_block"]
 
@@ -30,9 +29,9 @@ def calibrate_temporal_block(prepared: fx.GraphModule, timestep: str = "timestep
     Returns:
         The number of observers that were calibrated; 0 when the graph has none.
     """
-    row = find_row(prepared)
+    columns = row_columns(prepared)
     observers = [m for m in prepared.modules() if isinstance(m, TimestepObserver)]
-    if row is None or not observers:
+    if not columns or not observers:
         return 0
     for observer in observers:
         observer.reset()
@@ -50,6 +49,5 @@ def calibrate_temporal_block(prepared: fx.GraphModule, timestep: str = "timestep
             return module.dequantized().to(value.dtype)
         return value
 
-    values = row_values(prepared, row)
-    evaluate_temporal_nodes(prepared, block.nodes, block.linears, timestep, values, hook=quantized)
+    evaluate_temporal_nodes(prepared, block.nodes, block.linears, columns, hook=quantized)
     return len(observers)

@@ -10,6 +10,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import CaptureError
+from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.quantizer import TFMQQuantizer
 
@@ -22,6 +23,7 @@ def prepare(
     *,
     timesteps: Tensor | Iterable[float] | None = None,
     timestep: str = "timestep",
+    finite: FiniteInputs = (),
 ) -> fx.GraphModule:
     """Return a copy of a captured program with observers in it, ready to calibrate.
 
@@ -32,23 +34,28 @@ def prepare(
         config: What to quantize; W8A8 with FSC by default.
         timesteps: The timesteps of the schedule (``scheduler.timesteps``).
         timestep: Name of the model's timestep input.
+        finite: Further inputs from a finite set that the temporal block may depend on: names, such as
+            ``("class_labels",)``, or values by name, such as ``{"class_labels": [1, 207]}``.
 
     Raises:
         CaptureError: ``program`` is not a captured graph, or it has no temporal block and the configuration
             does not say ``temporal="float"``.
-        ConfigError: The model has a temporal block and no timesteps are given.
+        ConfigError: The model has a temporal block and no timesteps are given, or a finite input is not one of
+            the model's or its values are not known.
     """
     if not isinstance(program, fx.GraphModule):
         msg = f"prepare needs a captured graph, not a {type(program).__name__}; call tfmq_fx.capture first"
         raise CaptureError(msg)
     config = config or QuantizationConfig()
-    block = find_temporal_block(program, timestep)
+    finite_values(program, finite)
+    block = find_temporal_block(program, timestep, finite=tuple(finite))
     if not block and config.temporal != "float":
         msg = (
             f"the model has no temporal block: {block.reason}; name its timestep input with timestep=, "
             "or quantize it as an ordinary model with temporal='float'"
         )
         raise CaptureError(msg)
-    prepared = prepare_pt2e(copy.deepcopy(program), TFMQQuantizer(config, timesteps=timesteps, timestep=timestep))
+    quantizer = TFMQQuantizer(config, timesteps=timesteps, timestep=timestep, finite=finite)
+    prepared = prepare_pt2e(copy.deepcopy(program), quantizer)
     assert isinstance(prepared, fx.GraphModule)
     return prepared

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.config import QuantizationConfig
+from tfmq_fx.passes.analysis import row_lookups, row_values
 
 __all__ = ["QuantizedProgram"]
 
@@ -34,6 +35,18 @@ class QuantizedProgram:
     kept_float: dict[str, str] = field(default_factory=dict)
     interface: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def finite(self) -> dict[str, Tensor]:
+        """By name, the values of the further inputs that its table is indexed by, float64 ``[K]`` each."""
+        lookups = {str(node.args[0].target): node for node in row_lookups(self.graph_module)}  # type: ignore[union-attr]
+        values = {name: row_values(self.graph_module, node) for name, node in lookups.items()}
+        return {name: allowed for name, allowed in values.items() if name != self.timestep}
+
+    @property
+    def indexed(self) -> dict[str, Tensor]:
+        """By name, the values of every input that comes from a finite set: the timestep and :attr:`finite`."""
+        return self.finite if self.timesteps is None else {self.timestep: self.timesteps, **self.finite}
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

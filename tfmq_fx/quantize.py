@@ -13,6 +13,7 @@ from tfmq_fx.capture import capture
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.convert import convert
 from tfmq_fx.errors import CalibrationError
+from tfmq_fx.finite_inputs import FiniteInputs
 from tfmq_fx.prepare import prepare
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.reconstruction import reconstruct
@@ -27,6 +28,7 @@ def quantize(
     *,
     timesteps: Tensor | Iterable[float] | None = None,
     timestep: str = "timestep",
+    finite: FiniteInputs = (),
     directory: str | Path | None = None,
     progress: bool = True,
 ) -> QuantizedProgram:
@@ -39,6 +41,7 @@ def quantize(
             (:func:`tfmq_fx.sample_trajectories` makes them). The first one is the example to capture with.
         timesteps: The timesteps of the schedule (``scheduler.timesteps``).
         timestep: Name of the model's timestep input.
+        finite: Further inputs from a finite set (:func:`tfmq_fx.prepare`), e.g. ``("class_labels",)``.
         directory: Where reconstruction keeps the state of finished units, to go on after an interrupt.
         progress: Whether to draw a progress bar.
 
@@ -60,7 +63,7 @@ def quantize(
     named = first if not isinstance(first, Sequence) else None
     program = capture(model, () if named is not None else tuple(first), example_kwargs=named)
     chosen = config or QuantizationConfig()
-    prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep)
+    prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep, finite=finite)
     calibrate(prepared, batches, progress=progress)
     if chosen.reconstruction is not None:
         reconstruct(prepared, batches, chosen.reconstruction, directory=directory, progress=progress)

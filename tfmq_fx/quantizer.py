@@ -13,6 +13,7 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 from tfmq_fx._compat import Q_ANNOTATION_KEY
 from tfmq_fx.config import FLOAT_BITS, QuantizationConfig
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
 from tfmq_fx.observers import EMAMinMaxObserver, MSEObserver, PerChannelWeightObserver, TimestepObserver
 from tfmq_fx.passes import (
@@ -25,8 +26,7 @@ from tfmq_fx.passes import (
     SplitConcatenatedConvs,
     run_pipeline,
 )
-from tfmq_fx.passes.analysis import TemporalBlock, find_temporal_block
-from tfmq_fx.passes.index_timesteps import find_row, row_values
+from tfmq_fx.passes.analysis import TemporalBlock, find_temporal_block, row_columns
 from tfmq_fx.passes.predicates import fqn, is_conv, is_float_tensor, is_linear, is_matmul, is_weighted
 from tfmq_fx.roles import find_roles
 
@@ -52,9 +52,12 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         timesteps: The timesteps of the schedule, e.g. ``scheduler.timesteps``: 1-d, integer or float.
             Needed when the model has a temporal block.
         timestep: Name of the model's timestep input.
+        finite: Further inputs from a finite set, such as ``("class_labels",)`` or ``{"class_labels": range(10)}``:
+            the temporal block is then a function of the timestep and of them, with one row for every combination.
 
     Raises:
-        ConfigError: From ``prepare_pt2e``, when the model has a temporal block and no timesteps are given.
+        ConfigError: From ``prepare_pt2e``, when the model has a temporal block and no timesteps are given, or
+            the values of a finite input are not known.
     """
 
     def __init__(
@@ -63,11 +66,13 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         *,
         timesteps: Tensor | Iterable[float] | None = None,
         timestep: str = "timestep",
+        finite: FiniteInputs = (),
     ) -> None:
         super().__init__()
         self.config = config or QuantizationConfig()
         self.timesteps = None if timesteps is None else _timestep_values(timesteps)
         self.timestep = timestep
+        self.finite = finite
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         """Bring the graph into the form to annotate: exact rewrites, then the temporal observers."""
@@ -78,11 +83,14 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         if config.split_concatenations:
             SplitConcatenatedConvs()(model)
         FlattenLinearInputs()(model)
-        ShareTemporalNodes(timestep=self.timestep)(model)
-        block = find_temporal_block(model, self.timestep)
+        ShareTemporalNodes(timestep=self.timestep, finite=tuple(self.finite))(model)
+        block = self._block(model)
         if block:
             self._index(model, block)
         return model
+
+    def _block(self, model: fx.GraphModule) -> TemporalBlock:
+        return find_temporal_block(model, self.timestep, finite=tuple(self.finite))
 
     def _index(self, model: fx.GraphModule, block: TemporalBlock) -> None:
         if self.config.temporal in ("shared", "float"):
@@ -95,10 +103,9 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             raise ConfigError(msg)
         if self.config.temporal == "cache":
             return
-        IndexTimesteps(self.timesteps, timestep=self.timestep, unknown=self.config.unknown_timestep)(model)
-        row = find_row(model)
-        assert row is not None
-        count = len(row_values(model, row))
+        finite, unknown = finite_values(model, self.finite), self.config.unknown_timestep
+        IndexTimesteps(self.timesteps, timestep=self.timestep, unknown=unknown, finite=finite)(model)
+        count = len(row_columns(model)[self.timestep])
 
         def make_observer(linear: fx.Node) -> TimestepObserver:
             return TimestepObserver(count, self.config.for_layer(fqn(linear)).activation_bits)
@@ -115,7 +122,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Annotate every eligible node; note in ``model.meta`` what stays float and why."""
         roles = find_roles(model, self.timestep)
-        block = find_temporal_block(model, self.timestep)
+        block = self._block(model)
+        finite = finite_values(model, self.finite)
         kept: dict[str, str] = {}
         for node in model.graph.nodes:
             if Q_ANNOTATION_KEY in node.meta or not (is_weighted(node) or is_matmul(node)):
@@ -129,6 +137,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             "config": self.config.to_dict(),
             "timestep": self.timestep,
             "timesteps": None if self.timesteps is None or not block else self.timesteps.tolist(),
+            "finite": {name: values.tolist() for name, values in finite.items()} if block else {},
             "kept_float": kept,
         }
         return model

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.ranges import asymmetric_parameters
-from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
-from tfmq_fx.passes.index_timesteps import distinct_timesteps, find_row
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns, row_lookups
+from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_call
 from tfmq_fx.program import QuantizedProgram
@@ -72,22 +72,25 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
     added = wanted[~torch.isin(wanted, known)]
     new.timesteps = torch.cat([known, added])
     graph_module = new.graph_module
-    row = find_row(graph_module)
-    if row is None or len(added) == 0:
+    lookups = row_lookups(graph_module)
+    if not lookups or len(added) == 0:
         return new
     sites = _sites(graph_module)
-    _replace(graph_module, str(row.args[1].target), new.timesteps)  # type: ignore[union-attr]
+    rows = len(row_columns(graph_module)[program.timestep])
+    _replace(graph_module, str(lookups[0].args[1].target), new.timesteps)  # type: ignore[union-attr]
+    # The timestep changes slowest, so its new rows stand behind all others.
+    columns = {name: column[rows:] for name, column in row_columns(graph_module).items()}
     for name in {name for pair in sites.values() for name in pair}:
         table = read_attribute(graph_module, name)
-        _replace(graph_module, name, torch.cat([table, table[-1:].expand(len(added))]))
+        _replace(graph_module, name, torch.cat([table, table[-1:].expand(len(columns[program.timestep]))]))
     block = find_temporal_block(graph_module, program.timestep)
     # In graph order: what reaches a site has passed the sites before it, whose new rows are final by then.
     for site, (scale_name, zero_name) in sites.items():
-        (x,) = evaluate_temporal_nodes(graph_module, block.nodes, [site.args[0]], program.timestep, added)  # type: ignore[list-item]
+        (x,) = evaluate_temporal_nodes(graph_module, block.nodes, [site.args[0]], columns)  # type: ignore[list-item]
         low, high = x.float().flatten(1).aminmax(dim=1)
         scale, zero = asymmetric_parameters(low, high, *site.args[4:6])  # type: ignore[arg-type]
-        read_attribute(graph_module, scale_name)[len(known) :] = scale
-        read_attribute(graph_module, zero_name)[len(known) :] = zero
+        read_attribute(graph_module, scale_name)[rows:] = scale
+        read_attribute(graph_module, zero_name)[rows:] = zero
     return new
 
 

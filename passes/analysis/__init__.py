@@ -3,6 +3,7 @@
 from .dependence import data_arguments, data_dependence
 from .layer_names import layer_name, weight_source
 from .reconstruction_units import ReconstructionUnit, find_units
+from .table_row import find_row, row_columns, row_lookups, row_values
 from .temporal_block import EmbeddingLayer, TemporalBlock, find_temporal_block
 from .temporal_evaluation import NodeHook, evaluate_temporal_nodes
 
@@ -14,8 +15,12 @@ __all__ = [
     "data_arguments",
     "data_dependence",
     "evaluate_temporal_nodes",
+    "find_row",
     "find_temporal_block",
     "find_units",
     "layer_name",
+    "row_columns",
+    "row_lookups",
+    "row_values",
     "weight_source",
 ]

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 
 from ..predicates import fqn, is_idle_dropout, is_weighted, module_path, node_value
 from .dependence import data_arguments, data_dependence
+from .table_row import row_columns
 
 __all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block"]
 
@@ -160,14 +161,15 @@ def find_temporal_block(
     program: fx.GraphModule | ExportedProgram,
     timestep: str = "timestep",
     *,
-    finite: Collection[str] = (),
+    finite: Collection[str] | None = None,
 ) -> TemporalBlock:
     """Find the nodes whose only data ancestor among the inputs is the timestep, and read their structure.
 
     Args:
         program: A captured graph (``meta["val"]`` on its nodes), or an ``ExportedProgram``.
         timestep: Name of the timestep input.
-        finite: Further inputs from a finite set that the block may depend on, e.g. ``("class_labels",)``.
+        finite: Further inputs from a finite set that the block may depend on, e.g. ``("class_labels",)``; None:
+            those that the graph's table of rows is indexed by, if it has one.
 
     Returns:
         The block. A model without one gets an empty block whose ``reason`` says why; finding no block
@@ -177,13 +179,16 @@ def find_temporal_block(
     """
     graph_module = program.module(check_guards=False) if isinstance(program, ExportedProgram) else program
     assert isinstance(graph_module, fx.GraphModule)
-    allowed = frozenset((timestep, *finite))
+    if finite is None:
+        finite = tuple(name for name in row_columns(graph_module) if name != timestep)
+    further = tuple(finite)
+    allowed = frozenset((timestep, *further))
 
     def empty(reason: str) -> TemporalBlock:
-        return TemporalBlock(timestep=timestep, finite=tuple(finite), reason=reason)
+        return TemporalBlock(timestep=timestep, finite=further, reason=reason)
 
     inputs = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
-    missing = [name for name in (timestep, *finite) if name not in inputs]
+    missing = [name for name in (timestep, *further) if name not in inputs]
     if missing:
         return empty(f"the model has no input named {missing[0]!r}; its inputs are {', '.join(inputs) or 'none'}")
 
@@ -218,6 +223,6 @@ def find_temporal_block(
         embedding_layers=tuple(EmbeddingLayer(node, fqn(node), _reader(node, members)) for node in last),
         features=features,
         timestep=timestep,
-        finite=tuple(finite),
+        finite=further,
         _members=frozenset(members),
     )

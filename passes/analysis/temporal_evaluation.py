@@ -6,7 +6,7 @@ answered from the symbolic shapes in ``meta["val"]``, so nothing outside the blo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,13 @@ from torch.utils import _pytree as pytree
 
 from ..nodes import read_attribute
 from ..sizes import concrete_size
+from ..subgraphs import known_value
+from .dependence import data_dependence
 
 __all__ = ["NodeHook", "evaluate_temporal_nodes"]
+
+#: Rows of one call: a table over timesteps and classes may have many.
+MOST_ROWS = 4096
 
 #: Called as ``hook(node, args, value)`` after each node with its evaluated positional arguments; what it
 #: returns is the node's value from then on.
@@ -35,16 +40,17 @@ def _stand_in(value: Any, batch: int, device: torch.device) -> Any:
     return concrete_size(value, batch)
 
 
-def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], timestep: fx.Node, value: Tensor,
+def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], inputs: Mapping[fx.Node, Tensor],
          batch: int, hook: NodeHook) -> dict[fx.Node, Any]:  # fmt: skip
-    environment: dict[fx.Node, Any] = {timestep: value}
+    environment: dict[fx.Node, Any] = dict(inputs)
+    device = next(iter(inputs.values())).device
 
     def lookup(node: fx.Node) -> Any:
         if node not in environment:
             if node.op == "get_attr":
                 environment[node] = read_attribute(graph_module, str(node.target))
             else:
-                environment[node] = _stand_in(node.meta.get("val"), batch, value.device)
+                environment[node] = _stand_in(node.meta.get("val"), batch, device)
         return environment[node]
 
     for node in graph_module.graph.nodes:
@@ -78,51 +84,69 @@ def evaluate_temporal_nodes(
     graph_module: fx.GraphModule,
     members: Collection[fx.Node],
     outputs: Sequence[fx.Node],
-    timestep: str,
-    values: Tensor,
+    inputs: Mapping[str, Tensor],
     *,
     hook: NodeHook = _identity,
 ) -> list[Tensor]:
-    """Evaluate ``outputs`` for every timestep in ``values``; row ``k`` of each result belongs to ``values[k]``.
+    """Evaluate ``outputs`` for every row of ``inputs``; row ``k`` of each result belongs to row ``k`` of them.
 
     Args:
         graph_module: The graph.
-        members: The nodes that may be computed (those of a temporal block, and what was inserted into it).
+        members: The nodes that may be computed (those of a temporal block, and what was inserted into it); what
+            else depends on ``inputs`` alone is computed too.
         outputs: The nodes whose values are wanted.
-        timestep: Name of the timestep placeholder; its captured shape (0-dim, ``[N]``) is respected.
-        values: Timestep values, shape ``[T]``; cast to the placeholder's dtype.
+        inputs: By name of the placeholder, its values, ``[K]`` each: the timestep, and with a block over further
+            finite inputs those. Cast to the placeholder's dtype; its captured shape (0-dim, ``[N]``) is respected.
         hook: Sees, and may replace, the value of every node as it is computed.
 
     Returns:
-        One tensor per output, shape ``[T, ...]``: the leading axis is the output's own batch axis when
+        One tensor per output, shape ``[K, ...]``: the leading axis is the output's own batch axis when
         the timestep was captured as ``[N]`` or the output carries a batch of one, else a new axis.
     """
-    placeholder = next(n for n in graph_module.graph.nodes if n.op == "placeholder" and n.target == timestep)
-    example = placeholder.meta["val"]
+    placeholders = {str(n.target): n for n in graph_module.graph.nodes if n.op == "placeholder"}
     device = next((p.device for p in pytree.tree_leaves(list(graph_module.parameters()))), torch.device("cpu"))
-    values = values.to(device=device, dtype=example.dtype)
-    needed = _needed(outputs, members)
+    examples = {placeholders[name]: placeholders[name].meta["val"] for name in inputs}
+    rows = {
+        placeholders[name]: x.to(device=device, dtype=examples[placeholders[name]].dtype) for name, x in inputs.items()
+    }
+    dependence = data_dependence(graph_module)
+    reached = {node for node, names in dependence.items() if names and names <= inputs.keys()}
+    needed = _needed(outputs, reached.union(members).difference(placeholders.values()))
     pieces: list[list[Tensor]] = [[] for _ in outputs]
-    for chunk, kept, batch in _chunks(values, example):
-        environment = _run(graph_module, needed, placeholder, chunk, batch, hook)
+    for start, kept, batch in _chunks(len(next(iter(rows.values()))), list(examples.values())):
+        chunk = {node: _shaped(values[start : start + kept], examples[node], batch) for node, values in rows.items()}
+        environment = _run(graph_module, needed, chunk, batch, hook)
         for piece, node in zip(pieces, outputs, strict=True):
-            result = environment[node]
-            if example.ndim == 0 and not (result.ndim and result.shape[0] == 1):
-                result = result[None]
-            piece.append(result[:kept])
+            piece.append(_by_row(graph_module, environment[node], node, list(examples.values()))[:kept])
     return [torch.cat(piece) for piece in pieces]
 
 
-def _chunks(values: Tensor, example: Tensor) -> list[tuple[Tensor, int, int]]:
-    """Cut ``values`` into timestep arguments of the captured shape: (argument, rows kept, batch)."""
+def _chunks(count: int, examples: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    """Cut ``count`` rows into calls of the captured shapes: (first row, rows kept, batch)."""
+    if any(example.ndim == 0 for example in examples):
+        return [(start, 1, 1) for start in range(count)]
+    fixed = [int(example.shape[0]) for example in examples if not isinstance(example.shape[0], SymInt)]
+    size = min(fixed, default=MOST_ROWS)
+    return [
+        (start, min(size, count - start), size if fixed else min(size, count - start))
+        for start in range(0, count, size)
+    ]
+
+
+def _by_row(graph_module: fx.GraphModule, result: Tensor, node: fx.Node, inputs: Sequence[Tensor]) -> Tensor:
+    """A result with its rows along axis 0; of a call with a 0-dim input there is one row."""
+    if all(value.ndim for value in inputs):
+        return result
+    batched = [value.shape[0] for value in inputs if value.ndim]
+    example = known_value(graph_module, node)
+    if batched and example.ndim and example.shape[0] == batched[0]:
+        return result[:1]
+    return result if result.ndim and result.shape[0] == 1 else result[None]
+
+
+def _shaped(values: Tensor, example: Tensor, batch: int) -> Tensor:
+    """Rows as an argument of the captured shape, the last one repeated where the batch is larger."""
     if example.ndim == 0:
-        return [(value, 1, 1) for value in values]
-    size = example.shape[0]
-    if isinstance(size, SymInt):
-        return [(values, len(values), len(values))]
-    chunks = []
-    for start in range(0, len(values), size):
-        piece = values[start : start + size]
-        padded = torch.cat([piece, piece[-1:].expand(size - len(piece))])
-        chunks.append((padded, len(piece), size))
-    return chunks
+        return values[0]
+    size = batch if isinstance(example.shape[0], SymInt) else int(example.shape[0])
+    return torch.cat([values, values[-1:].expand(size - len(values))])

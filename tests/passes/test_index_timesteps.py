@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tfmq_fx.passes import IndexTimesteps, PassError
-from tfmq_fx.passes.index_timesteps import find_row, row_values
+from tfmq_fx.passes.analysis import find_row, find_temporal_block, row_columns, row_values
 
 from tests.passes.helpers import unchanged
 from tfmq_fx.errors import TimestepError
@@ -95,3 +95,25 @@ def test_refusals_name_what_is_wrong():
     next(node for node in graph_module.graph.nodes if node.name == "timestep").meta["val"] = 7
     with pytest.raises(PassError, match="'timestep' is not a tensor"):
         IndexTimesteps(VALUES)(graph_module)
+
+
+def test_further_inputs_give_every_combination_a_row():
+    model = build_temporal_graph(TimePath(class_embedding="table"))
+    graph_module = model.graph_module
+    assert IndexTimesteps([7, 999], finite={"class_labels": [2, 0, 1]})(graph_module).modified
+    assert unchanged(IndexTimesteps([7, 999], finite={"class_labels": [2, 0, 1]}), graph_module)
+    columns = row_columns(graph_module)
+    assert columns["timestep"].tolist() == [7, 7, 7, 999, 999, 999]
+    assert columns["class_labels"].tolist() == [2, 0, 1, 2, 0, 1]
+    graph_module.graph.output_node().args = (find_row(graph_module),)
+    graph_module.recompile()
+    assert graph_module(*model.example_inputs((7, 999))).tolist() == [1, 5]  # labels 0 and 1
+    assert find_temporal_block(graph_module).finite == ("class_labels",)
+
+
+def test_a_further_input_must_be_a_tensor_with_values():
+    graph_module = build_temporal_graph(TimePath(class_embedding="table")).graph_module
+    with pytest.raises(PassError, match="no input named 'labels'"):
+        IndexTimesteps([7], finite={"labels": [0]})(graph_module)
+    with pytest.raises(PassError, match="finite input 'class_labels' has no values"):
+        IndexTimesteps([7], finite={"class_labels": []})(graph_module)

@@ -1,6 +1,8 @@
 import pytest
+import torch
 from tfmq_fx.passes import IndexTimesteps, InlineTimestepRows, TabulateTemporalBlock
-from tfmq_fx.passes.index_timesteps import ROW_OP, find_row
+from tfmq_fx.passes.analysis import find_row
+from tfmq_fx.passes.timestep_row import ROW_OP
 
 from tests.passes.helpers import operators, unchanged
 from tfmq_fx.testing import TimePath, assert_pass_contract, build_temporal_graph
@@ -57,3 +59,19 @@ def test_several_users_read_the_row():
     model.graph_module.graph.output_node().args = ((model.graph_module.graph.output_node().args[0], row, row),)
     model.graph_module.recompile()
     assert_pass_contract(InlineTimestepRows, model.graph_module, model.example_inputs(), exact=True)
+
+
+def test_rows_of_several_inputs():
+    model = build_temporal_graph(TimePath(class_embedding="table"))
+    IndexTimesteps(VALUES, finite={"class_labels": [1, 0]})(model.graph_module)
+    model.graph_module.graph.output_node().args = (find_row(model.graph_module),)
+    model.graph_module.recompile()
+    InlineTimestepRows()(model.graph_module)
+    assert operators(model.graph_module)[ROW_OP] == 0
+    sample, labels, steps = model.example_inputs((7, 500))
+    assert model.graph_module(sample, labels, steps).tolist() == [5, 2]
+    # Whichever input is unknown, the row lies behind the last.
+    unknown_label = model.graph_module(sample, torch.tensor([0, 2]), steps).tolist()
+    unknown_step = model.graph_module(sample, labels, torch.tensor([600, 500])).tolist()
+    assert unknown_label[0] == 5 and unknown_label[1] >= 8
+    assert unknown_step[0] >= 8 and unknown_step[1] == 2

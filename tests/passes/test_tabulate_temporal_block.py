@@ -124,3 +124,13 @@ def test_rows_that_depend_on_each_other_are_refused():
 def test_needs_a_row():
     with pytest.raises(PassError, match="no timestep row; run IndexTimesteps first"):
         TabulateTemporalBlock()(build_temporal_graph(TimePath()).graph_module)
+
+
+def test_a_table_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr("tfmq_fx.passes.tabulate_temporal_block.MOST_BYTES", 100)
+    model = build_temporal_graph(TimePath(class_embedding="table"))
+    IndexTimesteps(VALUES, finite={"class_labels": [0, 1, 2]})(model.graph_module)
+    before = str(model.graph_module.graph)
+    with pytest.raises(PassError, match=r"5 of 'timestep' x 3 of 'class_labels'\) would take .* name fewer values"):
+        TabulateTemporalBlock()(model.graph_module)
+    assert str(model.graph_module.graph) == before

@@ -179,3 +179,16 @@ def test_the_table_holds_every_timestep_of_the_schedule(model, values):
     for value in values:
         inputs = model.example_inputs([value])
         assert_close(run(graph_module, inputs), run(model.graph_module, inputs))
+
+
+@given(temporal_graphs(conditional=True), tables(), st.permutations([0, 1, 2]))
+def test_a_table_over_timesteps_and_classes_is_the_block(model, table, classes):
+    values, _, _, asked = table
+    graph_module, name = copy.deepcopy(model.graph_module), model.path.timestep_name
+    IndexTimesteps(values, timestep=name, finite={"class_labels": classes})(graph_module)
+    TabulateTemporalBlock(timestep=name)(graph_module)
+    inputs = model.example_inputs(asked)
+    assert_close(run(model.graph_module, inputs), run(graph_module, inputs))
+    # Nothing of the block is left, whatever else reads the labels.
+    left = {node.name for node in graph_module.graph.nodes}
+    assert not left & {*model.expected_finite.time_embedding, *model.expected_finite.embedding_layers}

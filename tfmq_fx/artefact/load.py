@@ -18,7 +18,7 @@ from tfmq_fx.artefact.packing import unpack
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ArtefactError, ConfigError
 from tfmq_fx.passes import RemoveGuards, StripDeadState, run_pipeline
-from tfmq_fx.passes.index_timesteps import find_row, row_values
+from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.program import QuantizedProgram
 
 __all__ = ["load"]
@@ -52,8 +52,8 @@ def load(path: str | Path) -> QuantizedProgram:
     timesteps = None
     if manifest["timesteps"] is not None:
         timesteps = torch.tensor(manifest["timesteps"], dtype=torch.float64)
-        row = find_row(graph_module)
-        if row is not None and not torch.equal(row_values(graph_module, row), timesteps):
+        lookups = row_lookups(graph_module)
+        if lookups and not torch.equal(row_values(graph_module, lookups[0]), timesteps):
             msg = (
                 f"{folder}: the timesteps of the manifest differ from the table in the tensors; save the program again"
             )

@@ -76,7 +76,7 @@ def save(program: QuantizedProgram, path: str | Path) -> Path:
 
 
 def _write(program: QuantizedProgram, folder: Path) -> None:
-    args, kwargs = example_arguments(program.graph_module, program.timestep, program.timesteps)
+    args, kwargs = example_arguments(program.graph_module, program.indexed)
     exported = export_graph(program.graph_module, args, kwargs, program.interface.get("max_batch"))
     stored, packed = _pack_all({**exported.state_dict, **exported.constants})
     save_file(stored, folder / TENSORS)

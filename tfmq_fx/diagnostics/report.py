@@ -129,7 +129,7 @@ class _Run:
     def missing_block(self) -> str:
         """Why there are no temporal features to compare, or ``""``."""
         for name, graph_module in (("the model", self.captured), ("the program", self.program.graph_module)):
-            block = find_temporal_block(graph_module, self.timestep)
+            block = find_temporal_block(graph_module, self.timestep, finite=tuple(self.program.finite))
             if not block:
                 return f"{name} has no temporal block: {block.reason}"
         return ""
@@ -146,7 +146,8 @@ class _Run:
             return self.skip(reason, "features", "mismatch", "nearest")
         self.say("temporal features", 0, 3)
         quantized = temporal_features(self.program, values)
-        features = temporal_features(self.captured, quantized.timesteps, timestep=self.timestep)
+        fixed = {name: float(allowed[0]) for name, allowed in self.program.finite.items()}
+        features = temporal_features(self.captured, quantized.timesteps, timestep=self.timestep, fixed=fixed)
         self.found["features"] = temporal_feature_error(features, quantized)
         self.say("temporal features", 1, 3)
         if len(quantized.timesteps) < 2:

@@ -10,7 +10,7 @@ TFMQ-DM (CVPR 2024, section 4) shows the cosine for one layer of Stable Diffusio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,7 @@ def temporal_features(
     timesteps: Tensor | Iterable[float] | None = None,
     *,
     timestep: str = "timestep",
+    fixed: Mapping[str, float] | None = None,
 ) -> TemporalFeatures:
     """Evaluate the embedding layers of a captured graph or a quantized program, without any image.
 
@@ -106,6 +107,8 @@ def temporal_features(
             (:func:`tfmq_fx.add_timesteps`, on a copy), as if it had been quantized with them.
         timesteps: The values to evaluate, repeated ones once; by default those of the program's table.
         timestep: Name of the timestep input of a captured graph; a program knows its own.
+        fixed: By name, the value at which a further finite input is held, e.g. ``{"class_labels": 3}``; by default
+            the first of those that a program's table is indexed by.
 
     Raises:
         ConfigError: There is no temporal block, or there are no timesteps.
@@ -121,12 +124,16 @@ def temporal_features(
         msg = "there are no timesteps to evaluate the temporal features at; pass timesteps, e.g. scheduler.timesteps"
         raise ConfigError(msg)
     graph_module = source if isinstance(source, fx.GraphModule) else _serving(source, values).graph_module
-    block = find_temporal_block(graph_module, timestep)
+    if fixed is None:
+        finite = source.finite if isinstance(source, QuantizedProgram) else {}
+        fixed = {name: float(allowed[0]) for name, allowed in finite.items()}
+    block = find_temporal_block(graph_module, timestep, finite=tuple(fixed))
     if not block:
         msg = f"there are no temporal features: {block.reason}"
         raise ConfigError(msg)
     nodes = temporal_layers(block)
-    features = evaluate_temporal_nodes(graph_module, block.nodes, nodes, timestep, values)
+    held = {name: torch.full_like(values, value) for name, value in fixed.items()}
+    features = evaluate_temporal_nodes(graph_module, block.nodes, nodes, {timestep: values, **held})
     return TemporalFeatures(tuple(fqn(node) for node in nodes), values, tuple(x.flatten(1).cpu() for x in features))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -111,9 +111,11 @@ class Denoiser(nn.Module):
         unknown: str,
         report: LoweringReport,
         config: dict[str, Any],
+        finite: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         self._run = run
+        self._finite = dict(finite or {})
         self._signature = signature
         self._timesteps = timesteps
         self._unknown = unknown
@@ -147,12 +149,14 @@ class Denoiser(nn.Module):
 
         Raises:
             LoweringError: The inputs do not fit what was captured.
-            TimestepError: A timestep is outside the table.
+            TimestepError: A timestep, or the value of another finite input, is outside the table.
         """
         bound = self._signature.bind(args, kwargs)
         batch = self._batch(bound)
         bound[self._signature.timestep] = self._timestep(bound.get(self._signature.timestep), batch)
         self._check(bound, batch)
+        for name, allowed in self._finite.items():
+            check_timesteps(bound[name].double(), allowed, name)
         limit = self._signature.max_batch
         pieces = [bound] if not limit or batch is None or batch <= limit else self._split(bound, batch, limit)
         outputs = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,14 +28,15 @@ def batch_symbol(graph_module: fx.GraphModule) -> Any | None:
     return None
 
 
-def _example(node: fx.Node, timestep: str, timesteps: Tensor | None, generator: torch.Generator) -> Any:
+def _example(node: fx.Node, indexed: Mapping[str, Tensor], generator: torch.Generator) -> Any:
     value = node_value(node)
     if not isinstance(value, Tensor):
         return value
     shape = [EXAMPLE_BATCH if isinstance(size, SymInt) else int(size) for size in value.shape]
-    if node.target == timestep and timesteps is not None:
+    if str(node.target) in indexed:
+        allowed = indexed[str(node.target)]
         count = shape[0] if shape else 1
-        picked = timesteps[torch.linspace(0, len(timesteps) - 1, count).round().long()]
+        picked = allowed[torch.linspace(0, len(allowed) - 1, count).round().long()]
         return (picked if shape else picked[0]).to(value.dtype)
     if value.is_floating_point():
         return torch.randn(shape, generator=generator).to(value.dtype)
@@ -42,19 +44,16 @@ def _example(node: fx.Node, timestep: str, timesteps: Tensor | None, generator: 
 
 
 def example_arguments(
-    graph_module: fx.GraphModule, timestep: str = "timestep", timesteps: Tensor | None = None, *, seed: int = 0
+    graph_module: fx.GraphModule, indexed: Mapping[str, Tensor] | None = None, *, seed: int = 0
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Make ``(args, kwargs)`` that the graph can be called with: noise, and timesteps from its table.
 
     Args:
         graph_module: A captured graph, at any later stage.
-        timestep: Name of the timestep input.
-        timesteps: The values to take timesteps from, ``[K]``.
+        indexed: By name, the values to take an input from, ``[K]``: those that index the table of rows.
         seed: Seed of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
-    flat = [
-        _example(node, timestep, timesteps, generator) for node in graph_module.graph.nodes if node.op == "placeholder"
-    ]
+    flat = [_example(node, indexed or {}, generator) for node in graph_module.graph.nodes if node.op == "placeholder"]
     args, kwargs = pytree.tree_unflatten(flat, calling_convention(graph_module.graph)[1])
     return tuple(args), dict(kwargs)

@@ -71,7 +71,7 @@ def lower(
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
     reference = _final_graph(program, tabulate=tabulate)
-    args, kwargs = example_arguments(reference, program.timestep, program.timesteps)
+    args, kwargs = example_arguments(reference, program.indexed)
     signature = _signature(reference, program)
     run, found = _compile(reference, backend, args, kwargs, path, signature.max_batch)
     entries = classify(reference, program.kept_float)
@@ -91,11 +91,14 @@ def lower(
             "signature": signature.to_dict(),
             "report": report.to_dict(),
             "timesteps": None if table is None else table.tolist(),
+            "finite": {name: values.tolist() for name, values in program.finite.items()},
             "unknown_timestep": unknown,
             "config": config,
         }
         describe_package(Path(str(path)), about)
-    return Denoiser(run, signature, timesteps=table, unknown=unknown, report=report, config=config)
+    return Denoiser(
+        run, signature, timesteps=table, unknown=unknown, report=report, config=config, finite=program.finite
+    )
 
 
 def load_denoiser(path: str | Path) -> Denoiser:
@@ -112,6 +115,7 @@ def load_denoiser(path: str | Path) -> Denoiser:
         unknown=about["unknown_timestep"],
         report=LoweringReport.from_dict(about["report"]),
         config=about["config"],
+        finite={name: torch.tensor(values, dtype=torch.float64) for name, values in about["finite"].items()},
     )
 
 

@@ -19,7 +19,7 @@ from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
 from tfmq_fx.passes import PartitionUnits
-from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.analysis import find_temporal_block, row_columns
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.quantizer import META_KEY
 from tfmq_fx.reconstruction.checkpoint import Checkpoint, fingerprint
@@ -29,7 +29,12 @@ from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.report import ReconstructionReport, UnitResult
 from tfmq_fx.reconstruction.samples import Samples, gather_samples
 from tfmq_fx.reconstruction.store import ActivationStore
-from tfmq_fx.reconstruction.temporal import observe_temporal_block, reconstruct_temporal_block, temporal_quantizers
+from tfmq_fx.reconstruction.temporal import (
+    observe_temporal_block,
+    reconstruct_temporal_block,
+    sampled_rows,
+    temporal_quantizers,
+)
 from tfmq_fx.reconstruction.training import WORTH_COMPILING
 from tfmq_fx.reconstruction.unit import load_state, reconstruct_unit, state_of, trainable_weights
 from tfmq_fx.reconstruction_config import ReconstructionConfig
@@ -123,13 +128,14 @@ class _Run:
     def __init__(self, prepared: fx.GraphModule, about: dict[str, Any], config: ReconstructionConfig) -> None:
         self.prepared, self.about, self.config = prepared, about, config
         self.timestep: str = about["timestep"]
-        self.values = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
+        values = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
+        self.inputs = row_columns(prepared) or ({} if values is None else {self.timestep: values})
         self.resumed, self.earlier_seconds = 0, 0.0
         block = find_temporal_block(prepared, self.timestep)
         inside = set(temporal_quantizers(prepared, block))
         self.temporal = {name for name, module in quantizers_of(prepared).items() if module in inside}
         self.learns = any(isinstance(prepared.get_submodule(name), AdaRoundQuantizer) for name in self.temporal)
-        if self.learns and self.values is None and config.temporal != "nearest":
+        if self.learns and not self.inputs and config.temporal != "nearest":
             msg = "the temporal block is reconstructed over the schedule's timesteps: pass timesteps= to prepare"
             raise ConfigError(msg)
         self.tiar = self.learns and config.temporal == "tiar"
@@ -149,8 +155,8 @@ class _Run:
         self.units = [node for node in self.graph_module.graph.nodes if "tfmq_fx.unit" in node.meta]
 
     def _observe(self) -> None:
-        if self.temporal and self.values is not None:
-            observe_temporal_block(self.prepared, self.timestep, self.values)
+        if self.temporal and self.inputs:
+            observe_temporal_block(self.prepared, self.timestep, self.inputs)
 
     def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
         return trainable_weights(self.graph_module.get_submodule(str(node.target)))
@@ -203,16 +209,18 @@ class _Run:
         return results
 
     def _temporal_unit(self, checkpoint: Checkpoint, bar: ReconstructionProgress) -> UnitResult:
-        assert self.values is not None
         quantizers = {name: module for name, module in quantizers_of(self.prepared).items() if name in self.temporal}
         found = checkpoint.load(0)
         if found is not None:
             load_state(quantizers, found[1])
             return self._resume(found[0], bar)
         bar.start("temporal block")
+        inputs = sampled_rows(self.inputs, self.config.seed)
         result = reconstruct_temporal_block(
-            self.prepared, self.timestep, self.values, self.config, bar.advance, compiled=self._updates_compiled()
+            self.prepared, self.timestep, inputs, self.config, bar.advance, compiled=self._updates_compiled()
         )
+        if inputs is not self.inputs:
+            self._observe()
         checkpoint.save(0, result, state_of(quantizers))
         return result
 

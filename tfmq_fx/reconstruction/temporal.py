@@ -10,7 +10,7 @@ temporal information block based reconstruction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -34,7 +34,10 @@ from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.training import train
 from tfmq_fx.reconstruction_config import ReconstructionConfig
 
-__all__ = ["observe_temporal_block", "reconstruct_temporal_block", "temporal_quantizers"]
+__all__ = ["observe_temporal_block", "reconstruct_temporal_block", "sampled_rows", "temporal_quantizers"]
+
+#: Rows of the full batch; a schedule has fewer, the pairs of timestep and class may be more.
+MOST_ROWS = 4096
 
 
 def temporal_quantizers(prepared: fx.GraphModule, block: TemporalBlock) -> list[FakeQuantizer]:
@@ -44,23 +47,32 @@ def temporal_quantizers(prepared: fx.GraphModule, block: TemporalBlock) -> list[
     return [modules[name] for name, inside in called.items() if inside and name in modules]
 
 
+def sampled_rows(inputs: Mapping[str, Tensor], seed: int) -> Mapping[str, Tensor]:
+    """The rows that TIAR trains on: all of them up to :data:`MOST_ROWS`, beyond it a random choice of as many."""
+    count = len(next(iter(inputs.values())))
+    if count <= MOST_ROWS:
+        return inputs
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:MOST_ROWS]
+    return {name: column[chosen] for name, column in inputs.items()}
+
+
 @torch.no_grad()
-def observe_temporal_block(prepared: fx.GraphModule, timestep: str, values: Tensor) -> None:
+def observe_temporal_block(prepared: fx.GraphModule, timestep: str, inputs: Mapping[str, Tensor]) -> None:
     """Give every activation of the block the exact range of what it sees over the schedule (FSC).
 
     Args:
         prepared: A graph with fake quantizers; those of the temporal block are updated in place.
         timestep: Name of the timestep placeholder.
-        values: The timesteps of the schedule, ``[K]``.
+        inputs: By name, the timesteps of the schedule and the values of further finite inputs, ``[K]`` each.
     """
-    _observe(prepared, find_temporal_block(prepared, timestep), values)
+    _observe(prepared, find_temporal_block(prepared, timestep), inputs)
 
 
-def _observe(prepared: fx.GraphModule, block: TemporalBlock, values: Tensor) -> None:
+def _observe(prepared: fx.GraphModule, block: TemporalBlock, inputs: Mapping[str, Tensor]) -> None:
     sites = _activations(temporal_quantizers(prepared, block))
 
     def evaluate(nodes: Sequence[fx.Node]) -> list[Tensor]:
-        return evaluate_temporal_nodes(prepared, block.nodes, nodes, block.timestep, values)
+        return evaluate_temporal_nodes(prepared, block.nodes, nodes, inputs)
 
     if all(isinstance(site, TimestepQuantizer) for site in sites):
         with _observing(sites):
@@ -117,7 +129,7 @@ class _TemporalTraining:
         return (whole - self.targets).square().sum() / len(self.targets)
 
 
-def _training_graph(prepared: fx.GraphModule, block: TemporalBlock, values: Tensor) -> _TemporalTraining:
+def _training_graph(prepared: fx.GraphModule, block: TemporalBlock, inputs: Mapping[str, Tensor]) -> _TemporalTraining:
     outputs = [layer.linear for layer in block.embedding_layers] or [block.time_embedding[-1]]
     quantizers = temporal_quantizers(prepared, block)
     modules = quantizers_of(prepared)
@@ -139,23 +151,25 @@ def _training_graph(prepared: fx.GraphModule, block: TemporalBlock, values: Tens
     tensors = [node for node in sources if isinstance(example[node], Tensor)]
 
     def evaluate(nodes: list[fx.Node]) -> list[Tensor]:
-        return evaluate_temporal_nodes(prepared, block.nodes, nodes, block.timestep, values)
+        return evaluate_temporal_nodes(prepared, block.nodes, nodes, inputs)
+
+    count = len(inputs[block.timestep])
 
     def arranged(tensors: dict[fx.Node, Tensor]) -> list[Tensor | int]:
         return [
-            concrete_size(example[node], len(values)) if isinstance(example[node], SymInt) else tensors[node]
+            concrete_size(example[node], count) if isinstance(example[node], SymInt) else tensors[node]
             for node in sources
         ]
 
     # The sites in front of the first weight are calibrated here, once and for all.
     with torch.no_grad():
-        _observe(prepared, block, values)
-        inputs = dict(zip(tensors, evaluate(tensors), strict=True))
+        _observe(prepared, block, inputs)
+        quantized = dict(zip(tensors, evaluate(tensors), strict=True))
     with torch.no_grad(), float_mode(quantizers):
         originals = dict(zip([*tensors, *outputs], evaluate([*tensors, *outputs]), strict=True))
         targets = torch.cat([originals[node] for node in outputs], dim=-1)
         _check_together(_TemporalTraining(module, arranged(originals), targets))
-    return _TemporalTraining(module, arranged(inputs), targets)
+    return _TemporalTraining(module, arranged(quantized), targets)
 
 
 def _check_together(float_block: _TemporalTraining) -> None:
@@ -177,7 +191,7 @@ def _check_together(float_block: _TemporalTraining) -> None:
 def reconstruct_temporal_block(
     prepared: fx.GraphModule,
     timestep: str,
-    values: Tensor,
+    inputs: Mapping[str, Tensor],
     config: ReconstructionConfig,
     on_iteration: Callable[[int, float], None] = lambda iteration, loss: None,
     *,
@@ -192,7 +206,7 @@ def reconstruct_temporal_block(
     Args:
         prepared: A graph with fake quantizers; those of the temporal block are updated in place.
         timestep: Name of the timestep placeholder.
-        values: The timesteps of the schedule, ``[K]``.
+        inputs: By name, the timesteps of the schedule and the values of further finite inputs, ``[K]`` each.
         config: Iterations and schedules.
         on_iteration: Called after each iteration with its number and the loss.
         compiled: Whether to compile the update of the weights.
@@ -209,7 +223,7 @@ def reconstruct_temporal_block(
     activations = _activations(quantizers)
     if not weights:
         return UnitResult("temporal block", "temporal", reason="its weights are not quantized")
-    training = _training_graph(prepared, block, values)
+    training = _training_graph(prepared, block, inputs)
 
     @torch.no_grad()
     def exact_error() -> float:

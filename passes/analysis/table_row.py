@@ -1,0 +1,50 @@
+"""Read the table row of a graph: the node, the inputs it is computed from, and their values.
+
+The row is one node. With the timestep alone it is the lookup itself; with further finite inputs, such as class
+labels, every combination has a row, the timestep's changing slowest::
+
+    %t = timestep_row(%timestep, …)      %c = timestep_row(%class_labels, …)      %row = add(mul(%t, 10), %c)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from ..nodes import read_attribute
+from ..predicates import is_call
+from ..timestep_row import ROW_OP
+
+__all__ = ["find_row", "row_columns", "row_lookups", "row_values"]
+
+
+def row_lookups(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """The lookup of each indexed input, the timestep's first; empty without a table."""
+    return [node for node in graph_module.graph.nodes if is_call(node, ROW_OP)]
+
+
+def find_row(graph_module: fx.GraphModule) -> fx.Node | None:
+    """The node that computes the table row, or None."""
+    lookups = row_lookups(graph_module)
+    if len(lookups) < 2:
+        return lookups[0] if lookups else None
+    (joint,) = lookups[-1].users
+    return joint
+
+
+def row_values(graph_module: fx.GraphModule, lookup: fx.Node) -> Tensor:
+    """The values behind a lookup, float64 ``[K]``."""
+    values = read_attribute(graph_module, str(lookup.args[1].target))  # type: ignore[union-attr]
+    assert isinstance(values, Tensor)
+    return values
+
+
+def row_columns(graph_module: fx.GraphModule) -> dict[str, Tensor]:
+    """What stands behind each row of the table: by the name of an indexed input, its value in every row.
+
+    Returns:
+        Float64 ``[K]`` per input, ``K`` the number of rows, the timestep first; empty without a table.
+    """
+    lookups = row_lookups(graph_module)
+    grids = torch.meshgrid(*(row_values(graph_module, lookup) for lookup in lookups), indexing="ij") if lookups else ()
+    return {str(node.args[0].target): grid.reshape(-1) for node, grid in zip(lookups, grids, strict=True)}  # type: ignore[union-attr]
