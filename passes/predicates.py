@@ -17,6 +17,7 @@ __all__ = [
     "is_idle_dropout",
     "is_linear",
     "is_matmul",
+    "is_softmax_output",
     "is_weighted",
     "module_path",
     "node_value",
@@ -29,6 +30,23 @@ CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.con
 TRANSPOSED_CONVS = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 LINEARS = (aten.linear.default, aten.addmm.default)
 MATMULS = (aten.matmul.default, aten.bmm.default)
+SOFTMAXES = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
+#: Operators whose result holds the values of their first argument and no others.
+RELABELLINGS = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.transpose.int,
+    aten.permute.default,
+    aten.expand.default,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.to.dtype,
+    aten._to_copy.default,
+)
 
 #: For these operators only the listed argument positions are data; the others give a shape, a dtype
 #: or a device. ``()`` means that no tensor argument is data.
@@ -80,6 +98,13 @@ def is_weighted(node: Any) -> TypeGuard[fx.Node]:
 def is_matmul(node: Any) -> TypeGuard[fx.Node]:
     """Whether ``node`` multiplies two computed tensors (the two products of attention)."""
     return is_call(node, *MATMULS)
+
+
+def is_softmax_output(node: Any) -> bool:
+    """Whether ``node`` is a softmax, or one that was only reshaped, cast or copied since."""
+    while is_call(node, *RELABELLINGS):
+        node = node.args[0]
+    return is_call(node, *SOFTMAXES)
 
 
 def is_attention(node: Any) -> TypeGuard[fx.Node]:

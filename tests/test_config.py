@@ -14,10 +14,11 @@ def test_bits_outside_the_range_are_refused(bits):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("temporal", "fcs"), ("weight_range", "max"), ("activation_range", "kl"), ("unknown_timestep", "skip"),
+     ("symmetric_activations", "maybe"), ("softmax_bits", 7), ("output_bits", 1),
      ("reconstruction", "smooth")],
 )  # fmt: skip
 def test_unknown_choices_are_named(field, value):
-    with pytest.raises(ConfigError, match=value):
+    with pytest.raises(ConfigError, match=str(value)):
         QuantizationConfig(**{field: value})
 
 
@@ -44,11 +45,8 @@ def test_json_round_trip():
     with pytest.raises(ConfigError, match="'bits'"):
         QuantizationConfig.from_dict({"bits": 8})
 
-
-def test_presets():
-    assert QuantizationConfig.preset("shared").temporal == "shared"
-    with pytest.raises(ConfigError, match="nope"):
-        QuantizationConfig.preset("nope")
+    config = QuantizationConfig(symmetric_activations=True, softmax_bits=16, output_bits=6)
+    assert QuantizationConfig.from_dict(config.to_dict()) == config
 
 
 def test_defaults_follow_the_width():

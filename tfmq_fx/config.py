@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from tfmq_fx.choices import check_choice
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.presets import find_preset
 from tfmq_fx.reconstruction_config import ReconstructionConfig
 
 __all__ = ["FLOAT_BITS", "QuantizationConfig"]
@@ -25,10 +26,6 @@ WeightRange = Literal["minmax", "mse"]
 ActivationRange = Literal["ema", "minmax", "mse"]
 UnknownTimestep = Literal["error", "nearest"]
 ROLES = ("input", "output", "attention")
-PRESETS: dict[str, dict[str, Any]] = {
-    "tfmq-dm": {},
-    "shared": {"temporal": "shared"},
-}
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,15 @@ class QuantizationConfig:
             batches together; or ``"mse"`` (L2.4 search).
         symmetric_weights: Whether weights have zero point 0; ``None`` takes True at 8 bits and more, where
             an asymmetric weight would not fit the integer kernels, and False below, where it does.
+        symmetric_activations: Whether activations get the zero point in the middle of the integer range (128 at 8
+            bits, so they still lower) and a range ``[-max|x|, max|x|]``. Softmax outputs, which are never negative,
+            and activations with parameters per timestep stay asymmetric. Source: PTQ4DM (CVPR 2023).
+        softmax_bits: Width of the attention weights (the softmax output that multiplies the values): 8, or 16,
+            which is computed in float; None takes ``activation_bits``. Where ``keep_float`` has ``"attention"`` or
+            activations are float, it stands unused. Source: Q-Diffusion (ICCV 2023), section 4.
+        output_bits: Width of the model's result, rounded by a quantize/dequantize at the end of the graph, one range
+            per tensor: 2 to 8 or 16; None leaves it float. Source: PTQ4DM (CVPR 2023), which quantizes the network's
+            noise, mean and variance.
         keep_float: What stays float: roles (``"input"``, ``"output"``: the layers that touch the model's
             sample and its result; ``"attention"``: the two matrix products of attention), or patterns of
             fully qualified names such as ``"mid_block.*"``.
@@ -73,6 +79,9 @@ class QuantizationConfig:
     weight_range: WeightRange | None = None
     activation_range: ActivationRange = "ema"
     symmetric_weights: bool | None = None
+    symmetric_activations: bool = False
+    softmax_bits: int | None = None
+    output_bits: int | None = None
     keep_float: tuple[str, ...] = ("input", "output")
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     split_concatenations: bool = True
@@ -88,6 +97,10 @@ class QuantizationConfig:
         check_choice("table", self.table, (None, *get_args(TableStorage)))
         check_choice("weight_range", self.weight_range, (None, *get_args(WeightRange)))
         check_choice("activation_range", self.activation_range, get_args(ActivationRange))
+        check_choice("symmetric_activations", self.symmetric_activations, (False, True))
+        check_choice("softmax_bits", self.softmax_bits, (None, 8, 16))
+        if self.output_bits is not None:
+            _check_bits("output_bits", self.output_bits)
         check_choice("unknown_timestep", self.unknown_timestep, get_args(UnknownTimestep))
         object.__setattr__(self, "reconstruction", ReconstructionConfig.of(self.reconstruction))
         if self.symmetric_weights is False and self.weight_bits == 8:
@@ -103,15 +116,16 @@ class QuantizationConfig:
 
     @classmethod
     def preset(cls, name: str, **values: Any) -> QuantizationConfig:
-        """Return the named preset with ``values`` on top.
+        """Return the configuration of a published method with ``values`` on top.
 
-        ``"tfmq-dm"`` is the paper's method; ``"shared"`` the same with one range for all timesteps.
+        :data:`tfmq_fx.presets.PRESETS` lists the methods, with what each needs beside its configuration (how
+        calibration timesteps are drawn, a wrapped scheduler). Those that learn rounding bring their
+        ``reconstruction``; ``reconstruction=None`` rounds to nearest instead.
 
         Raises:
             ConfigError: There is no such preset.
         """
-        check_choice("preset", name, tuple(PRESETS))
-        return cls(**{**PRESETS[name], **values})
+        return cls(**{**find_preset(name).fields, **values})
 
     def keeps_float(self, fqn: str, roles: frozenset[str]) -> str | None:
         """The entry of ``keep_float`` that keeps a layer with this name and these roles, or None."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torchao.quantization.pt2e import MinMaxObserver
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 from tfmq_fx._compat import Q_ANNOTATION_KEY
@@ -15,7 +14,13 @@ from tfmq_fx.config import FLOAT_BITS, QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
-from tfmq_fx.observers import EMAMinMaxObserver, MSEObserver, PerChannelWeightObserver, TimestepObserver
+from tfmq_fx.observers import (
+    EMAMinMaxObserver,
+    MinMaxObserver,
+    MSEObserver,
+    PerChannelWeightObserver,
+    TimestepObserver,
+)
 from tfmq_fx.passes import (
     CANONICALIZE,
     DecomposeAttention,
@@ -27,8 +32,16 @@ from tfmq_fx.passes import (
     run_pipeline,
 )
 from tfmq_fx.passes.analysis import TemporalBlock, find_temporal_block, row_columns
-from tfmq_fx.passes.predicates import fqn, is_conv, is_float_tensor, is_linear, is_matmul, is_weighted
-from tfmq_fx.roles import find_roles
+from tfmq_fx.passes.predicates import (
+    fqn,
+    is_conv,
+    is_float_tensor,
+    is_linear,
+    is_matmul,
+    is_softmax_output,
+    is_weighted,
+)
+from tfmq_fx.roles import find_roles, output_nodes
 
 __all__ = ["META_KEY", "TFMQQuantizer"]
 
@@ -133,6 +146,9 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
                 kept[fqn(node)] = reason
             else:
                 self._annotate(node, node in block)
+        if self.config.output_bits not in (None, FLOAT_BITS):
+            for node in filter(is_float_tensor, output_nodes(model.graph)):
+                self._annotate_output(node)
         model.meta[META_KEY] = {
             "config": self.config.to_dict(),
             "timestep": self.timestep,
@@ -172,12 +188,19 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             for activation in activations:
                 assert isinstance(activation, fx.Node)
                 if activation.op != "call_module":  # a timestep-indexed observer stands there already
-                    specs[activation] = _activation_spec(config, shared_temporal=temporal)
+                    softmax = is_matmul(node) and is_softmax_output(activation)
+                    specs[activation] = _activation_spec(config, shared_temporal=temporal, softmax=softmax)
         if not is_matmul(node) and config.weight_bits < FLOAT_BITS:
             weight = node.args[1]
             assert isinstance(weight, fx.Node)
             specs[weight] = _weight_spec(config)
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+
+    def _annotate_output(self, node: fx.Node) -> None:
+        """Quantize what the model returns; a layer that is annotated already keeps its inputs' annotation."""
+        annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
+        if annotation.output_qspec is None:
+            annotation.output_qspec = _output_spec(self.config)
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to check: every annotation is made from a valid configuration."""
@@ -201,15 +224,27 @@ def _operands(node: fx.Node) -> list[Any]:
     return list(node.args[:2])
 
 
-def _activation_spec(config: QuantizationConfig, *, shared_temporal: bool) -> QuantizationSpec:
+def _activation_spec(config: QuantizationConfig, *, shared_temporal: bool, softmax: bool) -> QuantizationSpec:
     # A temporal range shared by all timesteps is the union of theirs; smoothing it would clip some.
     observer: Any = MinMaxObserver if shared_temporal else ACTIVATION_OBSERVERS[config.activation_range]
+    bits = (config.softmax_bits if softmax else None) or config.activation_bits
+    # Nothing of a softmax is negative: its zero point comes out as 0, and the middle would waste a bit.
+    return _per_tensor_spec(observer, bits, symmetric=config.symmetric_activations and not softmax)
+
+
+def _output_spec(config: QuantizationConfig) -> QuantizationSpec:
+    assert config.output_bits is not None
+    observer = ACTIVATION_OBSERVERS[config.activation_range]
+    return _per_tensor_spec(observer, config.output_bits, symmetric=config.symmetric_activations)
+
+
+def _per_tensor_spec(observer: Any, bits: int, *, symmetric: bool) -> QuantizationSpec:
     return QuantizationSpec(
-        dtype=torch.uint8 if config.activation_bits <= 8 else torch.int32,
+        dtype=torch.uint8 if bits <= 8 else torch.int32,
         observer_or_fake_quant_ctr=observer.with_args(),
         quant_min=0,
-        quant_max=2**config.activation_bits - 1,
-        qscheme=torch.per_tensor_affine,
+        quant_max=2**bits - 1,
+        qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
     )
 
 

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from tfmq_fx.passes.analysis import data_arguments
 from tfmq_fx.passes.predicates import is_matmul, is_weighted, node_value
 
-__all__ = ["find_roles"]
+__all__ = ["find_roles", "output_nodes"]
 
 
 def find_roles(graph_module: fx.GraphModule, timestep: str = "timestep") -> dict[fx.Node, frozenset[str]]:
@@ -38,7 +38,8 @@ def find_roles(graph_module: fx.GraphModule, timestep: str = "timestep") -> dict
     return {node: frozenset(names) for node, names in roles.items()}
 
 
-def _output_nodes(graph: fx.Graph) -> list[fx.Node]:
+def output_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """The nodes that the graph returns."""
     output = next(node for node in graph.nodes if node.op == "output")
     return [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
 
@@ -57,7 +58,7 @@ def _samples(graph: fx.Graph, timestep: str) -> set[fx.Node]:
         for node in graph.nodes
         if node.op == "placeholder" and node.target != timestep and isinstance(node_value(node), Tensor)
     }
-    results = [node_value(node) for node in _output_nodes(graph) if isinstance(node_value(node), Tensor)]
+    results = [node_value(node) for node in output_nodes(graph) if isinstance(node_value(node), Tensor)]
     alike = {node for node in inputs if any(_looks_like(node_value(node), result) for result in results)}
     return alike or inputs
 
@@ -77,7 +78,7 @@ def _first_weighted(graph: fx.Graph, samples: set[fx.Node]) -> list[fx.Node]:
 
 def _last_weighted(graph: fx.Graph) -> list[fx.Node]:
     """Weighted nodes that reach an output directly."""
-    last, seen, queue = [], set(), _output_nodes(graph)
+    last, seen, queue = [], set(), output_nodes(graph)
     while queue:
         node = queue.pop()
         if node in seen:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.fake_quantizers.straight_through import drop_quantization, fake_quantize_fixed, quantize_straight_through
-from tfmq_fx.observers.ranges import asymmetric_parameters
+from tfmq_fx.observers.activation import per_tensor_parameters
 
 __all__ = ["ActivationQuantizer"]
 
@@ -52,8 +52,8 @@ class ActivationQuantizer(ObserverBase):  # type: ignore[misc]
             return x
         if self.observing:
             low, high = torch.aminmax(x.detach())
-            self.scale, self.zero_point = asymmetric_parameters(
-                low.reshape(1).float(), high.reshape(1).float(), self.quant_min, self.quant_max
+            self.scale, self.zero_point = per_tensor_parameters(
+                low.reshape(1).float(), high.reshape(1).float(), self.quant_min, self.quant_max, self.qscheme
             )
         if self.log_step is None:
             quantized = fake_quantize_fixed(x, self.scale, self.zero_point, self.quant_min, self.quant_max)

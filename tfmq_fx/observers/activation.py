@@ -9,9 +9,14 @@ from torch import Tensor
 from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.errors import CalibrationError
-from tfmq_fx.observers.ranges import asymmetric_parameters, search_asymmetric
+from tfmq_fx.observers.ranges import (
+    asymmetric_parameters,
+    centred_parameters,
+    search_asymmetric,
+    search_symmetric,
+)
 
-__all__ = ["EMAMinMaxObserver", "MSEObserver"]
+__all__ = ["EMAMinMaxObserver", "MSEObserver", "MinMaxObserver", "per_tensor_parameters"]
 
 #: Smoothing of the running minimum and maximum (TFMQ-DM's activations outside the temporal block).
 MOMENTUM = 0.95
@@ -19,8 +24,24 @@ MOMENTUM = 0.95
 HISTOGRAM_BINS = 2048
 
 
+def per_tensor_parameters(
+    low: Tensor, high: Tensor, q_min: int, q_max: int, qscheme: torch.qscheme
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of a range: asymmetric, or with the zero point in the middle.
+
+    Args:
+        low: Lower ends, any shape, float.
+        high: Upper ends, same shape.
+        q_min: Smallest integer.
+        q_max: Largest integer.
+        qscheme: ``torch.per_tensor_affine`` or ``torch.per_tensor_symmetric``.
+    """
+    parameters = centred_parameters if qscheme == torch.per_tensor_symmetric else asymmetric_parameters
+    return parameters(low, high, q_min, q_max)
+
+
 class _PerTensorObserver(ObserverBase):  # type: ignore[misc]
-    """What both observers share: the attributes that PT2E reads, and the final step to parameters."""
+    """What the observers share: the attributes that PT2E reads, and the final step to parameters."""
 
     def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: Any) -> None:
         super().__init__(dtype)
@@ -37,11 +58,36 @@ class _PerTensorObserver(ObserverBase):  # type: ignore[misc]
             CalibrationError: Nothing was observed.
         """
         low, high = self.observed_range()
-        return asymmetric_parameters(low, high, self.quant_min, self.quant_max)
+        return per_tensor_parameters(low, high, self.quant_min, self.quant_max, self.qscheme)
 
 
 def _nothing_observed() -> CalibrationError:
     return CalibrationError("an activation was never observed; calibrate with at least one batch before converting")
+
+
+class MinMaxObserver(_PerTensorObserver):
+    """Minimum and maximum of everything observed."""
+
+    def __init__(self, **spec: Any) -> None:
+        super().__init__(**spec)
+        self.register_buffer("low", torch.full((1,), torch.inf))
+        self.register_buffer("high", torch.full((1,), -torch.inf))
+        self.low: Tensor
+        self.high: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Observe ``x`` (any shape, float) and return it."""
+        if x.numel():
+            low, high = torch.aminmax(x.detach())
+            self.low = torch.minimum(self.low, low.to(torch.float32))
+            self.high = torch.maximum(self.high, high.to(torch.float32))
+        return x
+
+    def observed_range(self) -> tuple[Tensor, Tensor]:
+        """The union of all ranges."""
+        if bool(self.low > self.high):
+            raise _nothing_observed()
+        return self.low, self.high
 
 
 class EMAMinMaxObserver(_PerTensorObserver):
@@ -124,4 +170,9 @@ class MSEObserver(_PerTensorObserver):
         if not bool(self.counts.any()):
             raise _nothing_observed()
         values, weights = self._centres()[None], self.counts.to(torch.float32)[None]
+        if self.qscheme == torch.per_tensor_symmetric:
+            # Shifted by the fixed zero point, the grid is the signed one.
+            middle = (self.quant_min + self.quant_max + 1) // 2
+            lowest, highest = self.quant_min - middle, self.quant_max - middle
+            return search_symmetric(values, self.low, self.high, lowest, highest, weights=weights)
         return search_asymmetric(values, self.low, self.high, self.quant_min, self.quant_max, weights=weights)

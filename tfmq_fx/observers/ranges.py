@@ -12,6 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "asymmetric_parameters",
+    "centred_parameters",
     "fake_quantize",
     "search_asymmetric",
     "search_symmetric",
@@ -48,6 +49,17 @@ def symmetric_parameters(low: Tensor, high: Tensor, q_max: int) -> tuple[Tensor,
     """``s = max(|lo|, |hi|) / q_max``, ``z = 0``; shapes and dtypes as :func:`asymmetric_parameters`."""
     scale = (torch.maximum(low.abs(), high.abs()) / q_max).clamp_min(SCALE_FLOOR)
     return scale.to(torch.float32), torch.zeros_like(scale, dtype=torch.int64)
+
+
+def centred_parameters(low: Tensor, high: Tensor, q_min: int, q_max: int) -> tuple[Tensor, Tensor]:
+    """Symmetric quantization on unsigned integers: ``z`` is the middle, ``s = max(|lo|, |hi|) / (q_max - z)``.
+
+    8 bits: ``z = 128``, ``s = max|x| / 127``. The integer kernels take uint8 activations, so this lowers as it is.
+    Shapes and dtypes as :func:`asymmetric_parameters`.
+    """
+    middle = (q_min + q_max + 1) // 2
+    scale, _ = symmetric_parameters(low, high, q_max - middle)
+    return scale, torch.full_like(scale, middle, dtype=torch.int64)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
@@ -100,6 +112,8 @@ def search_asymmetric(
     return _search(x, low.clamp_max(0.0), high.clamp_min(0.0), q_min, q_max, symmetric=False, weights=weights)
 
 
-def search_symmetric(x: Tensor, low: Tensor, high: Tensor, q_min: int, q_max: int) -> tuple[Tensor, Tensor]:
+def search_symmetric(
+    x: Tensor, low: Tensor, high: Tensor, q_min: int, q_max: int, *, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """As :func:`search_asymmetric`, for symmetric parameters."""
-    return _search(x, low, high, q_min, q_max, symmetric=True)
+    return _search(x, low, high, q_min, q_max, symmetric=True, weights=weights)

@@ -1,0 +1,17 @@
+"""Samplers that know their denoiser is quantized: wrappers of diffusers schedulers."""
+
+from tfmq_fx.schedulers.noise_statistics import NoiseStatistics, collect_noise_statistics
+from tfmq_fx.schedulers.ptqd import PTQDScheduler
+from tfmq_fx.schedulers.quantized_sample import QuantizedSampleScheduler
+from tfmq_fx.schedulers.sample_ranges import SampleRanges, collect_sample_ranges
+from tfmq_fx.schedulers.wrapper import SchedulerWrapper
+
+__all__ = [
+    "NoiseStatistics",
+    "PTQDScheduler",
+    "QuantizedSampleScheduler",
+    "SampleRanges",
+    "SchedulerWrapper",
+    "collect_noise_statistics",
+    "collect_sample_ranges",
+]

@@ -1,0 +1,119 @@
+"""Tables by timestep that are kept as JSON: rows by value, files in and out, batches taken apart."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tfmq_fx.errors import CalibrationError, ConfigError, TimestepError
+from tfmq_fx.passes.timestep_row import TOLERANCE
+
+__all__ = ["check_schedule", "find_row", "grouped_by_timestep", "read_json", "schedule_of", "write_json"]
+
+
+def schedule_of(scheduler: Any, steps: int) -> Tensor:
+    """The distinct timesteps that ``scheduler`` visits in this many steps, float64 ``[K]``; it is not changed."""
+    scheduler = copy.deepcopy(scheduler)
+    scheduler.set_timesteps(steps)
+    return torch.tensor(list(dict.fromkeys(scheduler.timesteps.double().tolist())), dtype=torch.float64)
+
+
+def nearest_row(values: Tensor, timestep: float) -> int | None:
+    """The row of ``values`` that holds ``timestep``, or None."""
+    distances = (values - timestep).abs()
+    row = int(distances.argmin())
+    return row if float(distances[row]) <= TOLERANCE * max(1.0, abs(timestep)) else None
+
+
+def find_row(values: Tensor, timestep: Any, what: str) -> int:
+    """The row of a timestep, by value.
+
+    Args:
+        values: The table's timesteps, float64 ``[K]``.
+        timestep: A number or a tensor with one element.
+        what: What the table holds, for the message.
+
+    Raises:
+        TimestepError: The timestep has no row.
+    """
+    row = nearest_row(values, float(timestep))
+    if row is None:
+        msg = (
+            f"timestep {float(timestep):g} is not in {what} ({len(values)} timesteps from {float(values.max()):g} to "
+            f"{float(values.min()):g}): collect them for the schedule that you sample with"
+        )
+        raise TimestepError(msg)
+    return row
+
+
+def check_schedule(timesteps: Tensor, values: Tensor, what: str) -> None:
+    """Raise unless every timestep of a schedule has a row.
+
+    Args:
+        timesteps: The schedule, ``[S]``.
+        values: The table's timesteps, float64 ``[K]``.
+        what: What the table holds, for the message.
+
+    Raises:
+        TimestepError: Names the first timestep without a row.
+    """
+    for timestep in timesteps.double().tolist():
+        find_row(values, timestep, what)
+
+
+def grouped_by_timestep(
+    batches: Iterable[Mapping[str, Any]], timestep: str
+) -> Iterator[tuple[Mapping[str, Any], Tensor, list[tuple[float, Tensor]]]]:
+    """Go through recorded batches and say which rows belong to which timestep.
+
+    Args:
+        batches: Inputs of a denoiser by name, the sample first (:func:`tfmq_fx.sample_trajectories`).
+        timestep: Name of the timestep input.
+
+    Yields:
+        The batch, its sample, and pairs of a timestep and a mask over the rows, bool ``[N]``.
+
+    Raises:
+        CalibrationError: A batch is not by name, or has no timestep.
+    """
+    for index, batch in enumerate(batches):
+        if not isinstance(batch, Mapping) or timestep not in batch:
+            msg = (
+                f"batch {index} must give the denoiser's inputs by name with {timestep!r} among them, "
+                "as sample_trajectories and record_trajectories return them"
+            )
+            raise CalibrationError(msg)
+        sample = next(value for name, value in batch.items() if name != timestep and isinstance(value, Tensor))
+        times = batch[timestep].detach().double().cpu().reshape(-1).expand(len(sample))
+        yield batch, sample, [(value, times == value) for value in times.unique().tolist()]
+
+
+def write_json(file: str | Path, values: Mapping[str, Any]) -> Path:
+    """Write a JSON file and return its path."""
+    file = Path(file)
+    file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    return file
+
+
+def read_json(file: str | Path, names: Iterable[str], what: str) -> dict[str, Any]:
+    """Read a JSON file that :func:`write_json` wrote.
+
+    Raises:
+        ConfigError: The file is not JSON, or lacks one of ``names``.
+    """
+    try:
+        values: Any = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        msg = f"{file} does not hold {what}: it is no JSON ({error})"
+        raise ConfigError(msg) from error
+    missing = [name for name in names if not isinstance(values, dict) or name not in values]
+    if missing:
+        msg = f"{file} does not hold {what}: it has no {missing[0]!r}"
+        raise ConfigError(msg)
+    return {name: values[name] for name in names}
