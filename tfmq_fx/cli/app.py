@@ -12,6 +12,7 @@ from tfmq_fx.cli.compare import compare
 from tfmq_fx.cli.console import print_error, quiet_libraries
 from tfmq_fx.cli.diagnose import diagnose
 from tfmq_fx.cli.inspect import inspect
+from tfmq_fx.cli.presets import presets
 from tfmq_fx.cli.quantize import quantize
 from tfmq_fx.cli.sample import sample
 from tfmq_fx.errors import TfmqError
@@ -48,7 +49,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (inspect, quantize, sample, compare, diagnose):
+for command in (inspect, presets, quantize, sample, compare, diagnose):
     app.command()(command)
 
 

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from tfmq_fx.presets import PRESETS
+
 __all__ = [
     "ActivationBits",
     "ActivationRange",
@@ -25,6 +27,7 @@ __all__ = [
     "OptionalArtefact",
     "OutFolder",
     "PackageOption",
+    "PresetOption",
     "Reconstruction",
     "ReconstructionOption",
     "Sampler",
@@ -110,6 +113,17 @@ OptionalArtefact = Annotated[
 ]
 OutFolder = Annotated[Path, typer.Option("--out", help="The folder to write; an artefact that is there is replaced.")]
 
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="NAME",
+        help=f"A published method: {', '.join(PRESETS)} (`tfmq-fx presets` describes them). Options that are given too "
+        "change its settings.",
+        show_default=False,
+        rich_help_panel=SETTINGS,
+    ),
+]
 WeightBits = Annotated[int, typer.Option(help="Bits of a weight: 2-8, 16, or 32 for float.", rich_help_panel=SETTINGS)]
 ActivationBits = Annotated[
     int, typer.Option(help="Bits of an activation: 2-8, 16, or 32 for float.", rich_help_panel=SETTINGS)

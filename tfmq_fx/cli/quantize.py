@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import typer
 
 from tfmq_fx.cli.console import console, size_text, stage
 from tfmq_fx.cli.options import (
@@ -19,6 +21,7 @@ from tfmq_fx.cli.options import (
     Model,
     NdtcMean,
     OutFolder,
+    PresetOption,
     Reconstruction,
     ReconstructionOption,
     Sampler,
@@ -38,8 +41,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from tfmq_fx.config import QuantizationConfig
+    from tfmq_fx.presets import Preset
     from tfmq_fx.program import QuantizedProgram
-    from tfmq_fx.reconstruction_config import ReconstructionConfig
 
 __all__ = ["quantize"]
 
@@ -48,8 +52,10 @@ ROWS_PER_STEP = 8
 
 
 def quantize(
+    context: typer.Context,
     out: OutFolder,
     model: Model = None,
+    preset: PresetOption = None,
     weight_bits: WeightBits = 8,
     activation_bits: ActivationBits = 8,
     temporal: TemporalOption = Temporal.FSC,
@@ -77,24 +83,32 @@ def quantize(
     from tfmq_fx.capture import capture
     from tfmq_fx.cli.example_inputs import unconditional_inputs
     from tfmq_fx.comparison import ddim_scheduler
-    from tfmq_fx.config import QuantizationConfig
     from tfmq_fx.convert import convert
     from tfmq_fx.models_bundle import load_model
     from tfmq_fx.prepare import prepare
+    from tfmq_fx.presets import find_preset
     from tfmq_fx.reconstruction import reconstruct
     from tfmq_fx.trajectories import NormalTimesteps, sample_trajectories
 
     # Everything that can be wrong with the command is found before the minutes of calibration.
     _refuse_foreign(out)
-    config = QuantizationConfig(
+    method = None if preset is None else find_preset(preset)
+    config = _configuration(
+        context,
+        method,
+        seed,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         temporal=temporal.value,
         activation_range=activation_range.value,
         unknown_timestep=unknown_timestep.value,
         keep_float=tuple(keep_float),
-        reconstruction=_reconstruction(reconstruction, iterations, temporal_iterations, seed),
+        reconstruction=reconstruction.value,
+        iterations=iterations,
+        temporal_iterations=temporal_iterations,
     )
+    if method is not None and not _given(context, "sampler"):
+        sampler = Sampler(method.sampler)
     strategy = NormalTimesteps(ndtc_mean) if sampler is Sampler.NDTC else sampler.value
     stage("loading the model")
     module, scheduler = load_model(model)
@@ -126,17 +140,30 @@ def quantize(
     save(program, out)
     shutil.rmtree(state, ignore_errors=True)
     _print_summary(module, program, out)
+    if method is not None:
+        _print_rest(method)
 
 
-def _reconstruction(
-    name: Reconstruction, iterations: int, temporal_iterations: int, seed: int
-) -> ReconstructionConfig | None:
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether the user gave this option; a preset's settings go before defaults only."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _configuration(context: typer.Context, method: Preset | None, seed: int, **options: Any) -> QuantizationConfig:
+    """The configuration of these options, on top of a preset's."""
+    from tfmq_fx.config import QuantizationConfig
     from tfmq_fx.reconstruction_config import ReconstructionConfig
 
-    config = ReconstructionConfig.of(name.value)
-    if config is None:
-        return None
-    return dataclasses.replace(config, iterations=iterations, temporal_iterations=temporal_iterations, seed=seed)
+    fields: dict[str, Any] = {}
+    if method is not None:
+        fields = dict(method.fields)
+        options = {name: value for name, value in options.items() if _given(context, name)}
+    lengths = {name: options.pop(name) for name in ("iterations", "temporal_iterations") if name in options}
+    reconstruction = ReconstructionConfig.of(options.pop("reconstruction", fields.get("reconstruction")))
+    if reconstruction is not None:
+        reconstruction = dataclasses.replace(reconstruction, **lengths, seed=seed)
+    return QuantizationConfig(**{**fields, **options, "reconstruction": reconstruction})
 
 
 def _refuse_foreign(out: Path) -> None:
@@ -164,3 +191,22 @@ def _print_summary(module: nn.Module, program: QuantizedProgram, out: Path) -> N
         f"{rows} timesteps, {len(program.kept_float)} layers kept float",
         soft_wrap=True,
     )
+
+
+def _print_rest(method: Preset) -> None:
+    """What of a method is not in the artefact."""
+    wrappers = [
+        name
+        for name, wanted in (
+            ("PTQDScheduler", method.corrects_noise),
+            ("QuantizedSampleScheduler", method.quantizes_sample),
+        )
+        if wanted
+    ]
+    if wrappers:
+        text = (
+            f"{method.name} goes on in the sampler: wrap the scheduler in tfmq_fx.schedulers.{' and '.join(wrappers)}"
+        )
+        console().print(text, soft_wrap=True, markup=False)
+    if method.lacks:
+        console().print(f"not in this preset: {method.lacks}", soft_wrap=True, markup=False)
