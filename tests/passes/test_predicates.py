@@ -9,6 +9,7 @@ from tfmq_fx.passes.predicates import (
     is_idle_dropout,
     is_linear,
     is_matmul,
+    is_softmax_output,
     is_weighted,
     module_path,
     weight_node,
@@ -70,6 +71,17 @@ def test_names(layers):
     assert weight_node(layers["addmm"]).target == "fc.weight"
     assert fqn(layers["linear"]) == fqn(layers["addmm"]) == "fc" and fqn(layers["conv"]) == "conv"
     assert fqn(layers["silu"]) == "silu_default" and module_path(layers["silu"]) == ""
+
+
+def test_a_softmax_is_known_through_reshapes_and_casts_but_not_through_arithmetic():
+    builder = GraphBuilder()
+    x = builder.placeholder("x", (2, 4, 4))
+    softmax = builder.call(aten.softmax.int, x, -1)
+    turned = builder.call(aten.view.default, builder.call(aten.transpose.int, softmax, 1, 2), [1, 2, 4, 4])
+    cast = builder.call(aten.to.dtype, turned, torch.float64)
+    scaled = builder.call(aten.mul.Tensor, softmax, 2.0)
+    assert all(map(is_softmax_output, (softmax, turned, cast)))
+    assert not any(map(is_softmax_output, (x, scaled, None, 3)))
 
 
 def test_the_module_path_is_the_innermost():

@@ -116,7 +116,8 @@ def collect_noise_statistics(
         model: The float denoiser, called with a batch's inputs by name.
         denoiser: The quantized one (:func:`tfmq_fx.lower`), called alike.
         scheduler: The scheduler that the calibration trajectories were sampled with; it is not changed.
-        batches: What :func:`tfmq_fx.sample_trajectories` returned: inputs by name, the sample first.
+        batches: What :func:`tfmq_fx.sample_trajectories` returned: inputs by name, the sample first. Rows at other
+            timesteps than the schedule's are left out.
         steps: Sampling steps.
         eta: How stochastic the sampler is that will be corrected. By default 1 for DDPM and 0 for the others.
         timestep: Name of the timestep input.
