@@ -160,24 +160,22 @@ def walk(denoiser: Denoiser, scheduler: Any, noise: Tensor, eta: float, seed: in
     return Trajectory(scheduler.timesteps.double(), torch.stack(states))
 
 
-def wrapped(
-    preset: Preset,
-    ddim: Any,
-    captured: fx.GraphModule,
-    program: QuantizedProgram,
-    batches: list[dict[str, Any]],
-    eta: float,
-) -> Any:
-    """The scheduler as the preset samples with it, statistics and ranges from the calibration batches."""
-    scheduler: Any = ddim
+def samplers(
+    preset: Preset, ddim: Any, model: Any, program: QuantizedProgram, batches: list[dict[str, Any]]
+) -> dict[str, Callable[[float], Any]]:
+    """The schedulers that a preset is sampled with, by what their measures are called after, made for an eta.
+
+    Noise statistics and ranges are those of the calibration batches, whatever eta.
+    """
+    plain: Callable[[float], Any] = lambda eta: ddim  # noqa: E731
     if preset.corrects_noise:
-        scheduler = PTQDScheduler(
-            scheduler,
-            collect_noise_statistics(captured, program.graph_module, ddim, batches, steps=STEPS, eta=eta),
-        )
+        reference = tfmq_fx.lower(program, backend="reference")
+        found = collect_noise_statistics(model, reference, ddim, batches, steps=STEPS)
+        return {"": lambda eta: PTQDScheduler(ddim, dataclasses.replace(found, eta=eta)), "_unwrapped": plain}
     if preset.quantizes_sample:
-        scheduler = QuantizedSampleScheduler(scheduler, collect_sample_ranges(ddim, batches, steps=STEPS))
-    return scheduler
+        ranges = collect_sample_ranges(ddim, batches, steps=STEPS)
+        return {"": lambda eta: QuantizedSampleScheduler(ddim, ranges), "_unwrapped": plain}
+    return {"": plain}
 
 
 def measure(name: str, bits: str, seed: int, samples: int) -> None:
@@ -195,17 +193,15 @@ def measure(name: str, bits: str, seed: int, samples: int) -> None:
     full = find_mismatch(temporal_features(captured, every), temporal_features(program, every), "cosine")
     noise = torch.randn(samples, 1, 32, 32, generator=torch.Generator().manual_seed(1000 + seed))
     denoiser = with_temporal_features(program.graph_module, features)
+    schedulers = samplers(preset, ddim, model, program, batches)
     measures: dict[str, Any] = {}
     for eta in ETAS:
         original = kept(
             WORK / "float-trajectories" / f"eta{eta:g}-s{seed}-{samples}.pt",
             lambda eta=eta: walk(graph_denoiser(captured), ddim, noise, eta, seed),
         )
-        samplers = {"": wrapped(preset, ddim, captured, program, batches, eta)}
-        if preset.corrects_noise or preset.quantizes_sample:
-            samplers["_unwrapped"] = ddim
-        for suffix, sampler in samplers.items():
-            deviation = trajectory_deviation(original, walk(denoiser, sampler, noise, eta, seed))
+        for suffix, sampler in schedulers.items():
+            deviation = trajectory_deviation(original, walk(denoiser, sampler(eta), noise, eta, seed))
             measures[f"eta{eta:g}{suffix}"] = {"psnr": deviation.psnr.tolist(), "deviation": deviation.mean.tolist()}
     cell = {
         "preset": name,
