@@ -10,11 +10,14 @@ from .compress_temporal_table import CompressTemporalTable
 from .decompose_attention import DecomposeAttention
 from .flatten_linear_inputs import FlattenLinearInputs
 from .fold_weight_zero_points import FoldWeightZeroPoints
+from .group_timesteps import GroupTimesteps
 from .index_timesteps import IndexTimesteps
 from .inline_timestep_rows import InlineTimestepRows
 from .join_units import JoinUnits
+from .lower_indexed_convs import LowerIndexedConvs
 from .normalize_arguments import NormalizeArguments
 from .observe_temporal_block import ObserveTemporalBlock
+from .observe_timestep_groups import ObserveTimestepGroups
 from .partition_units import PartitionUnits
 from .pipelines import CANONICALIZE, run_pipeline
 from .propagate_values import PropagateValues
@@ -27,6 +30,7 @@ from .split_concatenated_convs import SplitConcatenatedConvs
 from .strip_dead_state import StripDeadState
 from .subgraphs import extract_subgraph
 from .tabulate_temporal_block import TabulateTemporalBlock
+from .use_one_timestep_group import UseOneTimestepGroup
 
 __all__ = [
     "CANONICALIZE",
@@ -35,11 +39,14 @@ __all__ = [
     "FlattenLinearInputs",
     "FoldWeightZeroPoints",
     "GraphPass",
+    "GroupTimesteps",
     "IndexTimesteps",
     "InlineTimestepRows",
     "JoinUnits",
+    "LowerIndexedConvs",
     "NormalizeArguments",
     "ObserveTemporalBlock",
+    "ObserveTimestepGroups",
     "PartitionUnits",
     "PassError",
     "PropagateValues",
@@ -51,6 +58,7 @@ __all__ = [
     "SplitConcatenatedConvs",
     "StripDeadState",
     "TabulateTemporalBlock",
+    "UseOneTimestepGroup",
     "extract_subgraph",
     "run_pipeline",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import SymInt, Tensor, fx
 
 from .analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
+from .analysis.dependence import reads_as_parameter
 from .analysis.table_row import find_row, row_columns
 from .base import GraphPass, PassError
 from .nodes import add_buffer, insert_call, insert_get_attr
@@ -103,7 +104,7 @@ class TabulateTemporalBlock(GraphPass):
 def _read_outside(block: TemporalBlock) -> list[fx.Node]:
     """The features, and what is read outside for its shape alone: it would keep the block's linears alive."""
     tensors = [node for node in block.nodes if node.op != "get_attr" and isinstance(node_value(node), Tensor)]
-    return [node for node in tensors if any(user not in block for user in node.users)]
+    return [n for n in tensors if any(user not in block and not reads_as_parameter(user, n) for user in n.users)]
 
 
 def _replace_group(graph_module: fx.GraphModule, row: fx.Node, group: list[tuple[fx.Node, Tensor]]) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch._dynamo
 import torch.fx.experimental._config
 from torch import Tensor, fx
@@ -24,6 +25,7 @@ from torch.export import ExportedProgram
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 __all__ = [
+    "HAS_INTEGER_CONVS",
     "Q_ANNOTATION_KEY",
     "FakeTensor",
     "FakeTensorMode",
@@ -68,3 +70,16 @@ def exported_from_dict(values: dict[str, Any], tensors: dict[str, Tensor]) -> Ex
     schema = _dict_to_dataclass(ExportedProgramSchema, values)  # type: ignore[no-untyped-call]
     program: ExportedProgram = ExportedProgramDeserializer().deserialize(schema, tensors, {}, None)
     return program
+
+
+#: Whether this build of torch has oneDNN's integer convolution.
+HAS_INTEGER_CONVS: bool = hasattr(torch.ops.onednn, "qconv_prepack")
+
+
+def _prepacked(weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return torch.empty_like(weight)
+
+
+if HAS_INTEGER_CONVS:
+    # torch 2.13 prepacks weights behind its own tracing only, so it does not know the shape of the result.
+    torch.library.register_fake("onednn::qconv_prepack", _prepacked)

@@ -46,6 +46,10 @@ class QuantizationConfig:
             ``None`` takes min-max at 8 bits and more, the search below.
         activation_range: ``"ema"``, min-max smoothed over batches with bias correction; ``"minmax"``, of all
             batches together; or ``"mse"`` (L2.4 search).
+        activation_groups: How many groups of timesteps have activation ranges of their own, outside the temporal
+            block (``temporal`` says what happens inside): the timesteps in the order of their noise are cut into
+            this many contiguous groups, each with one per-tensor range (ADP-DM, arXiv 2305.18723); as many as
+            timesteps or more is one range per timestep (TDQ, NeurIPS 2023). 1 is one range for all.
         symmetric_weights: Whether weights have zero point 0; ``None`` takes True at 8 bits and more, where
             an asymmetric weight would not fit the integer kernels, and False below, where it does.
         symmetric_activations: Whether activations get the zero point in the middle of the integer range (128 at 8
@@ -78,6 +82,7 @@ class QuantizationConfig:
     table: TableStorage | None = None
     weight_range: WeightRange | None = None
     activation_range: ActivationRange = "ema"
+    activation_groups: int = 1
     symmetric_weights: bool | None = None
     symmetric_activations: bool = False
     softmax_bits: int | None = None
@@ -101,6 +106,7 @@ class QuantizationConfig:
         check_choice("softmax_bits", self.softmax_bits, (None, 8, 16))
         if self.output_bits is not None:
             _check_bits("output_bits", self.output_bits)
+        _check_groups(self.activation_groups)
         check_choice("unknown_timestep", self.unknown_timestep, get_args(UnknownTimestep))
         object.__setattr__(self, "reconstruction", ReconstructionConfig.of(self.reconstruction))
         if self.symmetric_weights is False and self.weight_bits == 8:
@@ -181,6 +187,12 @@ class QuantizationConfig:
 
 
 OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
+
+
+def _check_groups(groups: Any) -> None:
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        msg = f"activation_groups={groups!r} is not supported: use 1 for one range, or a number of timestep groups"
+        raise ConfigError(msg)
 
 
 def _check_bits(name: str, bits: Any) -> None:

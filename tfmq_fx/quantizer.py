@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,6 +17,10 @@ from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
 from tfmq_fx.observers import (
     EMAMinMaxObserver,
+    GroupedEMAObserver,
+    GroupedMinMaxObserver,
+    GroupedMSEObserver,
+    GroupedObserver,
     MinMaxObserver,
     MSEObserver,
     PerChannelWeightObserver,
@@ -25,13 +30,17 @@ from tfmq_fx.passes import (
     CANONICALIZE,
     DecomposeAttention,
     FlattenLinearInputs,
+    GroupTimesteps,
     IndexTimesteps,
     ObserveTemporalBlock,
+    ObserveTimestepGroups,
     ShareTemporalNodes,
     SplitConcatenatedConvs,
     run_pipeline,
 )
-from tfmq_fx.passes.analysis import TemporalBlock, find_temporal_block, row_columns
+from tfmq_fx.passes.analysis import TemporalBlock, data_dependence, find_temporal_block, row_columns
+from tfmq_fx.passes.index_timesteps import distinct_timesteps
+from tfmq_fx.passes.observe_timestep_groups import UNGROUPED
 from tfmq_fx.passes.predicates import (
     fqn,
     is_conv,
@@ -41,7 +50,7 @@ from tfmq_fx.passes.predicates import (
     is_softmax_output,
     is_weighted,
 )
-from tfmq_fx.roles import find_roles, output_nodes
+from tfmq_fx.roles import find_roles, output_nodes, sample_inputs
 
 __all__ = ["META_KEY", "TFMQQuantizer"]
 
@@ -49,13 +58,19 @@ __all__ = ["META_KEY", "TFMQQuantizer"]
 META_KEY = "tfmq_fx.quantization"
 
 ACTIVATION_OBSERVERS = {"ema": EMAMinMaxObserver, "minmax": MinMaxObserver, "mse": MSEObserver}
+GROUPED_OBSERVERS: dict[str, type[GroupedObserver]] = {
+    "ema": GroupedEMAObserver,
+    "minmax": GroupedMinMaxObserver,
+    "mse": GroupedMSEObserver,
+}
 
 
 class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates a diffusion model for PT2E: ``prepare_pt2e(graph, TFMQQuantizer(config, timesteps=…))``.
 
     Convolutions, linears and the two matrix products of attention get per-tensor activations and
-    per-channel weights; activations inside the temporal block get one parameter set per timestep.
+    per-channel weights; activations inside the temporal block get one parameter set per timestep, with
+    ``activation_groups`` the others one per group of timesteps.
     Layers that touch the model's sample or result stay float by default. Integer tensors and shape
     arithmetic are never annotated, nor is any node that another quantizer annotated before, so it
     composes with ``ComposableQuantizer``.
@@ -100,6 +115,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         block = self._block(model)
         if block:
             self._index(model, block)
+        if config.activation_groups > 1:
+            self._group(model, block)
         return model
 
     def _block(self, model: fx.GraphModule) -> TemporalBlock:
@@ -126,6 +143,45 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         ObserveTemporalBlock(make_observer, timestep=self.timestep, select=self._indexes)(model)
         calibrate_temporal_block(model, self.timestep)
 
+    def _group(self, model: fx.GraphModule, block: TemporalBlock) -> None:
+        """Observe by timestep group what lies outside the temporal block and changes with the noise."""
+        if self.timesteps is None:
+            count = self.config.activation_groups
+            msg = f"activation_groups={count} needs the timesteps to group: pass timesteps=scheduler.timesteps"
+            raise ConfigError(msg)
+        inputs = [str(node.target) for node in model.graph.nodes if node.op == "placeholder"]
+        if self.timestep not in inputs:
+            msg = f"activation_groups needs the timestep: the model has no input {self.timestep!r}, only {inputs}"
+            raise ConfigError(msg)
+        finite, unknown = finite_values(model, self.finite), self.config.unknown_timestep
+        IndexTimesteps(self.timesteps, timestep=self.timestep, unknown=unknown, finite=finite)(model)
+        GroupTimesteps(self.config.activation_groups)(model)
+        count = min(self.config.activation_groups, len(distinct_timesteps(self.timesteps)))
+        roles, dependence = find_roles(model, self.timestep), data_dependence(model)
+        noisy = {self.timestep, *(str(node.target) for node in sample_inputs(model.graph, self.timestep))}
+
+        def select(layer: fx.Node, activation: fx.Node) -> bool:
+            # What neither the sample nor the timestep reaches, such as a text's projections, is the same at every step.
+            reached = bool(noisy & dependence[activation])
+            bits = self.config.for_layer(fqn(layer)).activation_bits
+            eligible = Q_ANNOTATION_KEY not in layer.meta and bits < FLOAT_BITS and layer not in block
+            return reached and eligible and not self._float_reason(layer, block, roles.get(layer, frozenset()))
+
+        def make_observer(layer: fx.Node) -> GroupedObserver:
+            bits = self.config.for_layer(fqn(layer)).activation_bits
+            return GROUPED_OBSERVERS[self.config.activation_range](count, bits)
+
+        def key(layer: fx.Node) -> int:
+            return self.config.for_layer(fqn(layer)).activation_bits
+
+        ObserveTimestepGroups(make_observer, select=select, key=key)(model)
+        if alone := model.meta.get(UNGROUPED):
+            layer, reason = next(iter(alone.items()))
+            warnings.warn(
+                f"{len(alone)} layers keep one activation range for all timestep groups, {layer!r} for one: {reason}",
+                stacklevel=2,
+            )
+
     def _indexes(self, linear: fx.Node) -> bool:
         """Whether a temporal linear's input gets timestep-indexed parameters."""
         name = fqn(linear)
@@ -137,6 +193,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         roles = find_roles(model, self.timestep)
         block = self._block(model)
         finite = finite_values(model, self.finite)
+        grouped = self.config.activation_groups > 1
         kept: dict[str, str] = {}
         for node in model.graph.nodes:
             if Q_ANNOTATION_KEY in node.meta or not (is_weighted(node) or is_matmul(node)):
@@ -152,7 +209,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         model.meta[META_KEY] = {
             "config": self.config.to_dict(),
             "timestep": self.timestep,
-            "timesteps": None if self.timesteps is None or not block else self.timesteps.tolist(),
+            "timesteps": self.timesteps.tolist() if self.timesteps is not None and (block or grouped) else None,
             "finite": {name: values.tolist() for name, values in finite.items()} if block else {},
             "kept_float": kept,
         }

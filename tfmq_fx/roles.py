@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 from tfmq_fx.passes.analysis import data_arguments
 from tfmq_fx.passes.predicates import is_matmul, is_weighted, node_value
 
-__all__ = ["find_roles", "output_nodes"]
+__all__ = ["find_roles", "output_nodes", "sample_inputs"]
 
 
 def find_roles(graph_module: fx.GraphModule, timestep: str = "timestep") -> dict[fx.Node, frozenset[str]]:
@@ -28,7 +28,7 @@ def find_roles(graph_module: fx.GraphModule, timestep: str = "timestep") -> dict
         result's everywhere but in the channels; when none does, every input but the timestep is.
     """
     roles: dict[fx.Node, set[str]] = {}
-    for node in _first_weighted(graph_module.graph, _samples(graph_module.graph, timestep)):
+    for node in _first_weighted(graph_module.graph, sample_inputs(graph_module.graph, timestep)):
         roles.setdefault(node, set()).add("input")
     for node in _last_weighted(graph_module.graph):
         roles.setdefault(node, set()).add("output")
@@ -52,7 +52,8 @@ def _looks_like(sample: Tensor, result: Tensor) -> bool:
     return all(a == b for axis, (a, b) in enumerate(zip(sample.shape, result.shape, strict=True)) if axis != channel)
 
 
-def _samples(graph: fx.Graph, timestep: str) -> set[fx.Node]:
+def sample_inputs(graph: fx.Graph, timestep: str) -> set[fx.Node]:
+    """The inputs that are denoised: those shaped like a result but for the channels, else all but the timestep."""
     inputs = {
         node
         for node in graph.nodes

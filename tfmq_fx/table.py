@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.ranges import asymmetric_parameters
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns, row_lookups
+from tfmq_fx.passes.group_timesteps import GROUPS, find_groups
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_call
@@ -47,7 +48,8 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
     """Return a program that serves further timesteps, without any data.
 
     Runs the quantized temporal block over the new timesteps and gives each its own parameters, exactly
-    as finite set calibration did for the first ones; the rows that were there stay as they are.
+    as finite set calibration did for the first ones; the rows that were there stay as they are. With
+    ``activation_groups`` a new timestep joins the group of the nearest one that was there, the earlier row of two.
 
     Args:
         program: A quantized program; it is not changed.
@@ -75,7 +77,12 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
     lookups = row_lookups(graph_module)
     if not lookups or len(added) == 0:
         return new
-    sites = _sites(graph_module)
+    block = find_temporal_block(graph_module, program.timestep)
+    sites = {site: tables for site, tables in _sites(graph_module).items() if site in block}
+    if find_groups(graph_module) is not None:
+        groups: Tensor = read_attribute(graph_module, GROUPS)
+        nearest = (added[:, None] - known[None]).abs().argmin(dim=1)
+        _replace(graph_module, GROUPS, torch.cat([groups, groups[nearest]]))
     rows = len(row_columns(graph_module)[program.timestep])
     _replace(graph_module, str(lookups[0].args[1].target), new.timesteps)  # type: ignore[union-attr]
     # The timestep changes slowest, so its new rows stand behind all others.
@@ -83,7 +90,6 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
     for name in {name for pair in sites.values() for name in pair}:
         table = read_attribute(graph_module, name)
         _replace(graph_module, name, torch.cat([table, table[-1:].expand(len(columns[program.timestep]))]))
-    block = find_temporal_block(graph_module, program.timestep)
     # In graph order: what reaches a site has passed the sites before it, whose new rows are final by then.
     for site, (scale_name, zero_name) in sites.items():
         (x,) = evaluate_temporal_nodes(graph_module, block.nodes, [site.args[0]], columns)  # type: ignore[list-item]

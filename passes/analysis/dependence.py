@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..predicates import SHAPE_ONLY_ARGUMENTS
 
-__all__ = ["data_arguments", "data_dependence"]
+__all__ = ["data_arguments", "data_dependence", "reads_as_parameter"]
 
 
 def _schema_name(node: fx.Node) -> str:
@@ -41,6 +41,13 @@ def data_arguments(node: fx.Node) -> list[fx.Node]:
         kept = [node.args[i] for i in SHAPE_ONLY_ARGUMENTS[name] if i < len(node.args)]
         return _nodes(kept)
     return list(node.all_input_nodes)
+
+
+def reads_as_parameter(user: fx.Node, node: fx.Node) -> bool:
+    """Whether ``user`` reads ``node`` only for a quantizer's parameters: a scale, a zero point, a table's index."""
+    observes = user.op == "call_module" and "tfmq_fx.unit" not in user.meta
+    quantizes = _schema_name(user).startswith("quantized_decomposed::")
+    return (observes or quantizes) and node is not user.args[0]
 
 
 def data_dependence(graph_module: fx.GraphModule) -> dict[fx.Node, frozenset[str]]:

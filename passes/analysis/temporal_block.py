@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from ..predicates import fqn, is_idle_dropout, is_weighted, module_path, node_value
-from .dependence import data_arguments, data_dependence
+from .dependence import data_arguments, data_dependence, reads_as_parameter
 from .table_row import row_columns
 
 __all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block"]
@@ -215,7 +215,10 @@ def find_temporal_block(
         for node in nodes
         if node.op in ("call_function", "call_module")
         and dependence[node]
-        and any(user not in members and node in data_arguments(user) for user in node.users)
+        and any(
+            user not in members and node in data_arguments(user) and not reads_as_parameter(user, node)
+            for user in node.users
+        )
     )
     return TemporalBlock(
         nodes=tuple(nodes),

@@ -30,8 +30,8 @@ class ActivationQuantizer(ObserverBase):  # type: ignore[misc]
         super().__init__(observer.dtype)
         self.quant_min, self.quant_max, self.qscheme = observer.quant_min, observer.quant_max, observer.qscheme
         scale, zero = observer.calculate_qparams()
-        self.register_buffer("scale", scale.detach().clone().reshape(1).to(torch.float32))
-        self.register_buffer("zero_point", zero.detach().clone().reshape(1).to(torch.int64))
+        self.register_buffer("scale", scale.detach().clone().reshape(-1).to(torch.float32))
+        self.register_buffer("zero_point", zero.detach().clone().reshape(-1).to(torch.int64))
         # What learning starts from, however often it is run; no part of the state.
         self.register_buffer("calibrated_scale", self.scale.clone(), persistent=False)
         self.scale: Tensor

@@ -10,9 +10,10 @@ from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.fake_quantizers.activation import ActivationQuantizer
+from tfmq_fx.fake_quantizers.grouped import GroupedQuantizer
 from tfmq_fx.fake_quantizers.temporal import TimestepQuantizer
 from tfmq_fx.fake_quantizers.weight import AdaRoundQuantizer
-from tfmq_fx.observers import PerChannelWeightObserver, TimestepObserver
+from tfmq_fx.observers import GroupedObserver, PerChannelWeightObserver, TimestepObserver
 from tfmq_fx.passes.nodes import read_attribute
 
 __all__ = ["FakeQuantizer", "float_mode", "insert_fake_quantizers", "quantizers_of"]
@@ -59,7 +60,7 @@ def _fake_quantizer(prepared: fx.GraphModule, node: fx.Node, observer: ObserverB
     if isinstance(observer, TimestepObserver):
         observer.calculate_qparams()
         return TimestepQuantizer(observer)
-    return ActivationQuantizer(observer)
+    return GroupedQuantizer(observer) if isinstance(observer, GroupedObserver) else ActivationQuantizer(observer)
 
 
 def quantizers_of(module: nn.Module) -> dict[str, FakeQuantizer]:

@@ -95,7 +95,8 @@ class Denoiser(nn.Module):
     """Called like the original model: same arguments, same return type, any batch size.
 
     A timestep may be a number, a 0-dim, ``[1]`` or ``[N]`` tensor. A batch over the captured maximum is
-    split. It has ``config``, ``dtype`` and ``device``, so it can stand in a diffusers pipeline:
+    split, and so is one that mixes timestep groups when the kernels take one group a call. It has ``config``,
+    ``dtype`` and ``device``, so it can stand in a diffusers pipeline:
     ``pipe.unet = denoiser``.
 
     Attributes:
@@ -108,6 +109,7 @@ class Denoiser(nn.Module):
         signature: Signature,
         *,
         timesteps: Tensor | None,
+        groups: Tensor | None = None,
         unknown: str,
         report: LoweringReport,
         config: dict[str, Any],
@@ -118,6 +120,7 @@ class Denoiser(nn.Module):
         self._finite = dict(finite or {})
         self._signature = signature
         self._timesteps = timesteps
+        self._groups = groups
         self._unknown = unknown
         self.report = report
         self.config = FrozenDict(config)
@@ -158,12 +161,13 @@ class Denoiser(nn.Module):
         for name, allowed in self._finite.items():
             check_timesteps(bound[name].double(), allowed, name)
         limit = self._signature.max_batch
-        pieces = [bound] if not limit or batch is None or batch <= limit else self._split(bound, batch, limit)
-        outputs = []
-        for piece in pieces:
-            positional, named = self._signature.structured(piece)
-            outputs.append(self._run(*positional, **named))
-        output = outputs[0] if len(outputs) == 1 else _join(outputs)
+        items = None if batch is None else self._one_group_each(bound, batch)
+        if items is not None and limit:
+            items = [part for piece in items for part in torch.split(piece, limit)]
+        if batch is None or items is None or len(items) == 1:
+            output = self._call(bound)
+        else:
+            output = _join([self._call(_take(bound, batch, piece)) for piece in items], torch.cat(items))
         return output if return_dict else tuple(pytree.tree_leaves(output))
 
     def _batch(self, bound: dict[str, Any]) -> int | None:
@@ -214,19 +218,43 @@ class Denoiser(nn.Module):
                 )
                 raise LoweringError(msg)
 
-    def _split(self, bound: dict[str, Any], batch: int, limit: int) -> list[dict[str, Any]]:
-        pieces = []
-        for start in range(0, batch, limit):
+    def _call(self, bound: dict[str, Any]) -> Any:
+        positional, named = self._signature.structured(bound)
+        return self._run(*positional, **named)
 
-            def cut(leaf: Any, start: int = start) -> Any:
-                whole = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
-                return leaf[start : start + limit].contiguous() if whole else leaf
+    def _one_group_each(self, bound: dict[str, Any], batch: int) -> list[Tensor]:
+        """The items of a batch, those of each timestep group together; all in one piece when groups may mix."""
+        everything = torch.arange(batch)
+        timestep = bound[self._signature.timestep] if self._groups is not None else None
+        if self._groups is None or self._timesteps is None or timestep is None or timestep.ndim == 0:
+            return [everything]
+        rows = (timestep.double()[:, None] - self._timesteps).abs().argmin(dim=1)
+        groups = self._groups[rows]
+        found = sorted(set(groups.tolist()))
+        if len(found) == 1:
+            return [everything]
+        if self._expected_timestep()[0][0] is not None:
+            msg = (
+                f"a batch of timesteps from {len(found)} groups must be split, but this program was captured with a "
+                "fixed batch; capture it with dynamic_batch=True, or call it with one timestep"
+            )
+            raise LoweringError(msg)
+        return [everything[groups == group] for group in found]
 
-            pieces.append(pytree.tree_map(cut, bound))
-        return pieces
+
+def _take(bound: dict[str, Any], batch: int, items: Tensor) -> dict[str, Any]:
+    """The arguments for some items of the batch."""
+
+    def cut(leaf: Any) -> Any:
+        whole = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+        return leaf[items] if whole else leaf
+
+    taken: dict[str, Any] = pytree.tree_map(cut, bound)
+    return taken
 
 
-def _join(outputs: list[Any]) -> Any:
-    """Concatenate the outputs of a split batch."""
+def _join(outputs: list[Any], items: Tensor) -> Any:
+    """Put the outputs of a split batch together, each item in its place."""
     leaves, spec = zip(*(pytree.tree_flatten(output) for output in outputs), strict=True)
-    return pytree.tree_unflatten([torch.cat(parts) for parts in zip(*leaves, strict=True)], spec[0])
+    places = torch.argsort(items)
+    return pytree.tree_unflatten([torch.cat(parts)[places] for parts in zip(*leaves, strict=True)], spec[0])

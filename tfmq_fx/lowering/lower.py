@@ -12,7 +12,7 @@ import torch
 import torch._inductor
 from torch import SymInt, Tensor, fx
 
-from tfmq_fx._compat import calling_convention
+from tfmq_fx._compat import HAS_INTEGER_CONVS, calling_convention
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
@@ -26,11 +26,16 @@ from tfmq_fx.passes import (
     FoldWeightZeroPoints,
     IndexTimesteps,
     InlineTimestepRows,
+    LowerIndexedConvs,
     StripDeadState,
     TabulateTemporalBlock,
+    UseOneTimestepGroup,
 )
 from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.group_timesteps import GROUPS
+from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import node_value
+from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.program import QuantizedProgram
 
 __all__ = ["load_denoiser", "lower"]
@@ -46,6 +51,9 @@ def lower(
     path: str | Path | None = None,
 ) -> Denoiser:
     """Lower a quantized program to kernels and check the result against the reference.
+
+    An integer kernel takes one activation scale a call. So a program with ``activation_groups`` is compiled for
+    batches of one timestep group, as sampling has them, and its denoiser splits a batch that mixes groups.
 
     Args:
         program: The result of :func:`tfmq_fx.convert` or :func:`tfmq_fx.load`, or what ``convert_pt2e``
@@ -71,10 +79,21 @@ def lower(
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
     reference = _final_graph(program, tabulate=tabulate)
-    args, kwargs = example_arguments(reference, program.indexed)
+    groups = None
+    if backend != "reference" and find_grouped_quantizers(reference):
+        groups = read_attribute(reference, GROUPS)
+    lowered = reference if groups is None else _one_group(reference)
+    # The parity check compares on the example, so with groups it has one timestep.
+    indexed = program.indexed
+    if groups is not None:
+        indexed[program.timestep] = indexed[program.timestep][:1]
+    args, kwargs = example_arguments(reference, indexed)
     signature = _signature(reference, program)
-    run, found = _compile(reference, backend, args, kwargs, path, signature.max_batch)
-    entries = classify(reference, program.kept_float)
+    entries = classify(lowered, program.kept_float)
+    if groups is not None and HAS_INTEGER_CONVS:
+        LowerIndexedConvs()(lowered)
+        StripDeadState()(lowered)
+    run, found = _compile(lowered, backend, args, kwargs, path, signature.max_batch)
     error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs)
     table = program.timesteps
     report = LoweringReport(
@@ -92,12 +111,20 @@ def lower(
             "report": report.to_dict(),
             "timesteps": None if table is None else table.tolist(),
             "finite": {name: values.tolist() for name, values in program.finite.items()},
+            "groups": None if groups is None else groups.tolist(),
             "unknown_timestep": unknown,
             "config": config,
         }
         describe_package(Path(str(path)), about)
     return Denoiser(
-        run, signature, timesteps=table, unknown=unknown, report=report, config=config, finite=program.finite
+        run,
+        signature,
+        timesteps=table,
+        groups=groups,
+        unknown=unknown,
+        report=report,
+        config=config,
+        finite=program.finite,
     )
 
 
@@ -112,6 +139,7 @@ def load_denoiser(path: str | Path) -> Denoiser:
         run,
         Signature.from_dict(about["signature"]),
         timesteps=None if about["timesteps"] is None else torch.tensor(about["timesteps"], dtype=torch.float64),
+        groups=None if about.get("groups") is None else torch.tensor(about["groups"]),
         unknown=about["unknown_timestep"],
         report=LoweringReport.from_dict(about["report"]),
         config=about["config"],
@@ -132,6 +160,13 @@ def _final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule
     InlineTimestepRows()(graph_module)
     StripDeadState()(graph_module)
     return graph_module
+
+
+def _one_group(reference: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose activations have the parameters of the batch's one timestep group, as kernels take them."""
+    lowered = copy.deepcopy(reference)
+    UseOneTimestepGroup()(lowered)
+    return lowered
 
 
 def _compile(

@@ -17,8 +17,8 @@ __all__ = ["LoweringReport", "ReportEntry", "classify", "eager", "match_kernels"
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 WEIGHT = decomposed.dequantize_per_channel.default
-PER_TENSOR = decomposed.dequantize_per_tensor.default
-BY_TIMESTEP = (decomposed.dequantize_per_channel.default, decomposed.dequantize_per_tensor.tensor)
+PER_TENSOR = (decomposed.dequantize_per_tensor.default, decomposed.dequantize_per_tensor.tensor)
+PER_ITEM = decomposed.dequantize_per_channel.default
 #: What oneDNN's integer kernels cover through Inductor.
 INTEGER_OPERATORS = (aten.conv1d.default, aten.conv2d.default, aten.linear.default)
 
@@ -122,8 +122,8 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
     """Why ``node`` cannot run on an integer kernel, or ``""``."""
     left: Any = node.args[0]
     right: Any = node.args[1]
-    quantized_left = is_call(left, PER_TENSOR, *BY_TIMESTEP)
-    quantized_right = is_call(right, PER_TENSOR, *BY_TIMESTEP)
+    quantized_left = is_call(left, *PER_TENSOR, PER_ITEM)
+    quantized_right = is_call(right, *PER_TENSOR, PER_ITEM)
     if not (quantized_left or quantized_right):
         return kept_float.get(name) or "it was not annotated"
     if is_matmul(node):
@@ -133,7 +133,7 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
         return NO_WEIGHT
     if not quantized_left:
         return NO_ACTIVATION
-    if is_call(left, *BY_TIMESTEP):
+    if is_call(left, PER_ITEM):
         return PER_ROW
     if not is_call(right, WEIGHT) or not _weight_fits(graph_module, right) or left.args[5] not in INTEGER_DTYPES:
         return WIDE

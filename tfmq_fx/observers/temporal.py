@@ -7,12 +7,10 @@ from torch import Tensor, fx
 from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.errors import CalibrationError
+from tfmq_fx.observers.gathered import convert_gathered
 from tfmq_fx.observers.ranges import asymmetric_parameters, fake_quantize
-from tfmq_fx.passes.nodes import add_buffer, insert_call, insert_get_attr, replace_node
 
 __all__ = ["TimestepObserver"]
-
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 
 
 class TimestepObserver(ObserverBase):  # type: ignore[misc]
@@ -75,24 +73,5 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
         return fake_quantize(x, scale.reshape(shape), zero.reshape(shape), self.quant_min, self.quant_max)
 
     def convert(self, model: fx.GraphModule, node: fx.Node) -> None:
-        """Replace ``node`` by quantize and dequantize with gathered parameters (called by ``convert_pt2e``).
-
-        After::
-
-            %s = index_select[%scales](0, %rows)      %z = index_select[%zero_points](0, %rows)
-            %q = quantize_per_channel(%x, %s, %z, 0, …)      %y = dequantize_per_channel(%q, %s, %z, 0, …)
-
-        The "channel" is the batch axis, so every item of a batch may have its own timestep.
-        """
-        x, rows = node.args
-        scale, zero = self.calculate_qparams()
-        name, graph = str(node.target), model.graph
-        with graph.inserting_before(node):
-            picked = []
-            for suffix, table in (("scale", scale), ("zero_point", zero)):
-                read = insert_get_attr(model, add_buffer(model, f"{name}_{suffix}", table), anchor=node)
-                picked.append(insert_call(graph, aten.index_select.default, (read, 0, rows), anchor=node))
-            tail = (*picked, 0, self.quant_min, self.quant_max, self.dtype)
-            quantized = insert_call(graph, decomposed.quantize_per_channel.default, (x, *tail), anchor=node)
-            restored = insert_call(graph, decomposed.dequantize_per_channel.default, (quantized, *tail), anchor=node)
-        replace_node(node, restored)
+        """Replace ``node`` by quantize and dequantize with gathered parameters (called by ``convert_pt2e``)."""
+        convert_gathered(self, model, node)

@@ -1,0 +1,158 @@
+"""Observers of activations by timestep group: one scale and zero point per group, called as ``observer(x, groups)``.
+
+The ranges are those of ``activation.py``, group by group. Sources: timestep-grouped activation quantization, ADP-DM
+(arXiv 2305.18723); with one timestep per group, TDQ (NeurIPS 2023).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torchao.quantization.pt2e import ObserverBase
+
+from tfmq_fx.errors import CalibrationError
+from tfmq_fx.observers.activation import HISTOGRAM_BINS, MOMENTUM
+from tfmq_fx.observers.gathered import convert_gathered
+from tfmq_fx.observers.ranges import asymmetric_parameters, search_asymmetric
+
+__all__ = ["GroupedEMAObserver", "GroupedMSEObserver", "GroupedMinMaxObserver", "GroupedObserver"]
+
+
+def _nearest(seen: Tensor) -> Tensor:
+    """For each group the nearest one that was seen, the lower of two; ``seen`` has one True at least."""
+    index = torch.arange(len(seen), device=seen.device)
+    distance = 2 * (index[:, None] - index[None]).abs() + (index[None] > index[:, None]).long()
+    return distance.masked_fill(~seen[None], 2 * len(seen)).argmin(dim=1)
+
+
+class GroupedObserver(ObserverBase):  # type: ignore[misc]
+    """What the grouped observers share: ranges per item and group, and the step to parameters.
+
+    Args:
+        groups: Number of groups ``G``.
+        bits: Width, 2 to 8 or 16.
+    """
+
+    def __init__(self, groups: int, bits: int) -> None:
+        super().__init__(torch.uint8 if bits <= 8 else torch.int32)
+        self.quant_min, self.quant_max, self.qscheme = 0, 2**bits - 1, torch.per_tensor_affine
+        self.register_buffer("low", torch.zeros(groups))
+        self.register_buffer("high", torch.zeros(groups))
+        #: Batches in which each group occurred.
+        self.register_buffer("batches", torch.zeros(groups, dtype=torch.int64))
+        self.low: Tensor
+        self.high: Tensor
+        self.batches: Tensor
+
+    def forward(self, x: Tensor, groups: Tensor) -> Tensor:
+        """Observe ``x`` (``[N, ...]``, float) under the groups of its entries (int64, ``[N]``) and return it."""
+        if x.numel():
+            values = x.detach().to(torch.float32).flatten(1)
+            low, high = values.aminmax(dim=1)
+            size = len(self.low)
+            low = torch.full((size,), torch.inf).to(low).scatter_reduce(0, groups, low, "amin")
+            high = torch.full((size,), -torch.inf).to(high).scatter_reduce(0, groups, high, "amax")
+            present = low <= high
+            self.observe(values, groups, present, low, high)
+            self.batches += present
+        return x
+
+    def observe(self, values: Tensor, groups: Tensor, present: Tensor, low: Tensor, high: Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            values: ``[N, n]``, float32.
+            groups: ``[N]``.
+            present: Which groups occur, ``[G]``.
+            low: Their smallest values, ``[G]``; what absent groups have is infinite.
+            high: Their largest values, ``[G]``.
+        """
+        raise NotImplementedError
+
+    def observed_ranges(self) -> tuple[Tensor, Tensor]:
+        """The ranges ``(lo, hi)``, each ``[G]``; those of groups that were never observed mean nothing."""
+        return self.low, self.high
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scales (float32) and zero points (int64), each ``[G]``.
+
+        A group without observations takes the range of the nearest one that has some, in the order of noise.
+
+        Raises:
+            CalibrationError: Nothing was observed.
+        """
+        seen = self.batches > 0
+        if not bool(seen.any()):
+            msg = "an activation was never observed; calibrate with at least one batch before converting"
+            raise CalibrationError(msg)
+        low, high = (ends[_nearest(seen)] for ends in self.observed_ranges())
+        return asymmetric_parameters(low, high, self.quant_min, self.quant_max)
+
+    def convert(self, model: fx.GraphModule, node: fx.Node) -> None:
+        """Replace ``node`` by quantize and dequantize with gathered parameters (called by ``convert_pt2e``)."""
+        convert_gathered(self, model, node)
+
+
+class GroupedMinMaxObserver(GroupedObserver):
+    """Minimum and maximum of each group over all batches together."""
+
+    def observe(self, values: Tensor, groups: Tensor, present: Tensor, low: Tensor, high: Tensor) -> None:
+        """Merge the ranges."""
+        self.low = torch.minimum(self.low, low)
+        self.high = torch.maximum(self.high, high)
+
+
+class GroupedEMAObserver(GroupedObserver):
+    """Minimum and maximum of each group, smoothed over the batches in which it occurs (:class:`EMAMinMaxObserver`)."""
+
+    def __init__(self, groups: int, bits: int, momentum: float = MOMENTUM) -> None:
+        super().__init__(groups, bits)
+        self.momentum = momentum
+
+    def observe(self, values: Tensor, groups: Tensor, present: Tensor, low: Tensor, high: Tensor) -> None:
+        """Move the ranges of the groups that occur."""
+        rest = 1 - self.momentum
+        self.low = torch.where(present, (self.low * self.momentum).add(low, alpha=rest), self.low)
+        self.high = torch.where(present, (self.high * self.momentum).add(high, alpha=rest), self.high)
+
+    def observed_ranges(self) -> tuple[Tensor, Tensor]:
+        """The corrected running ranges."""
+        correction = (1 - self.momentum ** self.batches.double()).to(self.low)
+        return self.low / correction, self.high / correction
+
+
+class GroupedMSEObserver(GroupedObserver):
+    """The range of each group that quantizes its values best in the 2.4 norm (:class:`MSEObserver`).
+
+    Keeps a histogram per group: 16 KiB each.
+    """
+
+    def __init__(self, groups: int, bits: int) -> None:
+        super().__init__(groups, bits)
+        self.register_buffer("counts", torch.zeros(groups, HISTOGRAM_BINS, dtype=torch.float64))
+        self.counts: Tensor
+
+    def _centres(self) -> Tensor:
+        width = (self.high - self.low) / HISTOGRAM_BINS
+        steps = torch.arange(HISTOGRAM_BINS, device=width.device) + 0.5
+        return self.low[:, None] + width[:, None] * steps
+
+    def _bins(self, values: Tensor, groups: Tensor) -> Tensor:
+        """The bin of each value, ``[N, n]``, in the histogram of its entry's group."""
+        width = (self.high - self.low).clamp_min(torch.finfo(torch.float32).tiny)[groups, None]
+        return ((values - self.low[groups, None]) / width * HISTOGRAM_BINS).long().clamp_(0, HISTOGRAM_BINS - 1)
+
+    def observe(self, values: Tensor, groups: Tensor, present: Tensor, low: Tensor, high: Tensor) -> None:
+        """Widen the histograms where needed, then count."""
+        low, high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        if not (torch.equal(low, self.low) and torch.equal(high, self.high)):
+            centres, every = self._centres(), torch.arange(len(low), device=low.device)
+            self.low, self.high = low, high
+            self.counts = torch.zeros_like(self.counts).scatter_add_(1, self._bins(centres, every), self.counts)
+        places = self._bins(values, groups) + groups[:, None] * HISTOGRAM_BINS
+        self.counts += torch.bincount(places.reshape(-1), minlength=self.counts.numel()).reshape(self.counts.shape)
+
+    def observed_ranges(self) -> tuple[Tensor, Tensor]:
+        """The best shrink of each observed range."""
+        weights = self.counts.to(torch.float32)
+        return search_asymmetric(self._centres(), self.low, self.high, self.quant_min, self.quant_max, weights=weights)
