@@ -15,7 +15,7 @@ __all__ = ["LowerIndexedConvs"]
 
 aten = torch.ops.aten
 #: Spatial axes of the convolutions that the kernel covers.
-AXES = {aten.conv1d.default: 1, aten.conv2d.default: 2}
+AXES: dict[Any, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}
 DEFAULTS = (None, 1, 0, 1, 1)
 
 
@@ -66,10 +66,11 @@ class LowerIndexedConvs(GraphPass):
         graph, onednn = graph_module.graph, torch.ops.onednn
         convs = [node for node in graph.nodes if is_indexed_conv(graph_module, node)]
         for node in convs:
-            arguments: Any = node.args
-            activation, weight, *given = arguments
-            bias, *geometry, groups = [*given, *DEFAULTS[len(given) :]]
-            stride, padding, dilation = (_per_axis(value, AXES[node.target]) for value in geometry)  # type: ignore[index]
+            arguments: list[Any] = list(node.args)
+            arguments += DEFAULTS[len(arguments) - 2 :]
+            activation, weight, bias = arguments[:3]
+            stride, padding, dilation = (_per_axis(value, AXES[node.target]) for value in arguments[3:6])
+            groups = arguments[6]
             quantized, scale, zero = activation.args[:3]
             integers, weight_scale, weight_zero = weight.args[:3]
             with graph.inserting_before(node):

@@ -72,7 +72,7 @@ class UseOneTimestepGroup(GraphPass):
         assert groups is not None
         decomposed = torch.ops.quantized_decomposed
         with graph.inserting_before(groups.next):
-            first = insert_call(graph, aten.slice.Tensor, (groups, 0, 0, 1), anchor=groups)
+            first = insert_call(graph, aten.slice.Tensor, (groups, 0, 0, 1), anchor=quantizers[0])
         for old in quantizers:
             x, scales, zero_points, _, low, high, dtype = old.args
             with graph.inserting_before(old):
