@@ -161,10 +161,10 @@ class Denoiser(nn.Module):
         for name, allowed in self._finite.items():
             check_timesteps(bound[name].double(), allowed, name)
         limit = self._signature.max_batch
-        items = None if batch is None else self._one_group_each(bound, batch)
-        if items is not None and limit:
+        items = self._one_group_each(bound, batch)
+        if limit:
             items = [part for piece in items for part in torch.split(piece, limit)]
-        if batch is None or items is None or len(items) == 1:
+        if batch is None or len(items) == 1:
             output = self._call(bound)
         else:
             output = _join([self._call(_take(bound, batch, piece)) for piece in items], torch.cat(items))
@@ -222,9 +222,9 @@ class Denoiser(nn.Module):
         positional, named = self._signature.structured(bound)
         return self._run(*positional, **named)
 
-    def _one_group_each(self, bound: dict[str, Any], batch: int) -> list[Tensor]:
+    def _one_group_each(self, bound: dict[str, Any], batch: int | None) -> list[Tensor]:
         """The items of a batch, those of each timestep group together; all in one piece when groups may mix."""
-        everything = torch.arange(batch)
+        everything = torch.arange(batch or 1)
         timestep = bound[self._signature.timestep] if self._groups is not None else None
         if self._groups is None or self._timesteps is None or timestep is None or timestep.ndim == 0:
             return [everything]
@@ -233,7 +233,7 @@ class Denoiser(nn.Module):
         found = sorted(set(groups.tolist()))
         if len(found) == 1:
             return [everything]
-        if self._expected_timestep()[0][0] is not None:
+        if batch is None:
             msg = (
                 f"a batch of timesteps from {len(found)} groups must be split, but this program was captured with a "
                 "fixed batch; capture it with dynamic_batch=True, or call it with one timestep"
