@@ -26,6 +26,7 @@ from .remove_guards import RemoveGuards
 from .remove_identity_arithmetic import RemoveIdentityArithmetic
 from .remove_noop_casts import RemoveNoopCasts
 from .share_temporal_nodes import ShareTemporalNodes
+from .sink_repeated_rows import SinkRepeatedRows
 from .split_concatenated_convs import SplitConcatenatedConvs
 from .strip_dead_state import StripDeadState
 from .subgraphs import extract_subgraph
@@ -55,6 +56,7 @@ __all__ = [
     "RemoveIdentityArithmetic",
     "RemoveNoopCasts",
     "ShareTemporalNodes",
+    "SinkRepeatedRows",
     "SplitConcatenatedConvs",
     "StripDeadState",
     "TabulateTemporalBlock",

@@ -21,6 +21,7 @@ __all__ = [
     "is_weighted",
     "module_path",
     "node_value",
+    "repeats_rows",
     "weight_node",
 ]
 
@@ -110,6 +111,20 @@ def is_softmax_output(node: Any) -> bool:
 def is_attention(node: Any) -> TypeGuard[fx.Node]:
     """Whether ``node`` is a fused scaled dot product attention."""
     return is_call(node, aten.scaled_dot_product_attention.default)
+
+
+def repeats_rows(node: Any) -> TypeGuard[fx.Node]:
+    """Whether ``node`` does nothing but repeat the rows (axis 0) of its first argument a fixed number of times."""
+    if not is_call(node, aten.repeat_interleave.self_int, aten.repeat.default) or len(node.args) < 2:
+        return False
+    value, times = node_value(node), node.args[1]
+    source = node_value(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+    if not (isinstance(value, Tensor) and isinstance(source, Tensor) and value.ndim == source.ndim > 0):
+        return False
+    if isinstance(times, (list, tuple)):
+        return isinstance(times[0], int) and all(count == 1 for count in times[1:])
+    axis = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    return isinstance(times, int) and axis in (0, -source.ndim)
 
 
 def is_idle_dropout(node: Any) -> bool:

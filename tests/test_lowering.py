@@ -45,6 +45,17 @@ def test_every_form_of_a_timestep(reference, timestep):
     assert torch.equal(reference(x, timestep), reference(sample=x, timestep=torch.full((3,), 100)))
 
 
+def test_a_model_without_a_timestep_is_called_without_one():
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Conv2d(4, 4, 3), torch.nn.Conv2d(4, 2, 3)).eval()
+    x = torch.randn(2, 2, 8, 8)
+    program = tfmq_fx.quantize(model, QuantizationConfig(temporal="float"), [(x,)], progress=False)
+    denoiser = tfmq_fx.lower(program, "reference")
+    with torch.no_grad():
+        assert denoiser.timesteps is None and relative(denoiser(x), model(x)) < 0.05
+    # Another batch than that of the capture.
+    assert torch.allclose(denoiser(x[:1]), denoiser(x)[:1], atol=1e-5)
+
+
 def test_bad_calls_are_one_clear_sentence(reference):
     x, t = batch()
     for call, error, words in (

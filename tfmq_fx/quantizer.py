@@ -35,6 +35,7 @@ from tfmq_fx.passes import (
     ObserveTemporalBlock,
     ObserveTimestepGroups,
     ShareTemporalNodes,
+    SinkRepeatedRows,
     SplitConcatenatedConvs,
     run_pipeline,
 )
@@ -111,6 +112,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         if config.split_concatenations:
             SplitConcatenatedConvs()(model)
         FlattenLinearInputs()(model)
+        SinkRepeatedRows(timestep=self.timestep)(model)
         ShareTemporalNodes(timestep=self.timestep, finite=tuple(self.finite))(model)
         block = self._block(model)
         if block:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from ..predicates import fqn, is_idle_dropout, is_weighted, module_path, node_value
+from ..predicates import fqn, is_idle_dropout, is_weighted, module_path, node_value, repeats_rows
 from .dependence import data_arguments, data_dependence, reads_as_parameter
 from .table_row import row_columns
 
@@ -112,6 +112,22 @@ def _with_private_sources(graph: fx.Graph, members: set[fx.Node], allowed: froze
     return [node for node in graph.nodes if node in members]
 
 
+def _repeated_last(nodes: list[fx.Node]) -> set[fx.Node]:
+    """Those of ``nodes``, in graph order, behind a repetition of rows that no linear follows.
+
+    The features are what is repeated: the block has one row an item of the batch, and so has its table.
+    """
+    repeated: set[fx.Node] = set()
+    for node in nodes:
+        if repeats_rows(node) or any(n in repeated for n in data_arguments(node)):
+            repeated.add(node)
+    before_linear: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if is_weighted(node) or any(user in before_linear for user in node.users):
+            before_linear.add(node)
+    return repeated - before_linear
+
+
 def _linear_ancestry(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
     """Map each weighted node of the block to the weighted nodes before it."""
     before: dict[fx.Node, set[fx.Node]] = {}
@@ -203,6 +219,7 @@ def find_temporal_block(
         if not used:
             return empty(f"nothing in the model reads the values of {timestep!r}")
         return empty(f"{timestep!r} meets the other inputs before any operation of its own")
+    members -= _repeated_last([node for node in graph_module.graph.nodes if node in members])
     nodes = _with_private_sources(graph_module.graph, members, allowed, dependence)
     if impurity := _impurity(nodes):
         return empty(impurity)

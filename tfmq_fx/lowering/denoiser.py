@@ -156,7 +156,8 @@ class Denoiser(nn.Module):
         """
         bound = self._signature.bind(args, kwargs)
         batch = self._batch(bound)
-        bound[self._signature.timestep] = self._timestep(bound.get(self._signature.timestep), batch)
+        if self._signature.timestep in bound:
+            bound[self._signature.timestep] = self._timestep(bound[self._signature.timestep], batch)
         self._check(bound, batch)
         for name, allowed in self._finite.items():
             check_timesteps(bound[name].double(), allowed, name)
