@@ -1,4 +1,4 @@
-"""Architectures with random weights, narrow enough to try every one in seconds."""
+"""Architectures with random weights: narrow ones, to try every one in seconds, and one in its true size."""
 
 from .diffusers_transformers import TRANSFORMERS
 from .diffusers_unets import UNETS
@@ -7,8 +7,9 @@ from .guided_diffusion import guided_diffusion
 from .latent_decoder import vq_decoder
 from .packages import PACKAGES
 from .plain_ddpm import plain_ddpm
+from .stable_diffusion import TRUE_SIZE
 
-__all__ = ["ARCHITECTURES", "Example", "Factory"]
+__all__ = ["ARCHITECTURES", "TRUE_SIZE", "Example", "Factory"]
 
 ARCHITECTURES: dict[str, Factory] = {
     **UNETS,

@@ -129,7 +129,8 @@ def _hunyuan() -> Example:
     angles = normal(16, 16, seed=5)
     inputs = {
         "hidden_states": normal(2, 4, 8, 8),
-        "timestep": TIMES,
+        # It computes in the dtype of its timestep; its pipeline passes that of the latents.
+        "timestep": TIMES.float(),
         "encoder_hidden_states": normal(2, 7, 24, seed=1),
         "text_embedding_mask": torch.ones(2, 7, dtype=torch.bool),
         "encoder_hidden_states_t5": normal(2, 5, 16, seed=2),
