@@ -29,6 +29,7 @@ from tfmq_fx.observers import (
 from tfmq_fx.passes import (
     CANONICALIZE,
     DecomposeAttention,
+    FlattenFrameConvs,
     FlattenLinearInputs,
     GroupTimesteps,
     IndexTimesteps,
@@ -111,6 +112,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             DecomposeAttention()(model)
         if config.split_concatenations:
             SplitConcatenatedConvs()(model)
+        FlattenFrameConvs()(model)
         FlattenLinearInputs()(model)
         SinkRepeatedRows(timestep=self.timestep)(model)
         ShareTemporalNodes(timestep=self.timestep, finite=tuple(self.finite))(model)
