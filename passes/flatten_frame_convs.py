@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
+from .nodes import add_buffer, erase_unread_attribute, insert_call, insert_get_attr, read_attribute, replace_node
 from .predicates import is_call, node_value, weight_node
 
 __all__ = ["FlattenFrameConvs", "convolves_frames"]
@@ -80,7 +80,9 @@ def _flatten(graph_module: fx.GraphModule, node: fx.Node) -> None:
     source, bias, groups = node.args[0], _argument(node, 2, "bias", None), _argument(node, 6, "groups", 1)
     _, channels, frames, height, width = node_value(source).shape  # type: ignore[arg-type]
     shape = [-1, *node_value(node).shape[1:]]
-    name = str(weight_node(node).target)  # type: ignore[union-attr]
+    whole = weight_node(node)
+    assert whole is not None
+    name = str(whole.target)
     buffer = add_buffer(graph_module, f"{name}_2d", read_attribute(graph_module, name).detach().squeeze(-1))
     window = [size[:2] for size in _window(node)]
     with graph.inserting_before(node):
@@ -89,3 +91,4 @@ def _flatten(graph_module: fx.GraphModule, node: fx.Node) -> None:
         conv = insert_call(graph, aten.conv2d.default, (flat, weight, bias, *window, groups), anchor=node)
         shaped = insert_call(graph, aten.reshape.default, (conv, shape), anchor=node)
     replace_node(node, shaped)
+    erase_unread_attribute(graph_module, whole)

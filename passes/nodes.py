@@ -14,6 +14,7 @@ from tfmq_fx._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher
 __all__ = [
     "add_buffer",
     "compute_value",
+    "erase_unread_attribute",
     "fake_mode_of",
     "insert_call",
     "insert_get_attr",
@@ -103,6 +104,17 @@ def read_attribute(graph_module: torch.nn.Module, name: str) -> Any:
     for part in name.split("."):
         value = getattr(value, part)
     return value
+
+
+def erase_unread_attribute(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    """Erase the ``get_attr`` ``node`` if it has no users, and its tensor if no other node reads that."""
+    if node.users:
+        return
+    name = str(node.target)
+    node.graph.erase_node(node)
+    if not any(other.op == "get_attr" and other.target == name for other in graph_module.graph.nodes):
+        path, _, leaf = name.rpartition(".")
+        delattr(graph_module.get_submodule(path), leaf)
 
 
 def replace_node(node: fx.Node, replacement: fx.Node) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .nodes import add_buffer, insert_call, insert_get_attr, read_attribute
+from .nodes import add_buffer, erase_unread_attribute, insert_call, insert_get_attr, read_attribute
 from .predicates import is_call, is_conv, node_value, weight_node
 
 __all__ = ["SplitConcatenatedConvs"]
@@ -69,7 +69,8 @@ class SplitConcatenatedConvs(GraphPass):
     different ranges (Q-Diffusion, ICCV 2023, section 3.3): with one scale the narrow one loses its levels.
     A concatenation with other readers (the norm of the residual block) stays for them. Concatenations of
     concatenations are split into all their parts.
-    Meta: the new nodes take the module stack of the conv; the weight's slices are buffers named after it.
+    Meta: the new nodes take the module stack of the conv; the weight's slices are buffers named after it, and it
+    is gone when nothing else reads it.
     """
 
     id: ClassVar[str] = "tfmq::split_concatenated_convs"
@@ -89,7 +90,9 @@ def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) ->
     graph = graph_module.graph
     target: Any = node.target
     cat: Any = node.args[0]
-    name = str(weight_node(node).target)  # type: ignore[union-attr]
+    whole = weight_node(node)
+    assert whole is not None
+    name = str(whole.target)
     weight = read_attribute(graph_module, name)
     widths = [int(node_value(part).shape[1]) for part in parts]
     kwargs = dict(node.kwargs)
@@ -106,6 +109,8 @@ def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) ->
     assert total is not None
     node.replace_all_uses_with(total)
     graph.erase_node(node)
+    # Half of a UNet's weights are split; both copies at once would not fit where the model just fits.
+    erase_unread_attribute(graph_module, whole)
     _erase_unread_concatenations(graph, cat)
 
 

@@ -90,3 +90,21 @@ def test_unknown_timesteps():
     assert relative(nearest(x, t * 0 + 101), nearest(x, t * 0 + 100)) < 0.1
     lowered = tfmq_fx.lower(nearest, "reference")
     assert torch.equal(lowered(x, 101), lowered(x, 100))
+
+
+def test_weights_are_not_copied_to_be_quantized_and_the_program_has_its_own(monkeypatch):
+    captured = tfmq_fx.capture(small_denoiser(), batch())
+    prepared = tfmq_fx.prepare(captured, timesteps=TIMESTEPS)
+    tfmq_fx.calibrate(prepared, [batch()], progress=False)
+    places = {name: value.data_ptr() for name, value in prepared.named_parameters()}
+    seen, stock = {}, tfmq_fx.convert.__globals__["convert_pt2e"]
+
+    def convert_pt2e(graph_module):
+        seen.update((name, value.data_ptr()) for name, value in graph_module.named_parameters())
+        return stock(graph_module)
+
+    monkeypatch.setitem(tfmq_fx.convert.__globals__, "convert_pt2e", convert_pt2e)
+    quantized = tfmq_fx.convert(prepared)
+    assert seen == places
+    left = {value.data_ptr() for value in quantized.graph_module.state_dict().values()}
+    assert left and not left & set(places.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from tfmq_fx.config import QuantizationConfig
@@ -13,6 +13,7 @@ from tfmq_fx.errors import ConfigError
 from tfmq_fx.feature_table import float_table, tabulate
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
+from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.quantizer import META_KEY
 
@@ -36,7 +37,11 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
     """
     config = QuantizationConfig.from_dict(_about(prepared)["config"])
     original = float_table(prepared) if config.temporal == "auto" else None
-    return program_from_graph(convert_pt2e(copy.deepcopy(prepared)), original)
+    weights = _weights(prepared)
+    # The float weights are read and replaced, never written: a copy of them would only double the memory.
+    program = program_from_graph(convert_pt2e(copy.deepcopy(prepared, dict(weights))), original)
+    _copy_shared(program.graph_module, weights)
+    return program
 
 
 def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | None = None) -> QuantizedProgram:
@@ -67,6 +72,23 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         kept_float=dict(about["kept_float"]),
         interface=dict(converted.meta.get("tfmq_fx.interface", {})),
     )
+
+
+def _weights(graph_module: fx.GraphModule) -> dict[int, Tensor]:
+    """The tensors that the graph reads, by identity."""
+    names = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    values = (read_attribute(graph_module, name) for name in names)
+    return {id(value): value for value in values if isinstance(value, Tensor)}
+
+
+def _copy_shared(graph_module: fx.GraphModule, shared: dict[int, Tensor]) -> None:
+    """Give ``graph_module`` its own copy of those of the ``shared`` tensors that are still in it."""
+    copies: dict[int, Any] = {}
+    for module in graph_module.modules():
+        for state in (module._parameters, module._buffers):
+            for name, value in state.items():
+                if value is not None and id(value) in shared:
+                    state[name] = copy.deepcopy(value, copies)
 
 
 def _about(graph_module: fx.GraphModule) -> dict[str, Any]:

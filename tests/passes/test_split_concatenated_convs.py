@@ -58,11 +58,11 @@ def test_fires(options):
 
 def test_the_bias_is_added_once_and_the_weight_is_cut():
     graph_module = shortcut()
+    weight = graph_module.get_parameter("up.conv_shortcut.weight")
     SplitConcatenatedConvs()(graph_module)
     first, second = calls(graph_module, aten.conv2d.default)
     assert first.args[2].name == "up_conv_shortcut_bias" and second.args[2] is None
     state = dict(graph_module.named_buffers())
-    weight = graph_module.get_parameter("up.conv_shortcut.weight")
     assert torch.equal(torch.cat([state[str(conv.args[1].target)] for conv in (first, second)], 1), weight)
 
 
@@ -140,3 +140,17 @@ def test_a_concatenation_of_concatenations_is_split_into_all_its_parts():
     parts = [conv.args[0].name for conv in calls(result.graph_module, aten.conv2d.default)]
     assert parts == ["x", "y", "z", "x", "y"]
     assert operators(result.graph_module)[aten.cat.default] == 0
+
+
+@pytest.mark.parametrize("reads", [1, 2])
+def test_the_whole_weight_goes_with_its_last_reader(reads):
+    builder = GraphBuilder()
+    x, y = builder.placeholder("x", (2, 4, 5, 5)), builder.placeholder("y", (2, 4, 5, 5))
+    weight = builder.weight("conv.weight", (8, 8, 1, 1))
+    results = [builder.call(aten.conv2d.default, builder.call(aten.cat.default, [x, y], 1), weight)]
+    if reads == 2:
+        results.append(builder.call(aten.mean.default, builder.read("conv.weight")))
+    graph_module = builder.build(tuple(results))
+    assert SplitConcatenatedConvs()(graph_module).modified
+    assert ("conv.weight" in graph_module.state_dict()) == (reads == 2)
+    graph_module(torch.randn(2, 4, 5, 5), torch.randn(2, 4, 5, 5))
