@@ -1,5 +1,7 @@
 """Lowering to the reference and, once each, to the compiling backends (on a very small model)."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch._inductor.config
@@ -9,7 +11,7 @@ import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
 from tfmq_fx.lowering.parity import check_parity
-from tfmq_fx.lowering.report import MISSED, NO_MATMUL, PER_ROW, classify, match_kernels
+from tfmq_fx.lowering.report import MISSED, NO_MATMUL, PER_ROW, ReportEntry, classify, match_kernels
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +92,25 @@ def test_parity_catches_a_wrong_kernel():
 
 
 def test_a_kernel_that_the_compiler_missed_is_reported(program):
-    from collections import Counter
-
     entries = classify(tfmq_fx.lower(program, "reference")._run, program.kept_float)
     names = [e.name for e in entries if e.eligible]
     matched = match_kernels(entries, Counter(names[1:]))
     assert [e.name for e in matched if e.reason == MISSED] == [names[0]]
+
+
+def test_a_kernel_that_took_in_an_addition_is_found_in_the_module_around():
+    names = ("block.attention.out", "block.embed", "block.embed.project", "other.layer")
+    entries = [ReportEntry(name, "linear", "integer", eligible=True) for name in names]
+
+    def missed(**found):
+        matched = match_kernels(entries, Counter({path.replace("_", "."): count for path, count in found.items()}))
+        return [entry.name for entry in matched if entry.reason == MISSED]
+
+    assert missed(block=3, other_layer=1) == []
+    assert missed(block=1, block_embed=2, other_layer=1) == []
+    # Not in the module beside it, and each kernel once.
+    assert missed(block=3, otherwise=1) == ["other.layer"]
+    assert missed(block=2, other=1) == ["block.embed.project"]
 
 
 def unet():

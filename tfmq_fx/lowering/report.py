@@ -164,16 +164,23 @@ def classify(graph_module: fx.GraphModule, kept_float: Mapping[str, str]) -> lis
     return entries
 
 
+def _enclosing(name: str) -> list[str]:
+    """The paths of the modules around ``name``, the closest one first, ``""`` last."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts) - 1, -1, -1)]
+
+
 def match_kernels(entries: list[ReportEntry], found: Counter[str]) -> tuple[ReportEntry, ...]:
     """Hold what was expected against the integer kernels that the compiled graph really has.
 
     Args:
         entries: What :func:`classify` expects.
-        found: Integer kernels of the compiled graph by module path (``""`` where it has none).
+        found: Integer kernels of the compiled graph by module path (``""`` where it has none). A kernel that took
+            in the addition behind its layer has the path of the module that adds, around the layer's own.
     """
     left = Counter(found)
-    pending = []
     matched = list(entries)
+    pending = []
     for index, entry in enumerate(matched):
         if not entry.eligible:
             continue
@@ -181,9 +188,12 @@ def match_kernels(entries: list[ReportEntry], found: Counter[str]) -> tuple[Repo
             left[entry.name] -= 1
         else:
             pending.append(index)
-    nameless = left[""]
-    for index in pending[nameless:]:
-        matched[index] = replace(matched[index], kernel="float", reason=MISSED)
+    for index in pending:
+        place = next((path for path in _enclosing(matched[index].name) if left[path] > 0), None)
+        if place is None:
+            matched[index] = replace(matched[index], kernel="float", reason=MISSED)
+        else:
+            left[place] -= 1
     return tuple(matched)
 
 
