@@ -44,8 +44,9 @@ def in_own_process(name: str, backend: str) -> dict[str, Any]:
         if file.is_file():
             result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             return result
-    last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-    return {"name": name, "backend": backend, "failed": last}
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    why = f"ended by signal {-done.returncode}" if done.returncode < 0 else f"exit status {done.returncode}: {last}"
+    return {"name": name, "backend": backend, "failed": why}
 
 
 def recorded(file: Path) -> dict[str, dict[str, Any]]:
