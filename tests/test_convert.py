@@ -96,11 +96,14 @@ def test_weights_are_not_copied_to_be_quantized_and_the_program_has_its_own(monk
     captured = tfmq_fx.capture(small_denoiser(), batch())
     prepared = tfmq_fx.prepare(captured, timesteps=TIMESTEPS)
     tfmq_fx.calibrate(prepared, [batch()], progress=False)
-    places = {name: value.data_ptr() for name, value in prepared.named_parameters()}
+    # The observers of weights remember them, too.
+    weights = {name: v for name, v in prepared.state_dict().items() if name.endswith("weight")}
+    assert any(name.startswith("activation_post_process") for name in weights)
+    places = {name: value.data_ptr() for name, value in weights.items()}
     seen, stock = {}, tfmq_fx.convert.__globals__["convert_pt2e"]
 
     def convert_pt2e(graph_module):
-        seen.update((name, value.data_ptr()) for name, value in graph_module.named_parameters())
+        seen.update((name, graph_module.state_dict()[name].data_ptr()) for name in places)
         return stock(graph_module)
 
     monkeypatch.setitem(tfmq_fx.convert.__globals__, "convert_pt2e", convert_pt2e)

@@ -75,10 +75,15 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
 
 
 def _weights(graph_module: fx.GraphModule) -> dict[int, Tensor]:
-    """The tensors that the graph reads, by identity."""
+    """The tensors that the graph reads, and the views of them that observers remember, by identity."""
     names = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
     values = (read_attribute(graph_module, name) for name in names)
-    return {id(value): value for value in values if isinstance(value, Tensor)}
+    places = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
+    state = (
+        *graph_module.named_parameters(remove_duplicate=False),
+        *graph_module.named_buffers(remove_duplicate=False),
+    )
+    return {id(value): value for _, value in state if value.untyped_storage().data_ptr() in places}
 
 
 def _copy_shared(graph_module: fx.GraphModule, shared: dict[int, Tensor]) -> None:
