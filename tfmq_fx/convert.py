@@ -90,7 +90,8 @@ def _copy_shared(graph_module: fx.GraphModule, shared: dict[int, Tensor]) -> Non
     """Give ``graph_module`` its own copy of those of the ``shared`` tensors that are still in it."""
     copies: dict[int, Any] = {}
     for module in graph_module.modules():
-        for state in (module._parameters, module._buffers):
+        states: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for state in states:
             for name, value in state.items():
                 if value is not None and id(value) in shared:
                     state[name] = copy.deepcopy(value, copies)
