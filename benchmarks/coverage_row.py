@@ -126,6 +126,12 @@ def close(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+@torch.no_grad()
+def run(program: Any, example: Example) -> Any:
+    """What a quantized program makes of the example."""
+    return program.graph_module(**example.inputs)
+
+
 def measure(name: str, backend: str) -> dict[str, Any]:
     """One row: W4A8 and W8A8, the latter lowered."""
     torch.manual_seed(0)
@@ -150,7 +156,7 @@ def measure(name: str, backend: str) -> dict[str, Any]:
         for bits in (4, 8):
             with stage(row, f"quantize to W{bits}A8"):
                 program = quantized(captured, example, bits, temporal)
-            row[f"W{bits}A8"] = relative_error(program.graph_module(**example.inputs), original)
+            row[f"W{bits}A8"] = relative_error(run(program, example), original)
         with stage(row, "lower"):
             denoiser = tfmq_fx.lower(program, backend)
         row["lowered"] = relative_error(denoiser(**example.inputs), original)
@@ -195,5 +201,6 @@ def measure_true_size(name: str) -> dict[str, Any]:
     with stage(row, "convert"):
         program = tfmq_fx.convert(prepared)
     del prepared
-    row["W8A8"] = relative_error(program.graph_module(**inputs), original)
+    with stage(row, "run"), torch.no_grad():
+        row["W8A8"] = relative_error(program.graph_module(**inputs), original)
     return close(row)
