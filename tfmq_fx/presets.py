@@ -55,6 +55,9 @@ Q_DIFFUSION: dict[str, Any] = {
     "keep_float": (),
 }
 
+#: More groups than a schedule has timesteps: one each.
+EVERY_TIMESTEP = 10_000
+
 #: The released code of TFMQ-DM leaves out modules by parts of their names. These are the same layers by the names that
 #: diffusers, guided diffusion and the DDPM repository give them; the code's bare ``op`` also hits unrelated ones.
 RELEASED_FLOAT = ("*skip*", "*shortcut*", "*downsample*", "*.op")
@@ -75,18 +78,18 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
             Preset(
                 "tfmq-dm-released",
                 "TFMQ-DM, the public code",
-                "As tfmq-dm, but attention products, shortcuts, downsampling convs and the first time layer stay "
-                "float, and the second time layer has quantized weights only.",
+                "As tfmq-dm with parameters per timestep for all activations, but attention products, shortcuts, "
+                "downsampling convs and the first time layer stay float, and the second has quantized weights only.",
                 {
                     "temporal": "fsc",
                     "weight_range": "mse",
                     "split_concatenations": False,
                     "keep_float": ("input", "output", "attention", *RELEASED_FLOAT, *RELEASED_FIRST_TIME_LAYER),
                     "overrides": {pattern: {"activation_bits": 32} for pattern in RELEASED_SECOND_TIME_LAYER},
+                    "activation_groups": EVERY_TIMESTEP,
                     "reconstruction": "tfmq-dm",
                 },
-                lacks="parameters per timestep for the activations outside the temporal block too, and a float "
-                "activation at the first residual block's first conv",
+                lacks="a float activation at the first residual block's first conv",
             ),
             Preset(
                 "brecq",
@@ -141,6 +144,20 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 sampler="ndtc",
                 quantizes_sample=True,
                 lacks="separate ranges for the noise and the variance of a model that predicts both",
+            ),
+            Preset(
+                "tdq",
+                "TDQ, NeurIPS 2023",
+                "Every activation has a range of its own at every timestep; rounded to nearest.",
+                {"temporal": "fsc", "weight_range": "mse", "activation_groups": EVERY_TIMESTEP},
+                lacks="the learned network that gives the intervals: here they are observed",
+            ),
+            Preset(
+                "adp-dm",
+                "ADP-DM, arXiv 2305.18723",
+                "Every activation has a range for each of eight groups of timesteps; rounded to nearest.",
+                {"temporal": "fsc", "weight_range": "mse", "activation_groups": 8},
+                lacks="channel groups with a learned mixture of ranges, and calibration timesteps by entropy",
             ),
             Preset(
                 "shared",
