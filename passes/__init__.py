@@ -8,6 +8,7 @@ Every pass is called on a ``GraphModule`` and returns a ``PassResult``; several 
 from .base import GraphPass, PassError
 from .compress_temporal_table import CompressTemporalTable
 from .decompose_attention import DecomposeAttention
+from .dequantize_weights import DequantizeWeights
 from .flatten_frame_convs import FlattenFrameConvs
 from .flatten_linear_inputs import FlattenLinearInputs
 from .fold_weight_zero_points import FoldWeightZeroPoints
@@ -38,6 +39,7 @@ __all__ = [
     "CANONICALIZE",
     "CompressTemporalTable",
     "DecomposeAttention",
+    "DequantizeWeights",
     "FlattenFrameConvs",
     "FlattenLinearInputs",
     "FoldWeightZeroPoints",

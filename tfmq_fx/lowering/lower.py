@@ -21,8 +21,9 @@ from tfmq_fx.lowering.denoiser import Denoiser, Signature
 from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.lowering.inductor import compile_inductor
 from tfmq_fx.lowering.parity import check_parity
-from tfmq_fx.lowering.report import LoweringReport, classify, eager, match_kernels
+from tfmq_fx.lowering.report import LoweringReport, classify, eager, match_kernels, reads_one_channel
 from tfmq_fx.passes import (
+    DequantizeWeights,
     FoldWeightZeroPoints,
     IndexTimesteps,
     InlineTimestepRows,
@@ -92,6 +93,9 @@ def lower(
     entries = classify(lowered, program.kept_float)
     if groups is not None and HAS_INTEGER_CONVS:
         LowerIndexedConvs()(lowered)
+        StripDeadState()(lowered)
+    if backend != "reference":
+        DequantizeWeights(reads_one_channel)(lowered)
         StripDeadState()(lowered)
     run, found = _compile(lowered, backend, args, kwargs, path, signature.max_batch)
     error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs)

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from tfmq_fx.passes.nodes import read_attribute
-from tfmq_fx.passes.predicates import is_call, is_matmul, is_weighted, module_path, node_value
+from tfmq_fx.passes.predicates import is_call, is_conv, is_matmul, is_weighted, module_path, node_value
 
-__all__ = ["LoweringReport", "ReportEntry", "classify", "eager", "match_kernels"]
+__all__ = ["LoweringReport", "ReportEntry", "classify", "eager", "match_kernels", "reads_one_channel"]
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 WEIGHT = decomposed.dequantize_per_channel.default
@@ -107,10 +107,17 @@ NO_ACTIVATION = "only its weight is quantized"
 NO_WEIGHT = "only its activation is quantized"
 PER_ROW = "its activation has parameters per timestep, and the kernels take one set per call"
 WIDE = "its operands are wider than 8 bits"
+ONE_CHANNEL = "its input has one channel, whose memory layout the compiler of the integer kernel takes for another"
 NO_OPERATOR = "its operands are quantized, but there is no integer kernel for this operator"
 MISSED = "eligible, but the compiler left it in float"
 EAGER = "the reference backend computes quantize/dequantize in float"
-UNSUPPORTED = (NO_MATMUL, NO_ACTIVATION, NO_WEIGHT, PER_ROW, WIDE, NO_OPERATOR)
+UNSUPPORTED = (NO_MATMUL, NO_ACTIVATION, NO_WEIGHT, PER_ROW, WIDE, ONE_CHANNEL, NO_OPERATOR)
+
+
+def reads_one_channel(node: fx.Node) -> bool:
+    """Whether ``node`` is a convolution of a one-channel input: channels last and first are one layout there."""
+    source = node.args[0]
+    return is_conv(node) and isinstance(source, fx.Node) and node_value(source).shape[1] == 1
 
 
 def _weight_fits(graph_module: fx.GraphModule, weight: fx.Node) -> bool:
@@ -139,7 +146,7 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
         return WIDE
     if node.target not in INTEGER_OPERATORS:
         return NO_OPERATOR
-    return ""
+    return ONE_CHANNEL if reads_one_channel(node) else ""
 
 
 def classify(graph_module: fx.GraphModule, kept_float: Mapping[str, str]) -> list[ReportEntry]:
