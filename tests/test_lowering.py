@@ -1,5 +1,6 @@
 """Lowering to the reference and, once each, to the compiling backends (on a very small model)."""
 
+import sys
 from collections import Counter
 
 import pytest
@@ -73,6 +74,15 @@ def test_bad_calls_are_one_clear_sentence(reference):
         with pytest.raises(error, match=words) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_a_program_that_does_not_compile_is_refused_with_a_way_out(program, monkeypatch):
+    def fail(*arguments):
+        raise torch._dynamo.exc.BackendCompilerFailed(fail, RuntimeError("no such shape"), None)
+
+    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.lower"], "compile_inductor", fail)
+    with pytest.raises(LoweringError, match=r"could not compile this program \(.*no such shape.*dynamic_batch=False"):
+        tfmq_fx.lower(program)
 
 
 def test_unknown_backends_are_refused(program):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
+import torch._dynamo.exc
 import torch.fx.experimental._config
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
@@ -27,6 +28,7 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 __all__ = [
     "HAS_INTEGER_CONVS",
     "Q_ANNOTATION_KEY",
+    "CompilerError",
     "FakeTensor",
     "FakeTensorMode",
     "calling_convention",
@@ -36,6 +38,10 @@ __all__ = [
     "exported_to_json",
     "no_special_batch_sizes",
 ]
+
+
+#: What every failure of ``torch.compile`` and of AOTInductor is.
+CompilerError = torch._dynamo.exc.TorchDynamoException
 
 
 def calling_convention(graph: fx.Graph) -> tuple[list[str], Any]:

@@ -99,6 +99,8 @@ def _axis_of(
     source, axis = operands[0]
     if name in RESHAPES:
         return _through_reshape(source, axis, out, batch) if isinstance(axis, int) else None
+    if name == "aten::embedding":
+        return axis if isinstance(axis, int) else None  # the axes of the indices, and one of features behind them
     if name == "aten::permute" and isinstance(axis, int):
         order: Any = node.args[1]
         places: list[int] = [dim % source.ndim for dim in order]

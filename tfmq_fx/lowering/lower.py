@@ -12,7 +12,7 @@ import torch
 import torch._inductor
 from torch import SymInt, Tensor, fx
 
-from tfmq_fx._compat import HAS_INTEGER_CONVS, calling_convention
+from tfmq_fx._compat import HAS_INTEGER_CONVS, CompilerError, calling_convention
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
@@ -182,13 +182,22 @@ def _compile(
     max_batch: int | None,
 ) -> tuple[Callable[..., Any], Counter[str] | None]:
     """Compile; return the callable and its integer kernels, None for the reference itself."""
-    if backend == "inductor":
-        run, counter = compile_inductor(reference, args, kwargs)
-        return run, counter.found
-    if backend == "aot":
-        package = Path(str(path))
-        counter = compile_package(export_graph(reference, args, kwargs, max_batch), package)
-        return torch._inductor.aoti_load_package(str(package)), counter.found
+    try:
+        if backend == "inductor":
+            run, counter = compile_inductor(reference, args, kwargs)
+            return run, counter.found
+        if backend == "aot":
+            package = Path(str(path))
+            counter = compile_package(export_graph(reference, args, kwargs, max_batch), package)
+            return torch._inductor.aoti_load_package(str(package)), counter.found
+    except CompilerError as error:
+        cause = getattr(error, "inner_exception", error)
+        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        msg = (
+            f"Inductor could not compile this program ({first.strip()}); capture the model with dynamic_batch=False, "
+            "which is easier to compile, or run it with backend='reference'"
+        )
+        raise LoweringError(msg) from error
     return reference, None
 
 

@@ -134,7 +134,7 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
     if not (quantized_left or quantized_right):
         return kept_float.get(name) or "it was not annotated"
     if is_matmul(node):
-        wide = [side for side in (left, right) if is_call(side, PER_TENSOR) and side.args[5] not in INTEGER_DTYPES]
+        wide = [side for side in (left, right) if is_call(side, *PER_TENSOR) and side.args[5] not in INTEGER_DTYPES]
         return WIDE if wide else NO_MATMUL
     if not quantized_right:
         return NO_WEIGHT

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfmq_fx._compat import constant_floats
+from tfmq_fx._compat import CompilerError, constant_floats
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer
 from tfmq_fx.fake_quantizers.adaround import GAMMA, ZETA, initial_variable, rectified_sigmoid
 
@@ -96,7 +96,7 @@ def _step_function(compiled: bool) -> Callable[..., Any]:
     probe = [*(torch.zeros(6) for _ in range(7)), torch.ones(4), torch.zeros(6)]
     try:
         fused(*probe, regularised=False)
-    except torch._dynamo.exc.TorchDynamoException:
+    except CompilerError:
         return _fused_step
     return fused
 
