@@ -34,6 +34,7 @@ from .strip_dead_state import StripDeadState
 from .subgraphs import extract_subgraph
 from .tabulate_temporal_block import TabulateTemporalBlock
 from .use_one_timestep_group import UseOneTimestepGroup
+from .widen_sequence_convs import WidenSequenceConvs
 
 __all__ = [
     "CANONICALIZE",
@@ -65,6 +66,7 @@ __all__ = [
     "StripDeadState",
     "TabulateTemporalBlock",
     "UseOneTimestepGroup",
+    "WidenSequenceConvs",
     "extract_subgraph",
     "run_pipeline",
 ]

@@ -38,6 +38,7 @@ from tfmq_fx.passes import (
     ShareTemporalNodes,
     SinkRepeatedRows,
     SplitConcatenatedConvs,
+    WidenSequenceConvs,
     run_pipeline,
 )
 from tfmq_fx.passes.analysis import TemporalBlock, data_dependence, find_temporal_block, row_columns
@@ -113,6 +114,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         if config.split_concatenations:
             SplitConcatenatedConvs()(model)
         FlattenFrameConvs()(model)
+        WidenSequenceConvs()(model)
         FlattenLinearInputs()(model)
         SinkRepeatedRows(timestep=self.timestep)(model)
         ShareTemporalNodes(timestep=self.timestep, finite=tuple(self.finite))(model)
