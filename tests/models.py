@@ -77,6 +77,23 @@ class ClassDenoiser(SmallDenoiser):
         return self.denoise(sample, self.time(timestep) + self.labels(class_labels))
 
 
+class PromptDenoiser(SmallDenoiser):
+    """The same with a pooled prompt added to the time embedding, and cross attention to the prompt's tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = nn.Linear(6, 16)
+        self.query, self.key, self.value = nn.Linear(1, 8), nn.Linear(12, 8), nn.Linear(12, 8)
+        self.back = nn.Linear(8, 1)
+
+    def forward(self, sample: Tensor, timestep: Tensor, tokens: Tensor, pooled: Tensor) -> Tensor:  # type: ignore[override]
+        q = self.query(sample.flatten(2).transpose(1, 2))
+        k, v = self.key(tokens), self.value(tokens)
+        a = nn.functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
+        sample = sample + self.back(a).transpose(1, 2).reshape(sample.shape)
+        return self.denoise(sample, self.time(timestep) + self.pool(pooled))
+
+
 def tiny_unet() -> UNet2DModel:
     torch.manual_seed(0)
     return UNet2DModel(

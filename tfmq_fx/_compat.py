@@ -37,6 +37,7 @@ __all__ = [
     "exported_from_dict",
     "exported_to_json",
     "no_special_batch_sizes",
+    "output_structure",
 ]
 
 
@@ -48,6 +49,11 @@ def calling_convention(graph: fx.Graph) -> tuple[list[str], Any]:
     """Argument names and the input structure ``((args), {kwargs})`` of an exported graph."""
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     return list(info.orig_args), info.in_spec
+
+
+def output_structure(graph: fx.Graph) -> Any:
+    """The structure that an exported graph gives its results."""
+    return graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Analyses: they read a graph and change nothing."""
 
+from .conditional_part import ConditionalPart, find_conditional_part
 from .dependence import data_arguments, data_dependence
 from .layer_names import layer_name, weight_source
 from .reconstruction_units import ReconstructionUnit, find_units
@@ -8,6 +9,7 @@ from .temporal_block import EmbeddingLayer, TemporalBlock, find_temporal_block
 from .temporal_evaluation import NodeHook, evaluate_temporal_nodes
 
 __all__ = [
+    "ConditionalPart",
     "EmbeddingLayer",
     "NodeHook",
     "ReconstructionUnit",
@@ -15,6 +17,7 @@ __all__ = [
     "data_arguments",
     "data_dependence",
     "evaluate_temporal_nodes",
+    "find_conditional_part",
     "find_row",
     "find_temporal_block",
     "find_units",

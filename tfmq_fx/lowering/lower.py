@@ -22,6 +22,8 @@ from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.lowering.inductor import compile_inductor
 from tfmq_fx.lowering.parity import check_parity
 from tfmq_fx.lowering.report import LoweringReport, classify, eager, match_kernels, reads_one_channel
+from tfmq_fx.lowering.staged import StagedProgram
+from tfmq_fx.lowering.stages import Stage, split_stages
 from tfmq_fx.passes import (
     DequantizeWeights,
     FoldWeightZeroPoints,
@@ -32,12 +34,13 @@ from tfmq_fx.passes import (
     TabulateTemporalBlock,
     UseOneTimestepGroup,
 )
-from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.analysis import find_conditional_part, find_temporal_block
 from tfmq_fx.passes.group_timesteps import GROUPS
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import node_value
 from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.roles import sample_inputs
 
 __all__ = ["load_denoiser", "lower"]
 
@@ -49,6 +52,7 @@ def lower(
     backend: str = "inductor",
     *,
     tabulate: bool = True,
+    reuse: bool = True,
     path: str | Path | None = None,
 ) -> Denoiser:
     """Lower a quantized program to kernels and check the result against the reference.
@@ -63,6 +67,9 @@ def lower(
             at ``path``, loadable without the model's source; ``"reference"``: eager quantize/dequantize.
         tabulate: Whether the temporal block is evaluated once per timestep into a table, so that none of
             its layers runs at inference. False keeps it in the graph.
+        reuse: Whether what the sample does not reach is kept from call to call: layers that depend on a prompt
+            alone run once a prompt, those that depend on the timestep too once a timestep and prompt.
+            ``"inductor"`` only; programs with timestep groups run whole.
         path: Where the ``"aot"`` package goes (``.pt2``).
 
     Returns:
@@ -97,7 +104,13 @@ def lower(
     if backend != "reference":
         DequantizeWeights(reads_one_channel)(lowered)
         StripDeadState()(lowered)
-    run, found = _compile(lowered, backend, args, kwargs, path, signature.max_batch)
+    samples = {str(node.target) for node in sample_inputs(lowered.graph, program.timestep)}
+    part = find_conditional_part(lowered, samples, program.timestep)
+    stages = split_stages(lowered, part) if reuse and backend == "inductor" and groups is None else []
+    if stages:
+        run, found = _compile_stages(lowered, stages, args, kwargs)
+    else:
+        run, found = _compile(lowered, backend, args, kwargs, path, signature.max_batch)
     error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs)
     table = program.timesteps
     report = LoweringReport(
@@ -107,6 +120,7 @@ def lower(
         table_rows=0 if table is None else len(table),
         parity_error=error,
         parity_floor=floor,
+        conditioning=f"{part}{'; reused from call to call' if stages else ''}",
     )
     unknown, config = program.config.unknown_timestep, program.interface.get("config", {})
     if backend == "aot":
@@ -171,6 +185,19 @@ def _one_group(reference: fx.GraphModule) -> fx.GraphModule:
     lowered = copy.deepcopy(reference)
     UseOneTimestepGroup()(lowered)
     return lowered
+
+
+def _compile_stages(
+    lowered: fx.GraphModule, stages: list[Stage], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], Counter[str] | None]:
+    """Compile each stage by itself; return the callable and the integer kernels of all of them."""
+    eager_run = StagedProgram(lowered, stages, [stage.graph_module for stage in stages])
+    runs, kernels = [], Counter[str]()
+    for stage, inputs in zip(stages, eager_run.example_inputs(args, kwargs), strict=True):
+        run, found = _compile(stage.graph_module, "inductor", tuple(inputs), {}, None, None)
+        runs.append(run)
+        kernels += found or Counter()
+    return StagedProgram(lowered, stages, runs), kernels
 
 
 def _compile(

@@ -45,6 +45,7 @@ class LoweringReport:
         table_rows: Timesteps in the table.
         parity_error: Relative error of the lowered program against the reference on the example inputs.
         parity_floor: The same between two reference runs whose inputs differ by float rounding.
+        conditioning: Which layers depend on the timestep and the conditioning alone, in a sentence.
     """
 
     backend: str
@@ -53,6 +54,7 @@ class LoweringReport:
     table_rows: int = 0
     parity_error: float = 0.0
     parity_floor: float = 0.0
+    conditioning: str = ""
 
     @property
     def eligible(self) -> int:
@@ -80,6 +82,7 @@ class LoweringReport:
             "table_rows": self.table_rows,
             "parity_error": self.parity_error,
             "parity_floor": self.parity_floor,
+            "conditioning": self.conditioning,
             "entries": [asdict(entry) for entry in self.entries],
         }
 
@@ -87,7 +90,7 @@ class LoweringReport:
     def from_dict(cls, values: dict[str, Any]) -> LoweringReport:
         """The inverse of :meth:`to_dict`."""
         entries = tuple(ReportEntry(**entry) for entry in values["entries"])
-        names = ("backend", "temporal_layers", "table_rows", "parity_error", "parity_floor")
+        names = ("backend", "temporal_layers", "table_rows", "parity_error", "parity_floor", "conditioning")
         return cls(entries=entries, **{name: values[name] for name in names})
 
     def __str__(self) -> str:
@@ -97,6 +100,7 @@ class LoweringReport:
             f"{self.temporal_layers} temporal layers at run time ({self.table_rows} table rows), "
             f"parity error {self.parity_error:.1e} (rounding alone: {self.parity_floor:.1e})"
         ]
+        lines += [f"  conditioning: {self.conditioning}"] if self.conditioning else []
         lines += [f"  float: {e.name} ({e.operator}): {e.reason}" for e in self.entries if e.kernel == "float"]
         return "\n".join(lines)
 

@@ -1,0 +1,137 @@
+"""Run a program in stages, and reuse what was computed for the same prompt, or timestep and prompt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from tfmq_fx._compat import output_structure
+from tfmq_fx.lowering.stages import Stage
+
+__all__ = ["Reused", "StagedProgram"]
+
+#: Memory for values that are kept, per stage: the keys and values of SDXL's cross attention take some 55 MB a prompt.
+KEPT_BYTES = 2**29
+
+Run = Callable[..., Any]
+
+
+class Reused:
+    """A stage whose values are kept by the rows of its inputs.
+
+    A row is an item of the batch: images of one prompt share it, and a batch of known rows runs nothing. Where rows
+    cannot be told apart, the whole batch is one row. The least recently used values give way.
+
+    Args:
+        stage: The stage.
+        run: Called with its inputs; returns its outputs as a tuple.
+        most_bytes: Memory for the values.
+
+    Attributes:
+        computed: Rows that were computed so far.
+    """
+
+    def __init__(self, stage: Stage, run: Run, most_bytes: int = KEPT_BYTES) -> None:
+        self.stage, self.run, self.most_bytes = stage, run, most_bytes
+        self.computed = 0
+        self._kept: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()
+        self._bytes = 0
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The stage's outputs."""
+        if not self.stage.by_row:
+            return self._values([inputs])[0]
+        count = next(value.shape[0] for value in inputs if value.ndim)
+        rows = [tuple(value[n : n + 1] if value.ndim else value for value in inputs) for n in range(count)]
+        values = self._values(rows)
+        return tuple(torch.cat(column) for column in zip(*values, strict=True))
+
+    def _values(self, rows: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """The outputs of each row, computed together where they are not known."""
+        keys = [_digest(row) for row in rows]
+        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
+        found = {key: self._kept[key] for key in keys if key in self._kept}
+        if missing:
+            self.computed += len(missing)
+            found.update(zip(missing, self._compute(list(missing.values())), strict=True))
+        for key in found:
+            self._keep(key, found[key])
+        return [found[key] for key in keys]
+
+    def _compute(self, rows: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        if not self.stage.by_row:
+            return [_as_tuple(self.run(*rows[0]))]
+        together = [torch.cat(column) if column[0].ndim else column[0] for column in zip(*rows, strict=True)]
+        outputs = _as_tuple(self.run(*together))
+        return [tuple(value[n : n + 1].clone() for value in outputs) for n in range(len(rows))]
+
+    def _keep(self, key: bytes, values: tuple[Tensor, ...]) -> None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return
+        self._kept[key] = values
+        self._bytes += _size(values)
+        while self._bytes > self.most_bytes and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= _size(dropped)
+
+
+def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    """A stage's outputs in one memory layout: compiled code takes no other than it was compiled for."""
+    return tuple(value.contiguous() for value in ((outputs,) if isinstance(outputs, Tensor) else outputs))
+
+
+def _size(values: tuple[Tensor, ...]) -> int:
+    return sum(value.numel() * value.element_size() for value in values)
+
+
+def _digest(row: tuple[Tensor, ...]) -> bytes:
+    """A hash of the bits of a row's inputs."""
+    state = hashlib.blake2b(digest_size=16)
+    for value in row:
+        state.update(str(tuple(value.shape)).encode())
+        state.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.digest()
+
+
+class StagedProgram:
+    """Called like the program that was cut into stages.
+
+    Args:
+        graph_module: The program.
+        stages: Its stages (:func:`tfmq_fx.lowering.stages.split_stages`).
+        runs: What runs each of them.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, stages: Sequence[Stage], runs: Sequence[Run]) -> None:
+        self.stages = list(stages)
+        self.inputs = [node.name for node in graph_module.graph.nodes if node.op == "placeholder"]
+        self.structure = output_structure(graph_module.graph)
+        self.results = pytree.tree_leaves(graph_module.graph.output_node().args[0])
+        last = len(self.stages) - 1
+        self.runs = [run if index == last else Reused(stage, run) for index, (stage, run) in
+                     enumerate(zip(stages, runs, strict=True))]  # fmt: skip
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the stages in order."""
+        values: dict[str, Any] = dict(zip(self.inputs, pytree.tree_leaves((args, kwargs)), strict=True))
+        for stage, run in zip(self.stages, self.runs, strict=True):
+            outputs = _as_tuple(run(*(values[name] for name in stage.inputs)))
+            values.update(zip(stage.outputs, outputs, strict=True))
+        leaves = [values[leaf.name] if isinstance(leaf, fx.Node) else leaf for leaf in self.results]
+        return pytree.tree_unflatten(leaves, self.structure)
+
+    def example_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[Any]]:
+        """What each stage is called with for these inputs of the program."""
+        values = dict(zip(self.inputs, pytree.tree_leaves((args, kwargs)), strict=True))
+        seen = []
+        for stage in self.stages:
+            seen.append([values[name] for name in stage.inputs])
+            values.update(zip(stage.outputs, _as_tuple(stage.graph_module(*seen[-1])), strict=True))
+        return seen
