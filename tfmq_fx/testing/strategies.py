@@ -36,6 +36,7 @@ def time_paths(
         batch=st.integers(2, 3),
         dynamic_batch=flag if dynamic_batch is None else st.just(dynamic_batch),
         scalar_timestep=flag if scalar_timestep is None else st.just(scalar_timestep),
+        float_timestep=flag,
         timestep_name=st.sampled_from(["timestep", "t"]),
         position=st.sampled_from(["last", "first", "middle"]),
         broadcast=st.sampled_from(["ones", "expand", "none"]),

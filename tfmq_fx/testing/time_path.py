@@ -34,6 +34,7 @@ class TimePath:
         batch: The batch size, or its example.
         dynamic_batch: Whether the batch is symbolic; then ``sym_size(sample, 0)`` stands on the time path.
         scalar_timestep: Whether the timestep is 0-dim instead of ``[N]``.
+        float_timestep: Whether the timestep is float32, as Euler's and flow matching's are, instead of int64.
         timestep_name: Name of the timestep placeholder.
         position: Where the timestep stands among the placeholders.
         broadcast: How the timestep meets the batch: times ones, expanded, or not at all.
@@ -63,6 +64,7 @@ class TimePath:
     batch: int = 2
     dynamic_batch: bool = False
     scalar_timestep: bool = False
+    float_timestep: bool = False
     timestep_name: str = "timestep"
     position: Literal["first", "middle", "last"] = "last"
     broadcast: Literal["ones", "expand", "none"] = "ones"
@@ -85,6 +87,11 @@ class TimePath:
     sinusoid_decoy: bool = False
     shared_weight_decoy: bool = False
     dead_branch: bool = False
+
+    @property
+    def timestep_dtype(self) -> torch.dtype:
+        """The dtype of the timestep."""
+        return torch.float32 if self.float_timestep else torch.int64
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,9 @@ class TemporalGraph:
         cycle = [timesteps[index % len(timesteps)] for index in range(size)]
         inputs = {
             "sample": torch.randn(size, CHANNELS, SIDE, SIDE, generator=random),
-            self.path.timestep_name: torch.tensor(cycle[0] if self.path.scalar_timestep else cycle, dtype=torch.int64),
+            self.path.timestep_name: torch.tensor(
+                cycle[0] if self.path.scalar_timestep else cycle, dtype=self.path.timestep_dtype
+            ),
             "class_labels": torch.arange(size) % 3,
         }
         names = [str(node.target) for node in self.graph_module.graph.nodes if node.op == "placeholder"]
@@ -172,7 +181,7 @@ class _Model:
         batch = self.builder.batch
         shapes: dict[str, tuple[Any, ...]] = {"sample": (batch, CHANNELS, SIDE, SIDE), "class_labels": (batch,)}
         shapes[self.path.timestep_name] = () if self.path.scalar_timestep else (batch,)
-        dtypes = {"sample": torch.float32}
+        dtypes = {"sample": torch.float32, self.path.timestep_name: self.path.timestep_dtype}
         return {name: self.builder.placeholder(name, shapes[name], dtypes.get(name, torch.int64)) for name in names}
 
     def build(self) -> TemporalGraph:
@@ -261,14 +270,16 @@ class _Model:
             if path.scalar_timestep:
                 t = self._t(aten.unsqueeze.default, t, 0)
             if path.broadcast == "ones":
-                t = self._t(aten.mul.Tensor, t, self._constant(aten.ones.default, [self._size()], dtype=torch.int64))
+                t = self._t(
+                    aten.mul.Tensor, t, self._constant(aten.ones.default, [self._size()], dtype=path.timestep_dtype)
+                )
             elif path.broadcast == "expand":
                 t = self._t(aten.expand.default, t, [self._size()])
             if path.asserts:
                 # An assertion reads no data and nobody reads it, so it is no part of the block.
-                self.builder.call(aten._assert_tensor_metadata.default, t, None, None, torch.int64)
+                self.builder.call(aten._assert_tensor_metadata.default, t, None, None, path.timestep_dtype)
             if path.casts:
-                t = self._t(aten.to.dtype, t, torch.int64)
+                t = self._t(aten.to.dtype, t, path.timestep_dtype)
             column = self._t(aten.to.dtype, self._t(aten.unsqueeze.default, t, -1), torch.float32)
             argument = self._t(aten.mul.Tensor, column, self._frequencies())
             if path.scale != 1.0:
