@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .nodes import add_buffer, erase_unread_attribute, insert_call, insert_get_attr, read_attribute, replace_node
+from .nodes import (
+    add_buffer,
+    argument_of,
+    erase_unread_attribute,
+    insert_call,
+    insert_get_attr,
+    read_attribute,
+    replace_node,
+)
 from .predicates import is_call, node_value, weight_node
 
 __all__ = ["FlattenFrameConvs", "convolves_frames"]
@@ -21,14 +29,10 @@ WINDOW = ((3, "stride"), (4, "padding"), (5, "dilation"))
 NEUTRAL = (1, 0, 1)
 
 
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
-
-
 def _window(node: fx.Node) -> list[list[int]]:
     """Stride, padding and dilation, three numbers each."""
     places = zip(WINDOW, NEUTRAL, strict=True)
-    sizes = [list(_argument(node, position, name, [neutral])) for (position, name), neutral in places]
+    sizes = [list(argument_of(node, position, name, [neutral])) for (position, name), neutral in places]
     return [size * 3 if len(size) == 1 else size for size in sizes]
 
 
@@ -77,7 +81,7 @@ class FlattenFrameConvs(GraphPass):
 
 def _flatten(graph_module: fx.GraphModule, node: fx.Node) -> None:
     graph = graph_module.graph
-    source, bias, groups = node.args[0], _argument(node, 2, "bias", None), _argument(node, 6, "groups", 1)
+    source, bias, groups = node.args[0], argument_of(node, 2, "bias", None), argument_of(node, 6, "groups", 1)
     _, channels, frames, height, width = node_value(source).shape  # type: ignore[arg-type]
     shape = [-1, *node_value(node).shape[1:]]
     whole = weight_node(node)

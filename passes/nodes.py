@@ -13,6 +13,7 @@ from tfmq_fx._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher
 
 __all__ = [
     "add_buffer",
+    "argument_of",
     "compute_value",
     "erase_unread_attribute",
     "fake_mode_of",
@@ -96,6 +97,11 @@ def add_buffer(graph_module: fx.GraphModule, name: str, value: Tensor) -> str:
         free = f"{flat}_{count}"
     graph_module.register_buffer(free, value)
     return free
+
+
+def argument_of(node: fx.Node, position: int, name: str, default: Any) -> Any:
+    """The argument of a call at ``position``, or of that ``name``, or ``default`` where the call leaves it out."""
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
 
 def read_attribute(graph_module: torch.nn.Module, name: str) -> Any:

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .nodes import add_buffer, erase_unread_attribute, insert_call, insert_get_attr, read_attribute, replace_node
+from .nodes import (
+    add_buffer,
+    argument_of,
+    erase_unread_attribute,
+    insert_call,
+    insert_get_attr,
+    read_attribute,
+    replace_node,
+)
 from .predicates import is_call, node_value, weight_node
 
 __all__ = ["WidenSequenceConvs", "convolves_sequence"]
@@ -17,10 +25,6 @@ aten = torch.ops.aten
 
 #: Where ``conv1d`` takes the sizes of its window, with what ``conv2d`` does along the new axis.
 WINDOW = ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
-
-
-def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
 
 
 def convolves_sequence(node: Any) -> bool:
@@ -66,8 +70,8 @@ def _widen(graph_module: fx.GraphModule, node: fx.Node) -> None:
     assert whole is not None
     name = str(whole.target)
     buffer = add_buffer(graph_module, f"{name}_2d", read_attribute(graph_module, name).detach().unsqueeze(2))
-    window = [[still, _argument(node, position, size, [still])[0]] for position, size, still in WINDOW]
-    bias, groups = _argument(node, 2, "bias", None), _argument(node, 6, "groups", 1)
+    window = [[still, argument_of(node, position, size, [still])[0]] for position, size, still in WINDOW]
+    bias, groups = argument_of(node, 2, "bias", None), argument_of(node, 6, "groups", 1)
     with graph.inserting_before(node):
         weight = insert_get_attr(graph_module, buffer, anchor=node)
         wide = insert_call(graph, aten.unsqueeze.default, (node.args[0], 2), anchor=node)

@@ -1,6 +1,5 @@
 import pytest
 import torch
-import torch.ao.quantization.fx._decomposed
 from tfmq_fx.passes import FoldWeightZeroPoints, StripDeadState
 from tfmq_fx.passes.fold_weight_zero_points import fold_zero_points
 
