@@ -1,0 +1,8 @@
+"""Our own integer kernels for x86 with AVX-512 VNNI: C++ headers, operators that name them, and how they compile."""
+
+from __future__ import annotations
+
+from tfmq_fx.kernels.operators import OPERATORS
+from tfmq_fx.kernels.packing import block_columns, pack_weight, unpack_weight
+
+__all__ = ["OPERATORS", "block_columns", "pack_weight", "unpack_weight"]

@@ -1,0 +1,196 @@
+"""Compile the operators of our integer kernels through Inductor, as calls of the C++ beside this file.
+
+Each becomes a C++ function in the compiled program, called with pointers and sizes. So there is nothing to load or to
+register at run time, and an ahead-of-time package holds the kernels as it holds Inductor's own.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tfmq_fx import _inductor_compat as inductor_ir
+from tfmq_fx._inductor_compat import CppKernelCall, register_inductor_lowering
+from tfmq_fx.kernels.operators import OPERATORS
+
+__all__ = ["has_native_kernels", "register_native_kernels"]
+
+FOLDER = Path(__file__).parent
+CPP_TYPES = {torch.float32: "float", torch.bfloat16: "tfmq::bf16", torch.uint8: "uint8_t", torch.int8: "int8_t"}
+
+
+@functools.cache
+def has_native_kernels() -> bool:
+    """Whether this machine's processor runs the kernels: AVX-512 with VNNI."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability == "AVX512" and torch.cpu._is_vnni_supported()
+
+
+@functools.cache
+def _sources() -> str:
+    """A digest of the headers: part of the generated code, so that a changed kernel is compiled again."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(FOLDER.glob("*.h")))).hexdigest()[:16]
+
+
+def _include(header: str) -> str:
+    return f'#include "{FOLDER / header}"  // {_sources()}'
+
+
+def _pointer(value: Any, name: str) -> str:
+    """``name`` as the kernels' own pointer type."""
+    dtype = value.get_dtype()
+    return f"reinterpret_cast<const {CPP_TYPES[dtype]}*>({name})"
+
+
+def _call(
+    header: str,
+    size: Sequence[Any],
+    dtype: torch.dtype,
+    inputs: Sequence[Any],
+    statement: Callable[[Sequence[str], str, Callable[[Any], str]], str],
+) -> Any:
+    """A call of one kernel; ``statement(inputs, output, number)`` is its C++, ``number`` that of a size."""
+
+    def body(names: Sequence[str], output: str, number: Callable[[Any], str]) -> str:
+        pointers = [_pointer(value, name) for value, name in zip(inputs, names, strict=True)]
+        return statement(pointers, f"reinterpret_cast<{CPP_TYPES[dtype]}*>({output})", number)
+
+    return CppKernelCall.create(_include(header), size, dtype, inputs, body)
+
+
+def _numbers(values: Sequence[Any], number: Callable[[Any], str]) -> str:
+    return ", ".join(number(value) for value in values)
+
+
+def _conv(
+    x: Any,
+    weight: Any,
+    scale: Any,
+    bias: Any,
+    residual: Any,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+) -> Any:
+    operands = [inductor_ir.contiguous(value) for value in (x, weight, scale, bias)]
+    if residual is not None:
+        operands.append(inductor_ir.contiguous(residual))
+    batch, height, width, depth = x.get_size()
+    channels, vectors = scale.get_size()[0], int(weight.get_size()[3]) // 16
+    rows, columns = ((size - k) // s + 1 for size, k, s in zip((height, width), kernel, stride, strict=True))
+
+    def statement(names: Sequence[str], output: str, number: Callable[[Any], str]) -> str:
+        pointers = ", ".join([*names, *(["nullptr"] if residual is None else []), output])
+        shape = _numbers((batch, height, width, depth, rows, columns, channels, *kernel, *stride), number)
+        return f"tfmq::integer_conv<{vectors}, {CPP_TYPES[dtype]}>({pointers}, tfmq::ConvShape{{{shape}}});"
+
+    return _call("conv.h", (batch, rows, columns, channels), dtype, operands, statement)
+
+
+def _any_norm(
+    x: Sequence[Any],
+    shift: Any,
+    weight: Any,
+    bias: Any,
+    groups: int,
+    eps: float,
+    silu: bool,
+    scale: float,
+    zero_point: int,
+    padding: Sequence[int],
+    dtype: torch.dtype,
+) -> Any:
+    images = [inductor_ir.contiguous(part) for part in x]
+    constants = [inductor_ir.contiguous(value) for value in (weight, bias)]
+    shifts = [] if shift is None else [inductor_ir.contiguous_rows(shift)]
+    batch, height, width = x[0].get_size()[:3]
+    counts = [part.get_size()[3] for part in x]
+    top, left, bottom, right = padding
+    source = CPP_TYPES[x[0].get_dtype()]
+
+    def statement(names: Sequence[str], output: str, number: Callable[[Any], str]) -> str:
+        parts, rest = list(names[: len(images)]), list(names[len(images) :])
+        second = parts[1] if len(parts) > 1 else "nullptr"
+        moved = rest[2] if shifts else "nullptr"
+        pitch = shifts[0].get_stride()[0] if shifts and shifts[0].get_size()[0] != 1 else 0
+        channels = _numbers([*counts, *([0] if len(counts) == 1 else [])], number)
+        shape = (
+            f"tfmq::NormShape{{{_numbers((batch, height, width, groups), number)}, {{{channels}}}, "
+            f"{{{_numbers(padding, number)}}}, {number(pitch)}}}"
+        )
+        arguments = f"{parts[0]}, {second}, {moved}, {rest[0]}, {rest[1]}, {output}, {shape}"
+        kind = f"{'true' if silu else 'false'}, {source}, {CPP_TYPES[dtype]}"
+        return f"tfmq::group_norm<{kind}>({arguments}, {_numbers((eps, scale, zero_point), number)});"
+
+    size = (batch, height + top + bottom, width + left + right, weight.get_size()[0])
+    return _call("norm.h", size, dtype, [*images, *constants, *shifts], statement)
+
+
+def _norm(x: Sequence[Any], shift: Any, weight: Any, bias: Any, groups: int, eps: float, silu: bool) -> Any:
+    return _any_norm(x, shift, weight, bias, groups, eps, silu, 1.0, 0, (0, 0, 0, 0), torch.float32)
+
+
+def _quantized_norm(
+    x: Sequence[Any],
+    shift: Any,
+    weight: Any,
+    bias: Any,
+    groups: int,
+    eps: float,
+    silu: bool,
+    scale: float,
+    zero_point: int,
+    padding: Sequence[int],
+) -> Any:
+    return _any_norm(x, shift, weight, bias, groups, eps, silu, scale, zero_point, padding, torch.uint8)
+
+
+def _image(x: Any, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Any:
+    source = inductor_ir.contiguous(x)
+    batch, height, width, channels = x.get_size()
+    top, left, bottom, right = padding
+
+    def statement(names: Sequence[str], output: str, number: Callable[[Any], str]) -> str:
+        shape = f"{_numbers((batch, height, width, channels, enlarge), number)}, {{{_numbers(padding, number)}}}"
+        affine = _numbers((scale, zero_point), number)
+        return f"tfmq::quantize_image({names[0]}, {output}, tfmq::ImageShape{{{shape}}}, {affine});"
+
+    size = (batch, height * enlarge + top + bottom, width * enlarge + left + right, channels)
+    return _call("image.h", size, torch.uint8, [source], statement)
+
+
+def _attention(
+    query: Any, key: Any, value: Any, factor: float, scales: Sequence[float], zero_points: Sequence[int]
+) -> Any:
+    operands = [inductor_ir.contiguous_rows(x) for x in (query, key, value)]
+    batch, heads, rows, depth = query.get_size()
+    keys = key.get_size()[2]
+
+    def statement(names: Sequence[str], output: str, number: Callable[[Any], str]) -> str:
+        strides = ", ".join(f"{{{_numbers(x.get_stride()[:3], number)}}}" for x in operands)
+        shape = f"tfmq::AttentionShape{{{_numbers((batch, heads, rows, keys, depth), number)}, {strides}}}"
+        zeros = (zero_points[0], zero_points[1], 0, zero_points[2])
+        affine = ", ".join(
+            f"{{{number(scale)}, int({number(zero)})}}" for scale, zero in zip(scales, zeros, strict=True)
+        )
+        return f"tfmq::integer_attention({', '.join(names)}, {output}, {shape}, {number(factor)}, {affine});"
+
+    return _call("attention.h", (batch, rows, heads, depth), query.get_dtype(), operands, statement)
+
+
+@functools.cache
+def register_native_kernels() -> None:
+    """Tell Inductor how to compile the operators of :mod:`tfmq_fx.kernels.operators`."""
+    for operator, lowering in (
+        (OPERATORS.integer_conv.default, _conv),
+        (OPERATORS.group_norm.default, _norm),
+        (OPERATORS.quantized_group_norm.default, _quantized_norm),
+        (OPERATORS.quantized_image.default, _image),
+        (OPERATORS.integer_attention.default, _attention),
+    ):
+        register_inductor_lowering(operator, lowering)

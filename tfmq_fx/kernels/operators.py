@@ -1,0 +1,223 @@
+"""The operators of our integer kernels: their schemas, shapes, and what they compute, in plain torch.
+
+Images are channels last, ``[N, H, W, C]`` and contiguous, because that is how the kernels walk them. A quantized image
+carries its border: it was padded with its zero point, which stands for exactly 0, so that a convolution reads it
+without a condition. What is defined here runs anywhere and says what is meant; Inductor compiles the same operators to
+the C++ beside this file (:mod:`tfmq_fx.kernels.inductor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tfmq_fx.kernels.packing import unpack_weight
+
+__all__ = ["OPERATORS"]
+
+_library = torch.library.Library("tfmq", "DEF")
+
+_library.define(
+    "integer_conv(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? residual, int[2] kernel, int[2] stride, "
+    "ScalarType dtype) -> Tensor"
+)
+_library.define(
+    "group_norm(Tensor[] x, Tensor? shift, Tensor weight, Tensor bias, int groups, float eps, bool silu) -> Tensor"
+)
+_library.define(
+    "quantized_group_norm(Tensor[] x, Tensor? shift, Tensor weight, Tensor bias, int groups, float eps, bool silu, "
+    "float scale, int zero_point, int[4] padding) -> Tensor"
+)
+_library.define("quantized_image(Tensor x, int enlarge, float scale, int zero_point, int[4] padding) -> Tensor")
+_library.define(
+    "integer_attention(Tensor query, Tensor key, Tensor value, float factor, float[4] scales, int[3] zero_points)"
+    " -> Tensor"
+)
+
+#: The operators, by what they replace.
+OPERATORS = torch.ops.tfmq
+
+
+def _out_size(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> tuple[int, int]:
+    height, width = (int(size - k) // s + 1 for size, k, s in zip(x.shape[1:3], kernel, stride, strict=True))
+    return height, width
+
+
+def integer_conv(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """``scale * conv(x, weight) + bias (+ residual)``, the sum in exact integers.
+
+    Args:
+        x: uint8 ``[N, H, W, C]``, padded.
+        weight: int8, packed by :func:`tfmq_fx.kernels.packing.pack_weight` from ``[K, C, *kernel]``.
+        scale: float32 ``[K]``, of the activation times that of the weight.
+        bias: float32 ``[K]``, with what the zero point of ``x`` adds taken off.
+        residual: Added to the result, ``[N, H', W', K]`` of ``dtype``.
+        kernel: Height and width of the kernel.
+        stride: Stride of both axes.
+        dtype: float32 or bfloat16, of the result ``[N, H', W', K]``.
+    """
+    plain = unpack_weight(weight, x.shape[-1], kernel)
+    total = functional.conv2d(x.permute(0, 3, 1, 2).double(), plain.double(), stride=list(stride))
+    result = total.permute(0, 2, 3, 1) * scale.double() + bias.double()
+    if residual is not None:
+        result = result + residual.double()
+    return result.to(dtype).contiguous()
+
+
+def group_norm(
+    x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    """Normalize the concatenation of ``x``, with ``shift`` added to each channel, and apply SiLU where asked to.
+
+    Args:
+        x: One or two images of floats ``[N, H, W, C_i]``.
+        shift: float32 ``[N or 1, C]``.
+        weight: float32 ``[C]``.
+        bias: float32 ``[C]``.
+        groups: Number of groups.
+        eps: Added to the variance.
+        silu: Whether ``x * sigmoid(x)`` follows.
+
+    Returns:
+        float32 ``[N, H, W, C]``.
+    """
+    whole = torch.cat([part.float() for part in x], -1)
+    if shift is not None:
+        whole = whole + shift[:, None, None, :]
+    result = functional.group_norm(whole.permute(0, 3, 1, 2), groups, weight, bias, eps)
+    return (functional.silu(result) if silu else result).permute(0, 2, 3, 1).contiguous()
+
+
+def _quantize(value: Tensor, scale: float, zero_point: int) -> Tensor:
+    return (torch.round(value.float() * (1.0 / scale)) + zero_point).clamp(0, 255).to(torch.uint8)
+
+
+def _pad(value: Tensor, zero_point: int, padding: Sequence[int]) -> Tensor:
+    top, left, bottom, right = padding
+    return functional.pad(value, [0, 0, left, right, top, bottom], value=zero_point)
+
+
+def quantized_group_norm(
+    x: Sequence[Tensor],
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    scale: float,
+    zero_point: int,
+    padding: Sequence[int],
+) -> Tensor:
+    """:func:`group_norm`, quantized to uint8 and padded (top, left, bottom, right) with the zero point."""
+    return _pad(
+        _quantize(group_norm(x, shift, weight, bias, groups, eps, silu), scale, zero_point), zero_point, padding
+    )
+
+
+def quantized_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Tensor:
+    """Quantize ``x`` (``[N, H, W, C]``) to uint8, each pixel ``enlarge`` times in both axes, with a border."""
+    value = _quantize(x, scale, zero_point)
+    value = value.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
+    return _pad(value, zero_point, padding)
+
+
+def integer_attention(
+    query: Tensor, key: Tensor, value: Tensor, factor: float, scales: Sequence[float], zero_points: Sequence[int]
+) -> Tensor:
+    """``softmax((query * factor) key') value`` with all four operands of the two products quantized to uint8.
+
+    Args:
+        query: float ``[N, heads, L, D]``.
+        key: float ``[N, heads, S, D]``.
+        value: float ``[N, heads, S, D]``.
+        factor: Multiplies the query before it is quantized.
+        scales: Of the query, the key, the softmax and the value.
+        zero_points: Of the query, the key and the value; that of the softmax is 0.
+
+    Returns:
+        ``[N, L, heads, D]`` of the dtype of ``query``.
+    """
+    q, k, v = (
+        _quantize(x, scale, zero).double() - zero
+        for x, scale, zero in zip(
+            (query * factor, key, value), (scales[0], scales[1], scales[3]), zero_points, strict=True
+        )
+    )
+    scores = (q @ k.transpose(-2, -1)).float() * (scales[0] * scales[1])
+    weights = _quantize(torch.softmax(scores, -1), scales[2], 0).double()
+    return ((weights @ v) * (scales[2] * scales[3])).transpose(1, 2).to(query.dtype).contiguous()
+
+
+def _fake_conv(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    residual: Tensor | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    return x.new_empty((x.shape[0], *_out_size(x, kernel, stride), scale.shape[0]), dtype=dtype)
+
+
+def _fake_norm(
+    x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
+) -> Tensor:
+    return x[0].new_empty((*x[0].shape[:3], weight.shape[0]), dtype=torch.float32)
+
+
+def _padded(x: Tensor, channels: int, enlarge: int, padding: Sequence[int]) -> Tensor:
+    top, left, bottom, right = padding
+    height, width = x.shape[1] * enlarge + top + bottom, x.shape[2] * enlarge + left + right
+    return x.new_empty((x.shape[0], height, width, channels), dtype=torch.uint8)
+
+
+def _fake_quantized_norm(
+    x: Sequence[Tensor],
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    scale: float,
+    zero_point: int,
+    padding: Sequence[int],
+) -> Tensor:
+    return _padded(x[0], weight.shape[0], 1, padding)
+
+
+def _fake_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Tensor:
+    return _padded(x, x.shape[3], enlarge, padding)
+
+
+def _fake_attention(
+    query: Tensor, key: Tensor, value: Tensor, factor: float, scales: Sequence[float], zero_points: Sequence[int]
+) -> Tensor:
+    batch, heads, rows, depth = query.shape
+    return query.new_empty((batch, rows, heads, depth))
+
+
+for _name, _meaning, _shape in (
+    ("integer_conv", integer_conv, _fake_conv),
+    ("group_norm", group_norm, _fake_norm),
+    ("quantized_group_norm", quantized_group_norm, _fake_quantized_norm),
+    ("quantized_image", quantized_image, _fake_image),
+    ("integer_attention", integer_attention, _fake_attention),
+):
+    _library.impl(_name, _meaning, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"tfmq::{_name}", _shape, lib=_library)

@@ -1,0 +1,116 @@
+// Building blocks of the integer kernels: AVX-512 with VNNI. A product is an unsigned byte (the activation) times a
+// signed byte (the weight); four neighbours in the depth are summed into one 32-bit lane.
+#pragma once
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+#if !defined(__AVX512VNNI__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512DQ__)
+#error "the integer kernels need AVX-512 with VNNI"
+#endif
+
+#define TFMQ_INLINE inline __attribute__((always_inline))
+
+namespace tfmq {
+
+constexpr int64_t kLanes = 16;
+
+// The 16 bits of a bfloat16.
+struct bf16 {
+  uint16_t bits;
+};
+
+template <class F, int... I>
+TFMQ_INLINE void unroll_over(F&& body, std::integer_sequence<int, I...>) {
+  (body(std::integral_constant<int, I>{}), ...);
+}
+
+// Calls body(0), ..., body(N - 1) with constants, so that arrays they index become registers.
+template <int N, class F>
+TFMQ_INLINE void unroll(F&& body) {
+  unroll_over(body, std::make_integer_sequence<int, N>{});
+}
+
+TFMQ_INLINE __m512 load_lanes(const float* source) { return _mm512_loadu_ps(source); }
+
+TFMQ_INLINE __m512 load_lanes(const bf16* source) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(source));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+TFMQ_INLINE void store_lanes(float* target, __m512 value) { _mm512_storeu_ps(target, value); }
+
+// Rounds to the nearest bfloat16, ties to even.
+TFMQ_INLINE void store_lanes(bf16* target, __m512 value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
+}
+
+// round(value * inverse_scale) + zero_point, in 0..255.
+TFMQ_INLINE __m128i quantize_lanes(__m512 value, __m512 inverse_scale, __m512i zero_point) {
+  const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(value, inverse_scale));
+  const __m512i shifted = _mm512_add_epi32(rounded, zero_point);
+  return _mm512_cvtusepi32_epi8(_mm512_max_epi32(shifted, _mm512_setzero_si512()));
+}
+
+// e^x to about 2^-22: range reduction by powers of two, a polynomial for the rest.
+TFMQ_INLINE __m512 exp_lanes(__m512 x) {
+  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 720);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+
+// 1 / x: the 14-bit estimate and one Newton step.
+TFMQ_INLINE __m512 reciprocal_lanes(__m512 x) {
+  const __m512 estimate = _mm512_rcp14_ps(x);
+  return _mm512_mul_ps(estimate, _mm512_fnmadd_ps(x, estimate, _mm512_set1_ps(2.0f)));
+}
+
+TFMQ_INLINE __m512 silu_lanes(__m512 x) {
+  const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exp_lanes(_mm512_sub_ps(_mm512_setzero_ps(), x)));
+  return _mm512_mul_ps(x, reciprocal_lanes(denominator));
+}
+
+// Adds the products of M rows of bytes with NB * 16 columns to `sums`, over `taps` pieces of `depth` bytes each.
+// Row m starts at rows[m] + offsets[tap]; the weight is packed [taps][depth / 4][NB * 16][4].
+template <int M, int NB>
+TFMQ_INLINE void multiply_tile(const uint8_t* const (&rows)[M], const int64_t* offsets, int64_t taps, int64_t depth,
+                               const int8_t* weight, __m512i (&sums)[M * NB]) {
+  for (int64_t tap = 0; tap < taps; ++tap) {
+    const uint8_t* row[M];
+    unroll<M>([&](auto m) __attribute__((always_inline)) { row[m] = rows[m] + offsets[tap]; });
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < depth; c += 4) {
+      __m512i column[NB];
+      unroll<NB>([&](auto n) __attribute__((always_inline)) { column[n] = _mm512_loadu_si512(weight + n * 64); });
+      weight += NB * 64;
+      unroll<M>([&](auto m) __attribute__((always_inline)) {
+        int32_t bytes;
+        std::memcpy(&bytes, row[m] + c, 4);
+        const __m512i activation = _mm512_set1_epi32(bytes);
+        // As an intrinsic, the compiler copies the sum before each product.
+        unroll<NB>([&](auto n) __attribute__((always_inline)) {
+          asm("vpdpbusd %2, %1, %0" : "+v"(sums[m * NB + n]) : "v"(activation), "v"(column[n]));
+        });
+      });
+    }
+  }
+}
+
+}  // namespace tfmq
