@@ -12,16 +12,23 @@ from .dequantize_weights import DequantizeWeights
 from .flatten_frame_convs import FlattenFrameConvs
 from .flatten_linear_inputs import FlattenLinearInputs
 from .fold_weight_zero_points import FoldWeightZeroPoints
+from .fuse_group_norms import FuseGroupNorms
+from .fuse_quantized_images import FuseQuantizedImages
+from .fuse_residual_adds import FuseResidualAdds
 from .group_timesteps import GroupTimesteps
 from .index_timesteps import IndexTimesteps
 from .inline_timestep_rows import InlineTimestepRows
 from .join_units import JoinUnits
 from .lower_indexed_convs import LowerIndexedConvs
+from .lower_integer_attention import LowerIntegerAttention
+from .lower_integer_convs import LowerIntegerConvs
+from .merge_equal_nodes import MergeEqualNodes
+from .narrow_activations import NarrowActivations
 from .normalize_arguments import NormalizeArguments
 from .observe_temporal_block import ObserveTemporalBlock
 from .observe_timestep_groups import ObserveTimestepGroups
 from .partition_units import PartitionUnits
-from .pipelines import CANONICALIZE, run_pipeline
+from .pipelines import CANONICALIZE, NATIVE_KERNELS, run_pipeline
 from .propagate_values import PropagateValues
 from .remove_dropouts import RemoveDropouts
 from .remove_guards import RemoveGuards
@@ -38,18 +45,26 @@ from .widen_sequence_convs import WidenSequenceConvs
 
 __all__ = [
     "CANONICALIZE",
+    "NATIVE_KERNELS",
     "CompressTemporalTable",
     "DecomposeAttention",
     "DequantizeWeights",
     "FlattenFrameConvs",
     "FlattenLinearInputs",
     "FoldWeightZeroPoints",
+    "FuseGroupNorms",
+    "FuseQuantizedImages",
+    "FuseResidualAdds",
     "GraphPass",
     "GroupTimesteps",
     "IndexTimesteps",
     "InlineTimestepRows",
     "JoinUnits",
     "LowerIndexedConvs",
+    "LowerIntegerAttention",
+    "LowerIntegerConvs",
+    "MergeEqualNodes",
+    "NarrowActivations",
     "NormalizeArguments",
     "ObserveTemporalBlock",
     "ObserveTimestepGroups",

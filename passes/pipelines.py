@@ -7,6 +7,13 @@ from collections.abc import Sequence
 from torch import fx
 
 from .base import GraphPass
+from .fuse_group_norms import FuseGroupNorms
+from .fuse_quantized_images import FuseQuantizedImages
+from .fuse_residual_adds import FuseResidualAdds
+from .lower_integer_attention import LowerIntegerAttention
+from .lower_integer_convs import LowerIntegerConvs
+from .merge_equal_nodes import MergeEqualNodes
+from .narrow_activations import NarrowActivations
 from .normalize_arguments import NormalizeArguments
 from .remove_dropouts import RemoveDropouts
 from .remove_guards import RemoveGuards
@@ -14,7 +21,7 @@ from .remove_identity_arithmetic import RemoveIdentityArithmetic
 from .remove_noop_casts import RemoveNoopCasts
 from .strip_dead_state import StripDeadState
 
-__all__ = ["CANONICALIZE", "run_pipeline"]
+__all__ = ["CANONICALIZE", "NATIVE_KERNELS", "run_pipeline"]
 
 #: Bring an exported graph into the form that all later passes expect. Guards go first: they read
 #: nodes that the later passes want to see unread. Dead state goes last, when nothing reads it any more.
@@ -24,6 +31,21 @@ CANONICALIZE: tuple[type[GraphPass], ...] = (
     RemoveDropouts,
     RemoveIdentityArithmetic,
     RemoveNoopCasts,
+    StripDeadState,
+)
+
+#: Put a quantized graph on our own kernels. Equal nodes are merged before and behind the layers: layers that read one
+#: activation then share its quantization, and the shapes that they ask it in. Norms and images are fused into what the
+#: layers left: a quantizer whose readers take it channels last. Sums go last, when both sides are where they stay.
+NATIVE_KERNELS: tuple[type[GraphPass], ...] = (
+    MergeEqualNodes,
+    LowerIntegerConvs,
+    LowerIntegerAttention,
+    MergeEqualNodes,
+    FuseGroupNorms,
+    FuseQuantizedImages,
+    FuseResidualAdds,
+    NarrowActivations,
     StripDeadState,
 )
 

@@ -1,0 +1,90 @@
+import pytest
+import torch
+from tfmq_fx.passes import LowerIntegerAttention
+
+from tests.passes.helpers import calls, operators, unchanged
+from tests.passes.quantized_layers import rounded
+from tfmq_fx.kernels import OPERATORS
+from tfmq_fx.testing import GraphBuilder, assert_pass_contract
+
+aten = torch.ops.aten
+ATTENTION = OPERATORS.integer_attention.default
+
+
+def attention(builder, query, key, value, *, mask=None, softmax_zero=0, bits=(0, 255, torch.uint8)):
+    with builder.inside("attention"):
+        scaled = builder.call(aten.mul.Tensor, query, 0.25)
+        turned = builder.call(aten.transpose.int, key, -2, -1)
+        scores = builder.call(
+            aten.matmul.default, rounded(builder, scaled, 0.008, 128), rounded(builder, turned, 0.03, 125)
+        )
+        scores = scores if mask is None else builder.call(aten.add.Tensor, scores, mask)
+        weights = builder.call(aten.softmax.int, scores, -1)
+        return builder.call(
+            aten.matmul.default,
+            rounded(builder, weights, 1 / 255 / 4, softmax_zero, *bits),
+            rounded(builder, value, 0.03, 130),
+        )
+
+
+def graph(*, dynamic=False, keys=7, depth=8, **options):
+    builder = GraphBuilder(dynamic_batch=dynamic)
+    query = builder.placeholder("query", (builder.batch, 3, 5, depth))
+    key, value = (builder.placeholder(name, (builder.batch, 3, keys, depth)) for name in ("key", "value"))
+    return builder.build(attention(builder, query, key, value, **options))
+
+
+def inputs(batch=2, keys=7, depth=8):
+    return tuple(torch.randn(batch, 3, count, depth) for count in (5, keys, keys))
+
+
+def test_fires():
+    graph_module = graph()
+    assert LowerIntegerAttention()(graph_module).modified
+    (node,) = calls(graph_module, ATTENTION)
+    assert node.args[3:] == (0.25, [0.008, 0.03, 1 / 255 / 4, 0.03], [128, 125, 130])
+    assert set(operators(graph_module)) == {ATTENTION, aten.transpose.int}
+    assert list(node.meta["nn_module_stack"]) == ["L__self__", "attention"]
+
+
+@pytest.mark.parametrize("options", [{"depth": 6}, {"softmax_zero": 3}, {"bits": (0, 65535, torch.uint16)}])
+def test_does_not_fire_on_what_the_kernel_does_not_cover(options):
+    assert unchanged(LowerIntegerAttention(), graph(**options))
+
+
+def test_does_not_fire_on_a_mask():
+    builder = GraphBuilder()
+    query, key, value, mask = (
+        builder.placeholder(name, shape)
+        for name, shape in (("query", (2, 3, 5, 8)), ("key", (2, 3, 7, 8)), ("value", (2, 3, 7, 8)), ("mask", (5, 7)))
+    )
+    assert unchanged(LowerIntegerAttention(), builder.build(attention(builder, query, key, value, mask=mask)))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("keys", [7, 16, 33])
+def test_numerics(dynamic, keys):
+    more = [inputs(batch, keys) for batch in (1, 4)] if dynamic else []
+    # One weight may round the other way: a step of a softmax that sums to 1.
+    graph_module = graph(dynamic=dynamic, keys=keys)
+    assert_pass_contract(LowerIntegerAttention, graph_module, inputs(2, keys), rtol=1e-3, atol=5e-3, more_inputs=more)
+
+
+def test_several_users_of_the_inputs_and_the_result():
+    builder = GraphBuilder()
+    x = builder.placeholder("x", (2, 3, 6, 8))
+    first = attention(builder, x, x, x)
+    second = attention(builder, first, x, x)
+    graph_module = builder.build([first, second, builder.call(aten.neg.default, first), x])
+    example = (torch.randn(2, 3, 6, 8),)
+    result = assert_pass_contract(LowerIntegerAttention, graph_module, example, rtol=1e-3, atol=2e-2)
+    assert len(calls(result.graph_module, ATTENTION)) == 2
+
+
+def test_a_softmax_that_something_else_reads_stays():
+    graph_module = graph()
+    (softmax,) = calls(graph_module, aten.softmax.int)
+    output = graph_module.graph.output_node()
+    output.args = ((output.args[0], softmax),)
+    graph_module.recompile()
+    assert unchanged(LowerIntegerAttention(), graph_module)
