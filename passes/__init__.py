@@ -16,6 +16,7 @@ from .fuse_group_norms import FuseGroupNorms
 from .fuse_quantized_images import FuseQuantizedImages
 from .fuse_residual_adds import FuseResidualAdds
 from .group_timesteps import GroupTimesteps
+from .hoist_quantizers import HoistQuantizers
 from .index_timesteps import IndexTimesteps
 from .inline_timestep_rows import InlineTimestepRows
 from .join_units import JoinUnits
@@ -57,6 +58,7 @@ __all__ = [
     "FuseResidualAdds",
     "GraphPass",
     "GroupTimesteps",
+    "HoistQuantizers",
     "IndexTimesteps",
     "InlineTimestepRows",
     "JoinUnits",

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from tfmq_fx._compat import calling_convention
 from tfmq_fx.passes.predicates import node_value
 
-__all__ = ["batch_symbol", "example_arguments"]
+__all__ = ["EXAMPLE_BATCH", "batch_symbol", "example_arguments"]
 
 #: Batch of the examples: two, because a batch of one is a special case to a compiler.
 EXAMPLE_BATCH = 2

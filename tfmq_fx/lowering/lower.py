@@ -18,10 +18,20 @@ from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
 from tfmq_fx.lowering.aot import compile_package, describe_package, export_graph, load_package
 from tfmq_fx.lowering.denoiser import Denoiser, Signature
-from tfmq_fx.lowering.examples import example_arguments
+from tfmq_fx.lowering.engines import ENGINES, check_precision, compile_engine
+from tfmq_fx.lowering.examples import EXAMPLE_BATCH, example_arguments
 from tfmq_fx.lowering.inductor import compile_inductor
 from tfmq_fx.lowering.parity import check_parity
-from tfmq_fx.lowering.report import LoweringReport, classify, eager, match_kernels, reads_one_channel
+from tfmq_fx.lowering.report import (
+    LoweringReport,
+    ReportEntry,
+    classify,
+    eager,
+    layers,
+    match_kernels,
+    read_kernels,
+    reads_one_channel,
+)
 from tfmq_fx.lowering.staged import StagedProgram
 from tfmq_fx.lowering.stages import Stage, split_stages
 from tfmq_fx.passes import (
@@ -44,7 +54,10 @@ from tfmq_fx.roles import sample_inputs
 
 __all__ = ["load_denoiser", "lower"]
 
-BACKENDS = ("inductor", "aot", "reference")
+BACKENDS = ("inductor", "aot", *ENGINES, "reference")
+
+#: Integer kernels: how many by module path, or the nodes that run on them; None for the reference, which has none.
+Kernels = Counter[str] | set[str] | None
 
 
 def lower(
@@ -54,6 +67,7 @@ def lower(
     tabulate: bool = True,
     reuse: bool = True,
     path: str | Path | None = None,
+    precision: str | None = None,
 ) -> Denoiser:
     """Lower a quantized program to kernels and check the result against the reference.
 
@@ -64,19 +78,23 @@ def lower(
         program: The result of :func:`tfmq_fx.convert` or :func:`tfmq_fx.load`, or what ``convert_pt2e``
             returned for a graph prepared with :class:`tfmq_fx.TFMQQuantizer`. It is not changed.
         backend: ``"inductor"``: ``torch.compile`` with frozen weights; ``"aot"``: an AOTInductor package
-            at ``path``, loadable without the model's source; ``"reference"``: eager quantize/dequantize.
+            at ``path``, loadable without the model's source; ``"openvino"`` and ``"onnxruntime"``: those engines,
+            when they are installed (``pip install "tfmq-fx[openvino]"``), compiling each batch size when it first
+            comes; ``"reference"``: eager quantize/dequantize.
         tabulate: Whether the temporal block is evaluated once per timestep into a table, so that none of
             its layers runs at inference. False keeps it in the graph.
         reuse: Whether what the sample does not reach is kept from call to call: layers that depend on a prompt
             alone run once a prompt, those that depend on the timestep too once a timestep and prompt.
             ``"inductor"`` only; programs with timestep groups run whole.
         path: Where the ``"aot"`` package goes (``.pt2``).
+        precision: What ``"openvino"`` computes in between integer kernels: ``"f32"`` (default) or ``"bf16"``.
 
     Returns:
         A denoiser that is called like the original model; ``denoiser.report`` says what runs where.
 
     Raises:
-        LoweringError: The backend is unknown, or the lowered program parts from its reference.
+        LoweringError: The backend is unknown or not installed, it lacks an operator of the program, or the lowered
+            program parts from its reference.
     """
     if backend not in BACKENDS:
         msg = f"backend={backend!r} is not supported: use one of {', '.join(map(repr, BACKENDS))}"
@@ -84,6 +102,7 @@ def lower(
     if backend == "aot" and path is None:
         msg = "backend='aot' needs path=, the .pt2 package to write"
         raise LoweringError(msg)
+    check_precision(backend, precision)
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
     reference = _final_graph(program, tabulate=tabulate)
@@ -97,11 +116,11 @@ def lower(
         indexed[program.timestep] = indexed[program.timestep][:1]
     args, kwargs = example_arguments(reference, indexed)
     signature = _signature(reference, program)
-    entries = classify(lowered, program.kept_float)
-    if groups is not None and HAS_INTEGER_CONVS:
+    entries, nodes = classify(lowered, program.kept_float), [node.name for node in layers(lowered)]
+    if groups is not None and HAS_INTEGER_CONVS and backend not in ENGINES:
         LowerIndexedConvs()(lowered)
         StripDeadState()(lowered)
-    if backend != "reference":
+    if backend in ("inductor", "aot"):
         DequantizeWeights(reads_one_channel)(lowered)
         StripDeadState()(lowered)
     samples = {str(node.target) for node in sample_inputs(lowered.graph, program.timestep)}
@@ -110,12 +129,12 @@ def lower(
     if stages:
         run, found = _compile_stages(lowered, stages, args, kwargs)
     else:
-        run, found = _compile(lowered, backend, args, kwargs, path, signature.max_batch)
+        run, found = _compile(lowered, backend, args, kwargs, path, signature.max_batch, precision)
     error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs)
     table = program.timesteps
     report = LoweringReport(
         backend=backend,
-        entries=eager(entries) if found is None else match_kernels(entries, found),
+        entries=_as_compiled(entries, nodes, found),
         temporal_layers=len(find_temporal_block(reference, program.timestep).linears),
         table_rows=0 if table is None else len(table),
         parity_error=error,
@@ -189,14 +208,14 @@ def _one_group(reference: fx.GraphModule) -> fx.GraphModule:
 
 def _compile_stages(
     lowered: fx.GraphModule, stages: list[Stage], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Callable[..., Any], Counter[str] | None]:
+) -> tuple[Callable[..., Any], Kernels]:
     """Compile each stage by itself; return the callable and the integer kernels of all of them."""
     eager_run = StagedProgram(lowered, stages, [stage.graph_module for stage in stages])
     runs, kernels = [], Counter[str]()
     for stage, inputs in zip(stages, eager_run.example_inputs(args, kwargs), strict=True):
-        run, found = _compile(stage.graph_module, "inductor", tuple(inputs), {}, None, None)
+        run, found = _compile(stage.graph_module, "inductor", tuple(inputs), {}, None, None, None)
         runs.append(run)
-        kernels += found or Counter()
+        kernels += Counter(found)
     return StagedProgram(lowered, stages, runs), kernels
 
 
@@ -207,8 +226,11 @@ def _compile(
     kwargs: dict[str, Any],
     path: str | Path | None,
     max_batch: int | None,
-) -> tuple[Callable[..., Any], Counter[str] | None]:
-    """Compile; return the callable and its integer kernels, None for the reference itself."""
+    precision: str | None,
+) -> tuple[Callable[..., Any], Kernels]:
+    """Compile; return the callable and its integer kernels."""
+    if backend in ENGINES:
+        return compile_engine(backend, reference, EXAMPLE_BATCH, precision)
     try:
         if backend == "inductor":
             run, counter = compile_inductor(reference, args, kwargs)
@@ -226,6 +248,13 @@ def _compile(
         )
         raise LoweringError(msg) from error
     return reference, None
+
+
+def _as_compiled(entries: list[ReportEntry], nodes: list[str], found: Kernels) -> tuple[ReportEntry, ...]:
+    """What :func:`classify` expects, held against the integer kernels that there are."""
+    if found is None:
+        return eager(entries)
+    return match_kernels(entries, found) if isinstance(found, Counter) else read_kernels(entries, nodes, found)
 
 
 def _signature(graph_module: fx.GraphModule, program: QuantizedProgram) -> Signature:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,16 @@ from torch import fx
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_call, is_conv, is_matmul, is_weighted, module_path, node_value
 
-__all__ = ["LoweringReport", "ReportEntry", "classify", "eager", "match_kernels", "reads_one_channel"]
+__all__ = [
+    "LoweringReport",
+    "ReportEntry",
+    "classify",
+    "eager",
+    "layers",
+    "match_kernels",
+    "read_kernels",
+    "reads_one_channel",
+]
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 WEIGHT = decomposed.dequantize_per_channel.default
@@ -153,6 +162,12 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
     return ONE_CHANNEL if reads_one_channel(node) else ""
 
 
+def layers(graph_module: fx.GraphModule) -> list[fx.Node]:
+    """Every node that multiplies, in graph order: what :func:`classify` has an entry for."""
+    nodes = graph_module.graph.nodes
+    return [node for node in nodes if (is_weighted(node) or is_matmul(node)) and node_value(node) is not None]
+
+
 def classify(graph_module: fx.GraphModule, kept_float: Mapping[str, str]) -> list[ReportEntry]:
     """List every layer that multiplies; an eligible one is expected on an integer kernel, the others say why not.
 
@@ -161,9 +176,7 @@ def classify(graph_module: fx.GraphModule, kept_float: Mapping[str, str]) -> lis
         kept_float: Names of layers that stay float on purpose, with reasons.
     """
     entries = []
-    for node in graph_module.graph.nodes:
-        if not (is_weighted(node) or is_matmul(node)) or node_value(node) is None:
-            continue
+    for node in layers(graph_module):
         operator = str(node.target).removeprefix("aten.").split(".")[0]
         name = module_path(node) or operator
         weight = node.args[1]
@@ -206,6 +219,23 @@ def match_kernels(entries: list[ReportEntry], found: Counter[str]) -> tuple[Repo
         else:
             left[place] -= 1
     return tuple(matched)
+
+
+def read_kernels(entries: list[ReportEntry], nodes: list[str], integer: Container[str]) -> tuple[ReportEntry, ...]:
+    """The entries as an engine runs them, which names the layers that it has on integer kernels.
+
+    Args:
+        entries: What :func:`classify` expects.
+        nodes: The names of their nodes (:func:`layers`).
+        integer: Names of the nodes on integer kernels.
+    """
+    read = []
+    for entry, node in zip(entries, nodes, strict=True):
+        if node in integer:
+            read.append(replace(entry, kernel="integer", reason="", eligible=True))
+        else:
+            read.append(replace(entry, kernel="float", reason=MISSED) if entry.eligible else entry)
+    return tuple(read)
 
 
 def eager(entries: list[ReportEntry]) -> tuple[ReportEntry, ...]:

@@ -1,0 +1,154 @@
+"""The engines of others as backends, on very small models; each is skipped where it is not installed."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+
+import tfmq_fx
+from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
+from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
+from tfmq_fx.lowering import engines
+from tfmq_fx.lowering.engines import ENGINES, available_engines
+from tfmq_fx.lowering.report import MISSED, ReportEntry, read_kernels
+
+INSTALLED = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in available_engines(), reason=f"{name} is not installed"))
+    for name in ENGINES
+]
+
+
+@pytest.fixture(scope="module")
+def program():
+    return tfmq_fx.quantize(small_denoiser(), None, [batch()], timesteps=TIMESTEPS, progress=False)
+
+
+@pytest.fixture(scope="module")
+def reference(program):
+    return tfmq_fx.lower(program, "reference")
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_every_eligible_layer_is_on_an_integer_kernel(backend, program, reference):
+    denoiser = tfmq_fx.lower(program, backend)
+    report = denoiser.report
+    assert report.backend == backend and report.temporal_layers == 0 and report.table_rows == len(TIMESTEPS)
+    assert [e.name for e in report.entries if e.reason == MISSED] == []
+    assert report.integer_kernels == report.eligible >= 7
+    for size in (1, 3, 9):
+        x, t = batch(size)
+        assert relative(denoiser(x, t), reference(x, t)) < 0.05
+    # Mixed timesteps in one batch, each with its row of the table.
+    x, _ = batch(2)
+    t = TIMESTEPS[[1, 8]]
+    assert torch.allclose(denoiser(x, t)[1:], denoiser(x[1:], t[1:]), atol=1e-4)
+    with pytest.raises(TimestepError, match="101"):
+        denoiser(x, 101)
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_results_outlive_the_next_call(backend, program):
+    denoiser = tfmq_fx.lower(program, backend)
+    x, t = batch(2)
+    first = denoiser(x, t)
+    kept = first.clone()
+    denoiser(-x, t)
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantizationConfig(weight_bits=4),
+        QuantizationConfig(temporal="cache"),
+        QuantizationConfig(keep_float=("attention",), symmetric_activations=True),
+        QuantizationConfig(unknown_timestep="nearest", table="float16"),
+    ],
+    ids=["4-bit weights", "int8 table", "float attention", "nearest timestep, float16 table"],
+)
+def test_configurations(backend, config):
+    program = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
+    denoiser, reference = tfmq_fx.lower(program, backend), tfmq_fx.lower(program, "reference")
+    assert denoiser.report.integer_kernels >= denoiser.report.eligible - 2
+    x, t = batch(3)
+    assert relative(denoiser(x, t), reference(x, t)) < 0.05
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_a_diffusers_unet_and_its_saved_artefact(backend, tmp_path):
+    model, x, t = tiny_unet().eval(), torch.randn(2, 1, 8, 8), TIMESTEPS[[2, 5]]
+    program = tfmq_fx.quantize(model, None, [(x, t)], timesteps=TIMESTEPS, progress=False)
+    tfmq_fx.save(program, tmp_path / "unet")
+    denoiser = tfmq_fx.lower(tfmq_fx.load(tmp_path / "unet"), backend)
+    assert denoiser.report.integer_kernels == denoiser.report.eligible
+    with torch.no_grad():
+        assert relative(denoiser(x, t).sample, model(x, t).sample) < 0.15
+        assert type(denoiser(x, t)) is type(model(x, t))
+    many = torch.randn(70, 1, 8, 8)
+    assert denoiser(many, 100).sample.shape == many.shape
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_a_temporal_block_in_the_graph_is_refused_in_one_sentence(backend, program):
+    with pytest.raises(LoweringError, match="backend='inductor'") as caught:
+        tfmq_fx.lower(program, backend, tabulate=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_an_operator_without_a_translation_is_named(backend):
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Conv2d(4, 4, 3), torch.nn.PixelUnshuffle(2)).eval()
+    x = torch.randn(2, 2, 8, 8)
+    program = tfmq_fx.quantize(model, QuantizationConfig(temporal="float"), [(x,)], progress=False)
+    with pytest.raises(LoweringError, match=r"no translation of aten\.pixel_unshuffle\.default.*backend='inductor'"):
+        tfmq_fx.lower(program, backend)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_a_missing_package_is_one_sentence_with_a_way_out(backend, program, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LoweringError, match=rf'pip install "tfmq-fx\[{backend}\]"'):
+        tfmq_fx.lower(program, backend)
+    assert available_engines() == []
+
+
+@pytest.mark.skipif("openvino" not in available_engines(), reason="openvino is not installed")
+def test_openvino_in_bfloat16(program, reference):
+    denoiser = tfmq_fx.lower(program, "openvino", precision="bf16")
+    x, t = batch(3)
+    assert relative(denoiser(x, t), reference(x, t)) < 0.05
+
+
+def test_precisions_that_a_backend_lacks_are_refused(program):
+    for backend, words in (("inductor", "it takes none"), ("openvino", "'f32', 'bf16'"), ("onnxruntime", "'f32'")):
+        with pytest.raises(LoweringError, match=words):
+            tfmq_fx.lower(program, backend, precision="f8")
+
+
+def test_a_wrong_engine_is_caught_by_the_parity_check(program, monkeypatch):
+    def wrong(name, graph_module, batch, precision):
+        return lambda *args, **kwargs: graph_module(*args, **kwargs) * 1.1, set()
+
+    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.lower"], "compile_engine", wrong)
+    with pytest.raises(LoweringError, match="parts from its reference"):
+        tfmq_fx.lower(program, "openvino")
+
+
+def test_what_an_engine_leaves_in_float_is_reported():
+    entries = [
+        ReportEntry("a", "linear", "integer", eligible=True),
+        ReportEntry("b", "linear", "integer", eligible=True),
+        ReportEntry("c", "matmul", "float", "no kernel"),
+        ReportEntry("d", "matmul", "float", "no kernel"),
+    ]
+    read = read_kernels(entries, ["n1", "n2", "n3", "n4"], {"n1", "n4"})
+    assert [e.kernel for e in read] == ["integer", "float", "float", "integer"]
+    assert [e.reason for e in read] == ["", MISSED, "no kernel", ""]
+
+
+def test_the_list_of_backends_names_the_engines(program):
+    with pytest.raises(LoweringError, match="'openvino', 'onnxruntime'"):
+        tfmq_fx.lower(program, "tensorrt")
+    assert set(engines.ENGINES) == {"openvino", "onnxruntime"}

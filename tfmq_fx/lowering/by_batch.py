@@ -1,0 +1,72 @@
+"""Run a program on an engine that compiles for one batch size at a time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from torch import SymInt, Tensor, fx
+from torch.utils import _pytree as pytree
+
+from tfmq_fx._compat import output_structure
+from tfmq_fx.passes.predicates import node_value
+
+__all__ = ["ByBatch", "Session"]
+
+#: Takes the tensor inputs in graph order and returns the tensor results in graph order.
+Session = Callable[[list[Tensor]], list[Tensor]]
+
+#: Batch sizes that stay compiled: each has its own copy of the weights.
+MOST_SESSIONS = 4
+
+
+class ByBatch:
+    """Called like the graph; compiles on the first call with a batch size. The least recently used gives way.
+
+    Args:
+        graph_module: The graph; it is kept.
+        compile_for: Compiles for a batch size.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, compile_for: Callable[[int], Session]) -> None:
+        self._compile_for = compile_for
+        self._sessions: OrderedDict[int, Session] = OrderedDict()
+        inputs = [node_value(node) for node in graph_module.graph.nodes if node.op == "placeholder"]
+        self._tensors = [index for index, value in enumerate(inputs) if isinstance(value, Tensor)]
+        self._batch = _batch_place(inputs)
+        output = graph_module.graph.output_node()
+        self._results = pytree.tree_leaves(output.args[0])
+        self._structure = (
+            output_structure(graph_module.graph)
+            if hasattr(graph_module.graph._codegen, "pytree_info")
+            else pytree.tree_structure(output.args[0])
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph."""
+        leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda leaf: leaf is None)
+        tensors = [leaves[index] for index in self._tensors]
+        batch = 1 if self._batch is None else int(tensors[self._batch[0]].shape[self._batch[1]])
+        found = iter(self.session(batch)(tensors))
+        outputs = [next(found) if isinstance(leaf, fx.Node) else leaf for leaf in self._results]
+        return pytree.tree_unflatten(outputs, self._structure)
+
+    def session(self, batch: int) -> Session:
+        """The compiled program for ``batch``."""
+        if batch not in self._sessions:
+            self._sessions[batch] = self._compile_for(batch)
+            if len(self._sessions) > MOST_SESSIONS:
+                self._sessions.popitem(last=False)
+        self._sessions.move_to_end(batch)
+        return self._sessions[batch]
+
+
+def _batch_place(inputs: list[Any]) -> tuple[int, int] | None:
+    """Which tensor input has the batch as which axis, None when it is fixed."""
+    tensors = [value for value in inputs if isinstance(value, Tensor)]
+    for index, value in enumerate(tensors):
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, SymInt) and size.node.expr.is_Symbol:
+                return index, axis
+    return None

@@ -1,0 +1,186 @@
+"""What moves values without changing them; every size is a number by now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tfmq_fx.lowering.translation import Operator
+
+if TYPE_CHECKING:
+    from tfmq_fx.lowering.onnx.translator import OnnxTranslator
+
+__all__ = ["OPERATORS"]
+
+aten = torch.ops.aten
+
+
+def reshape(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
+    """Whatever gives the values another shape in the same order."""
+    value = context.value(input)
+    if list(value.shape) == context.shape:
+        return value
+    return context.result("Reshape", [value, context.builder.sizes(context.shape)])
+
+
+def expand(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
+    """Repeat along axes of size 1."""
+    value = context.value(input)
+    if list(value.shape) == context.shape:
+        return value
+    return context.result("Expand", [value, context.builder.sizes(context.shape)])
+
+
+def permute(context: OnnxTranslator, input: Any, dims: Sequence[int]) -> Any:
+    """Another order of the axes."""
+    return context.result("Transpose", [context.value(input)], perm=[axis % len(dims) for axis in dims])
+
+
+def transpose(context: OnnxTranslator, input: Any, dim0: int, dim1: int) -> Any:
+    """Two axes change places."""
+    order = list(range(len(context.shape)))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return permute(context, input, order)
+
+
+def matrix_transpose(context: OnnxTranslator, input: Any) -> Any:
+    """The transpose of a matrix."""
+    return permute(context, input, list(range(len(context.shape)))[::-1])
+
+
+def cat(context: OnnxTranslator, tensors: Sequence[Any], dim: int = 0) -> Any:
+    """Side by side along one axis."""
+    return context.result("Concat", [context.cast(tensor) for tensor in tensors], axis=dim)
+
+
+def stack(context: OnnxTranslator, tensors: Sequence[Any], dim: int = 0) -> Any:
+    """Side by side along a new axis."""
+    place = context.builder.sizes([dim])
+    shape = list(context.shape)
+    shape[dim] = 1
+    wide = [context.emit("Unsqueeze", [context.cast(t), place], shape, context.dtype) for t in tensors]
+    return context.result("Concat", wide, axis=dim)
+
+
+def slice_(context: OnnxTranslator, input: Any, dim: int = 0, start: int | None = None, end: int | None = None,
+           step: int = 1) -> Any:  # fmt: skip
+    """A part of one axis."""
+    value = context.value(input)
+    first, last, _ = slice(start, end).indices(value.shape[dim])
+    if (first, last, step) == (0, value.shape[dim], 1):
+        return value
+    return context.result("Slice", [value, *(context.builder.sizes([number]) for number in (first, last, dim, step))])
+
+
+def select(context: OnnxTranslator, input: Any, dim: int, index: int) -> Any:
+    """One place of an axis, which goes."""
+    return context.result("Gather", [context.value(input), context.constant(torch.tensor(index))], axis=dim)
+
+
+def index_select(context: OnnxTranslator, input: Any, dim: int, index: Any) -> Any:
+    """Rows of a table."""
+    return context.result("Gather", [context.value(input), context.value(index)], axis=dim)
+
+
+def embedding(context: OnnxTranslator, weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
+    """Rows of a table of embeddings."""
+    return index_select(context, weight, 0, indices)
+
+
+def split(context: OnnxTranslator, input: Any, split_size: Any = None, dim: int = 0) -> list[Any]:
+    """Parts of one axis."""
+    value = context.value(input)
+    shapes = [tuple(context.sizes(part.shape)) for part in context.node.meta["val"]]
+    lengths = context.builder.sizes([shape[dim] for shape in shapes])
+    return context.builder.emit_several("Split", [value, lengths], shapes, value.dtype, axis=dim)
+
+
+def unbind(context: OnnxTranslator, input: Any, dim: int = 0) -> list[Any]:
+    """Every place of an axis by itself."""
+    value = context.value(input)
+    shape = list(value.shape)
+    del shape[dim]
+    places = [context.constant(torch.tensor(index)) for index in range(value.shape[dim])]
+    return [context.emit("Gather", [value, place], shape, value.dtype, axis=dim) for place in places]
+
+
+def pad(
+    context: OnnxTranslator, input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Any:
+    """A border; the sizes begin with the last axis."""
+    begins, ends = [0] * len(context.shape), [0] * len(context.shape)
+    for axis in range(len(pad) // 2):
+        begins[-1 - axis], ends[-1 - axis] = pad[2 * axis], pad[2 * axis + 1]
+    modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
+    filling = context.cast(value or 0.0)
+    return context.result(
+        "Pad", [context.value(input), context.builder.sizes([*begins, *ends]), filling], mode=modes[mode]
+    )
+
+
+def constant_pad(context: OnnxTranslator, input: Any, pad_: Sequence[int], value: float = 0.0) -> Any:
+    """A border of one value."""
+    return pad(context, input, pad_, "constant", value)
+
+
+def repeat(context: OnnxTranslator, input: Any, repeats: Sequence[int]) -> Any:
+    """The whole several times."""
+    value = context.value(input)
+    missing = [1] * (len(repeats) - len(value.shape))
+    if missing:
+        shape = [*missing, *value.shape]
+        value = context.emit("Reshape", [value, context.builder.sizes(shape)], shape, value.dtype)
+    return context.result("Tile", [value, context.builder.sizes(context.sizes(repeats))])
+
+
+def repeat_interleave(context: OnnxTranslator, input: Any, repeats: int, dim: int, **_: Any) -> Any:
+    """Every place of an axis several times."""
+    value = context.value(input)
+    axis = dim % len(value.shape)
+    shape = [*value.shape[: axis + 1], 1, *value.shape[axis + 1 :]]
+    wide = context.emit("Reshape", [value, context.builder.sizes(shape)], shape, value.dtype)
+    shape[axis + 1] = repeats
+    many = context.emit("Expand", [wide, context.builder.sizes(shape)], shape, value.dtype)
+    return context.result("Reshape", [many, context.builder.sizes(context.shape)])
+
+
+OPERATORS: Mapping[Any, Operator] = {
+    **dict.fromkeys(
+        (
+            aten.view.default,
+            aten._unsafe_view.default,
+            aten.reshape.default,
+            aten.view_as.default,
+            aten.flatten.using_ints,
+            aten.unflatten.int,
+            aten.unsqueeze.default,
+            aten.squeeze.dim,
+            aten.squeeze.dims,
+            aten.squeeze.default,
+        ),
+        reshape,
+    ),
+    aten.expand.default: expand,
+    aten.expand_as.default: expand,
+    aten.broadcast_to.default: expand,
+    aten.permute.default: permute,
+    aten.transpose.int: transpose,
+    aten.t.default: matrix_transpose,
+    aten.cat.default: cat,
+    aten.concat.default: cat,
+    aten.stack.default: stack,
+    aten.slice.Tensor: slice_,
+    aten.select.int: select,
+    aten.index_select.default: index_select,
+    aten.embedding.default: embedding,
+    aten.split.Tensor: split,
+    aten.split_with_sizes.default: split,
+    aten.chunk.default: split,
+    aten.unbind.int: unbind,
+    aten.pad.default: pad,
+    aten.constant_pad_nd.default: constant_pad,
+    aten.repeat.default: repeat,
+    aten.repeat_interleave.self_int: repeat_interleave,
+}

@@ -1,0 +1,33 @@
+"""Which layers a compiled OpenVINO model runs on integer kernels, read off its runtime graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openvino as ov
+
+__all__ = ["integer_layers"]
+
+#: What the runtime graph calls the kernels that multiply.
+MULTIPLYING = ("Convolution", "FullyConnected", "FullyConnectedQuantizedLegacy", "MatMul", "GroupConvolution")
+INTEGERS = ("i8", "u8")
+
+
+def _info(node: Any, key: str) -> str:
+    info = node.get_rt_info()
+    return str(info[key].astype(str)) if key in info else ""
+
+
+def integer_layers(compiled: ov.CompiledModel) -> set[str]:
+    """Names of the layers whose kernel reads integers, as the translator named them.
+
+    The runtime graph gives each node its layer type, the precision that it runs in, and the names of all operators
+    of the model that were fused into it.
+    """
+    found: set[str] = set()
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        if _info(node, "layerType") in MULTIPLYING and _info(node, "runtimePrecision") in INTEGERS:
+            names = [node.get_friendly_name(), *_info(node, "originalLayersNames").split(",")]
+            # What the transformations derive from an operator has its name with a path behind.
+            found.update(name.split("/")[0] for name in names)
+    return found
