@@ -1,7 +1,10 @@
 """The engines of others as backends, on very small models; each is skipped where it is not installed."""
 
+import dataclasses
 import importlib.util
+import json
 import sys
+import time
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ import torch
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
-from tfmq_fx.lowering import engines
+from tfmq_fx.lowering import LoweringReport, choose, engines
 from tfmq_fx.lowering.engines import ENGINES, available_engines
 from tfmq_fx.lowering.report import MISSED, ReportEntry, read_kernels
 
@@ -152,3 +155,52 @@ def test_the_list_of_backends_names_the_engines(program):
     with pytest.raises(LoweringError, match="'openvino', 'onnxruntime'"):
         tfmq_fx.lower(program, "tensorrt")
     assert set(engines.ENGINES) == {"openvino", "onnxruntime"}
+
+
+def slow_and_fast(monkeypatch, program, delays):
+    """``lower("auto")`` among stand-ins for the backends that take this long; None refuses."""
+
+    def stand_in(backend, precision):
+        if delays[backend] is None:
+            msg = "no such operator"
+            raise LoweringError(msg)
+        denoiser = tfmq_fx.lower(program, "reference")
+        denoiser.register_forward_pre_hook(lambda *_: time.sleep(delays[backend]))
+        denoiser.report = dataclasses.replace(denoiser.report, backend=backend)
+        return denoiser
+
+    monkeypatch.setattr(choose, "candidates", lambda: [(name, None) for name in delays])
+    monkeypatch.setattr(choose, "SECONDS", 0.0)
+    return choose.lower_fastest(stand_in, batch(2), {})
+
+
+def test_auto_takes_the_fastest_and_says_what_it_measured(program, monkeypatch):
+    denoiser = slow_and_fast(monkeypatch, program, {"slow": 0.1, "fast": 0.0, "broken": None})
+    report = denoiser.report
+    assert report.backend == "fast" and [m.backend for m in report.measured] == ["fast", "slow", "broken"]
+    assert report.measured[1].milliseconds > 100 and report.measured[2].milliseconds is None
+    text = str(report)
+    assert "fastest of 3" in text and "broken: no such operator" in text
+    assert LoweringReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_auto_without_any_backend_says_why(program, monkeypatch):
+    with pytest.raises(LoweringError, match="no backend can run this program: broken: no such operator"):
+        slow_and_fast(monkeypatch, program, {"broken": None})
+
+
+@pytest.mark.skipif(not available_engines(), reason="no engine is installed")
+def test_auto_among_the_engines(program, reference, monkeypatch):
+    without_inductor = [candidate for candidate in choose.candidates() if candidate[0] != "inductor"]
+    monkeypatch.setattr(choose, "candidates", lambda: without_inductor)
+    monkeypatch.setattr(choose, "SECONDS", 0.5)
+    denoiser = tfmq_fx.lower(program, "auto")
+    assert len(denoiser.report.measured) == len(without_inductor)
+    assert denoiser.report.backend == denoiser.report.measured[0].backend
+    x, t = batch(3)
+    assert relative(denoiser(x, t), reference(x, t)) < 0.05
+
+
+def test_auto_tries_inductor_and_what_is_installed():
+    assert choose.candidates()[0] == ("inductor", None)
+    assert {name for name, _ in choose.candidates()} == {"inductor", *available_engines()}

@@ -96,6 +96,9 @@ class Backend(StrEnum):
 
     INDUCTOR = "inductor"
     AOT = "aot"
+    OPENVINO = "openvino"
+    ONNXRUNTIME = "onnxruntime"
+    AUTO = "auto"
     REFERENCE = "reference"
 
 
@@ -208,7 +211,8 @@ BackendOption = Annotated[
     Backend,
     typer.Option(
         "--backend",
-        help="inductor: compile now; aot: a compiled package, kept for the next time; reference: eager, slow.",
+        help="inductor: compile now; aot: a compiled package, kept for the next time; openvino, onnxruntime: these "
+        "engines, if installed; auto: the fastest of them all, measured; reference: eager, slow.",
     ),
 ]
 PackageOption = Annotated[

@@ -17,6 +17,7 @@ from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
 from tfmq_fx.lowering.aot import compile_package, describe_package, export_graph, load_package
+from tfmq_fx.lowering.choose import lower_fastest
 from tfmq_fx.lowering.denoiser import Denoiser, Signature
 from tfmq_fx.lowering.engines import ENGINES, check_precision, compile_engine
 from tfmq_fx.lowering.examples import EXAMPLE_BATCH, example_arguments
@@ -54,7 +55,7 @@ from tfmq_fx.roles import sample_inputs
 
 __all__ = ["load_denoiser", "lower"]
 
-BACKENDS = ("inductor", "aot", *ENGINES, "reference")
+BACKENDS = ("inductor", "aot", *ENGINES, "auto", "reference")
 
 #: Integer kernels: how many by module path, or the nodes that run on them; None for the reference, which has none.
 Kernels = Counter[str] | set[str] | None
@@ -80,7 +81,8 @@ def lower(
         backend: ``"inductor"``: ``torch.compile`` with frozen weights; ``"aot"``: an AOTInductor package
             at ``path``, loadable without the model's source; ``"openvino"`` and ``"onnxruntime"``: those engines,
             when they are installed (``pip install "tfmq-fx[openvino]"``), compiling each batch size when it first
-            comes; ``"reference"``: eager quantize/dequantize.
+            comes; ``"auto"``: the fastest of Inductor and those, measured here; ``"reference"``: eager
+            quantize/dequantize.
         tabulate: Whether the temporal block is evaluated once per timestep into a table, so that none of
             its layers runs at inference. False keeps it in the graph.
         reuse: Whether what the sample does not reach is kept from call to call: layers that depend on a prompt
@@ -105,6 +107,8 @@ def lower(
     check_precision(backend, precision)
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
+    if backend == "auto":
+        return _lower_fastest(program, tabulate=tabulate, reuse=reuse)
     reference = _final_graph(program, tabulate=tabulate)
     groups = None
     if backend != "reference" and find_grouped_quantizers(reference):
@@ -182,6 +186,15 @@ def load_denoiser(path: str | Path) -> Denoiser:
         config=about["config"],
         finite={name: torch.tensor(values, dtype=torch.float64) for name, values in about["finite"].items()},
     )
+
+
+def _lower_fastest(program: QuantizedProgram, *, tabulate: bool, reuse: bool) -> Denoiser:
+    """Lower with every backend and keep the fastest."""
+
+    def lower_with(backend: str, precision: str | None) -> Denoiser:
+        return lower(program, backend, tabulate=tabulate, reuse=reuse, precision=precision)
+
+    return lower_fastest(lower_with, *example_arguments(program.graph_module, program.indexed))
 
 
 def _final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule:

@@ -15,6 +15,7 @@ from tfmq_fx.passes.predicates import is_call, is_conv, is_matmul, is_weighted, 
 
 __all__ = [
     "LoweringReport",
+    "Measurement",
     "ReportEntry",
     "classify",
     "eager",
@@ -44,6 +45,21 @@ class ReportEntry:
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """What ``backend="auto"`` found out about a candidate: its median time a call, or why it has none."""
+
+    backend: str
+    precision: str | None
+    milliseconds: float | None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """One line."""
+        name = self.backend if self.precision is None else f"{self.backend} ({self.precision})"
+        return f"{name}: {self.reason}" if self.milliseconds is None else f"{name}: {self.milliseconds:.2f} ms"
+
+
+@dataclass(frozen=True)
 class LoweringReport:
     """What lowering did to every conv, linear and attention product.
 
@@ -55,6 +71,8 @@ class LoweringReport:
         parity_error: Relative error of the lowered program against the reference on the example inputs.
         parity_floor: The same between two reference runs whose inputs differ by float rounding.
         conditioning: Which layers depend on the timestep and the conditioning alone, in a sentence.
+        measured: With ``backend="auto"``, the candidates that were timed in turn on the example inputs, the fastest
+            first, which is the one that was taken; then those that dropped out.
     """
 
     backend: str
@@ -64,6 +82,7 @@ class LoweringReport:
     parity_error: float = 0.0
     parity_floor: float = 0.0
     conditioning: str = ""
+    measured: tuple[Measurement, ...] = field(default=())
 
     @property
     def eligible(self) -> int:
@@ -92,6 +111,7 @@ class LoweringReport:
             "parity_error": self.parity_error,
             "parity_floor": self.parity_floor,
             "conditioning": self.conditioning,
+            "measured": [asdict(measurement) for measurement in self.measured],
             "entries": [asdict(entry) for entry in self.entries],
         }
 
@@ -99,8 +119,9 @@ class LoweringReport:
     def from_dict(cls, values: dict[str, Any]) -> LoweringReport:
         """The inverse of :meth:`to_dict`."""
         entries = tuple(ReportEntry(**entry) for entry in values["entries"])
+        measured = tuple(Measurement(**measurement) for measurement in values.get("measured", ()))
         names = ("backend", "temporal_layers", "table_rows", "parity_error", "parity_floor", "conditioning")
-        return cls(entries=entries, **{name: values[name] for name in names})
+        return cls(entries=entries, measured=measured, **{name: values[name] for name in names})
 
     def __str__(self) -> str:
         """A summary line, then every layer that stays float with its reason."""
@@ -110,6 +131,10 @@ class LoweringReport:
             f"parity error {self.parity_error:.1e} (rounding alone: {self.parity_floor:.1e})"
         ]
         lines += [f"  conditioning: {self.conditioning}"] if self.conditioning else []
+        if self.measured:
+            best, *others = self.measured
+            lines.append(f"  fastest of {len(self.measured)}, timed in turn, median: {best}")
+            lines += [f"    {other}" for other in others]
         lines += [f"  float: {e.name} ({e.operator}): {e.reason}" for e in self.entries if e.kernel == "float"]
         return "\n".join(lines)
 
