@@ -14,7 +14,7 @@ from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
 from tfmq_fx.lowering import LoweringReport, choose, engines
 from tfmq_fx.lowering.engines import ENGINES, available_engines
-from tfmq_fx.lowering.report import MISSED, ReportEntry, read_kernels
+from tfmq_fx.lowering.report import MISSED, NO_MATMUL, WIDE, ReportEntry, read_kernels
 
 INSTALLED = [
     pytest.param(name, marks=pytest.mark.skipif(name not in available_engines(), reason=f"{name} is not installed"))
@@ -124,6 +124,19 @@ def test_openvino_in_bfloat16(program, reference):
     assert relative(denoiser(x, t), reference(x, t)) < 0.05
 
 
+@pytest.mark.skipif("openvino" not in available_engines(), reason="openvino is not installed")
+def test_openvino_runs_symmetric_attention_in_integers():
+    config = QuantizationConfig(symmetric_attention=True)
+    program = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
+    pairs = [node.args[2] for node in program.graph_module.graph.nodes if "quantize_per_tensor" in str(node.target)]
+    assert pairs.count(128) == 6  # query, key and value, each quantized and dequantized
+    denoiser = tfmq_fx.lower(program, "openvino")
+    products = [entry for entry in denoiser.report.entries if entry.operator == "matmul"]
+    assert [entry.kernel for entry in products] == ["integer", "integer"]
+    x, t = batch(3)
+    assert relative(denoiser(x, t), tfmq_fx.lower(program, "reference")(x, t)) < 0.05
+
+
 def test_precisions_that_a_backend_lacks_are_refused(program):
     for backend, words in (("inductor", "it takes none"), ("openvino", "'f32', 'bf16'"), ("onnxruntime", "'f32'")):
         with pytest.raises(LoweringError, match=words):
@@ -143,12 +156,13 @@ def test_what_an_engine_leaves_in_float_is_reported():
     entries = [
         ReportEntry("a", "linear", "integer", eligible=True),
         ReportEntry("b", "linear", "integer", eligible=True),
-        ReportEntry("c", "matmul", "float", "no kernel"),
-        ReportEntry("d", "matmul", "float", "no kernel"),
+        ReportEntry("c", "matmul", "float", NO_MATMUL),
+        ReportEntry("d", "matmul", "float", NO_MATMUL),
+        ReportEntry("e", "matmul", "float", WIDE),
     ]
-    read = read_kernels(entries, ["n1", "n2", "n3", "n4"], {"n1", "n4"})
-    assert [e.kernel for e in read] == ["integer", "float", "float", "integer"]
-    assert [e.reason for e in read] == ["", MISSED, "no kernel", ""]
+    read = read_kernels(entries, ["n1", "n2", "n3", "n4", "n5"], {"n1", "n4", "n5"})
+    assert [e.kernel for e in read] == ["integer", "float", "float", "integer", "float"]
+    assert [e.reason for e in read] == ["", MISSED, NO_MATMUL, "", WIDE]
 
 
 def test_the_list_of_backends_names_the_engines(program):

@@ -55,6 +55,8 @@ class QuantizationConfig:
         symmetric_activations: Whether activations get the zero point in the middle of the integer range (128 at 8
             bits, so they still lower) and a range ``[-max|x|, max|x|]``. Softmax outputs, which are never negative,
             and activations with parameters per timestep stay asymmetric. Source: PTQ4DM (CVPR 2023).
+        symmetric_attention: The same for the operands of attention's two matrix products alone: engines with integer
+            products (``backend="openvino"``) take symmetric ones, and then run the whole of attention in integers.
         softmax_bits: Width of the attention weights (the softmax output that multiplies the values): 8, or 16,
             which is computed in float; None takes ``activation_bits``. Where ``keep_float`` has ``"attention"`` or
             activations are float, it stands unused. Source: Q-Diffusion (ICCV 2023), section 4.
@@ -85,6 +87,7 @@ class QuantizationConfig:
     activation_groups: int = 1
     symmetric_weights: bool | None = None
     symmetric_activations: bool = False
+    symmetric_attention: bool = False
     softmax_bits: int | None = None
     output_bits: int | None = None
     keep_float: tuple[str, ...] = ("input", "output")
@@ -103,6 +106,7 @@ class QuantizationConfig:
         check_choice("weight_range", self.weight_range, (None, *get_args(WeightRange)))
         check_choice("activation_range", self.activation_range, get_args(ActivationRange))
         check_choice("symmetric_activations", self.symmetric_activations, (False, True))
+        check_choice("symmetric_attention", self.symmetric_attention, (False, True))
         check_choice("softmax_bits", self.softmax_bits, (None, 8, 16))
         if self.output_bits is not None:
             _check_bits("output_bits", self.output_bits)

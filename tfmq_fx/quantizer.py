@@ -252,7 +252,10 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
                 assert isinstance(activation, fx.Node)
                 if activation.op != "call_module":  # a timestep-indexed observer stands there already
                     softmax = is_matmul(node) and is_softmax_output(activation)
-                    specs[activation] = _activation_spec(config, shared_temporal=temporal, softmax=softmax)
+                    symmetric = config.symmetric_activations or (is_matmul(node) and config.symmetric_attention)
+                    specs[activation] = _activation_spec(
+                        config, shared_temporal=temporal, softmax=softmax, symmetric=symmetric
+                    )
         if not is_matmul(node) and config.weight_bits < FLOAT_BITS:
             weight = node.args[1]
             assert isinstance(weight, fx.Node)
@@ -287,12 +290,14 @@ def _operands(node: fx.Node) -> list[Any]:
     return list(node.args[:2])
 
 
-def _activation_spec(config: QuantizationConfig, *, shared_temporal: bool, softmax: bool) -> QuantizationSpec:
+def _activation_spec(
+    config: QuantizationConfig, *, shared_temporal: bool, softmax: bool, symmetric: bool
+) -> QuantizationSpec:
     # A temporal range shared by all timesteps is the union of theirs; smoothing it would clip some.
     observer: Any = MinMaxObserver if shared_temporal else ACTIVATION_OBSERVERS[config.activation_range]
     bits = (config.softmax_bits if softmax else None) or config.activation_bits
     # Nothing of a softmax is negative: its zero point comes out as 0, and the middle would waste a bit.
-    return _per_tensor_spec(observer, bits, symmetric=config.symmetric_activations and not softmax)
+    return _per_tensor_spec(observer, bits, symmetric=symmetric and not softmax)
 
 
 def _output_spec(config: QuantizationConfig) -> QuantizationSpec:

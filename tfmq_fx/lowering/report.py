@@ -256,7 +256,7 @@ def read_kernels(entries: list[ReportEntry], nodes: list[str], integer: Containe
     """
     read = []
     for entry, node in zip(entries, nodes, strict=True):
-        if node in integer:
+        if node in integer and (entry.eligible or entry.reason == NO_MATMUL):
             read.append(replace(entry, kernel="integer", reason="", eligible=True))
         else:
             read.append(replace(entry, kernel="float", reason=MISSED) if entry.eligible else entry)

@@ -10,6 +10,8 @@ __all__ = ["integer_layers"]
 
 #: What the runtime graph calls the kernels that multiply.
 MULTIPLYING = ("Convolution", "FullyConnected", "FullyConnectedQuantizedLegacy", "MatMul", "GroupConvolution")
+#: What it calls a loop that was made for several operators: attention is one, both of its products in it.
+FUSED = "Subgraph"
 INTEGERS = ("i8", "u8")
 
 
@@ -26,8 +28,12 @@ def integer_layers(compiled: ov.CompiledModel) -> set[str]:
     """
     found: set[str] = set()
     for node in compiled.get_runtime_model().get_ordered_ops():
-        if _info(node, "layerType") in MULTIPLYING and _info(node, "runtimePrecision") in INTEGERS:
-            names = [node.get_friendly_name(), *_info(node, "originalLayersNames").split(",")]
+        if _info(node, "runtimePrecision") not in INTEGERS:
+            continue
+        names = [node.get_friendly_name(), *_info(node, "originalLayersNames").split(",")]
+        if _info(node, "layerType") in MULTIPLYING:
             # What the transformations derive from an operator has its name with a path behind.
             found.update(name.split("/")[0] for name in names)
+        elif _info(node, "layerType") == FUSED:
+            found.update(names)
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from openvino import opset15 as opset
+from torch import Tensor
 
 from tfmq_fx.lowering.openvino.elementwise import cast
 from tfmq_fx.lowering.translation import Operator, Translator
@@ -69,11 +70,35 @@ def attention(context: Translator, query: Any, key: Any, value: Any, attn_mask: 
 
 def group_norm(context: Translator, input: Any, num_groups: int, weight: Any = None, bias: Any = None,
                eps: float = 1e-5, *_: Any) -> Any:  # fmt: skip
-    """Group normalization."""
-    channels = context.shape[1]
-    factor = context.constant(torch.ones(channels) if weight is None else weight)
-    shift = context.constant(torch.zeros(channels) if bias is None else bias)
-    return opset.group_normalization(context.value(input), factor, shift, num_groups, eps).output(0)
+    """Group normalization in parts: means over the image, then over the channels of a group.
+
+    ``GroupNormalization`` itself becomes a reshape to groups, which turns images from channels-last, as the integer
+    convolutions have them, to channels-first and back again. In parts, nothing is turned, and what follows the
+    statistics is one loop with the activation and the quantization behind it.
+    """
+    shape = context.shape
+    batch, channels = shape[:2]
+    image = list(range(2, len(shape)))
+    along = [1, -1, *[1] * len(image)]
+    grouped, wide = [batch, num_groups, channels // num_groups], [batch, channels, *[1] * len(image)]
+    gains = torch.ones(channels) if weight is None else weight
+    value = context.value(input)
+
+    def mean(x: Any) -> Any:
+        """The mean of each group."""
+        means = opset.reshape(opset.reduce_mean(x, image, True), grouped, special_zero=False)
+        return opset.reduce_mean(means, [2], True)
+
+    def per_channel(x: Any, factors: Tensor) -> Any:
+        """A value of each group times a factor of each of its channels."""
+        product = opset.multiply(x, context.constant(factors.reshape(1, *grouped[1:])))
+        return opset.reshape(product, wide, special_zero=False)
+
+    centred = opset.subtract(value, per_channel(mean(value), torch.ones(channels)))
+    variance = mean(opset.multiply(centred, centred))
+    inverse = opset.power(opset.add(variance, cast(context, eps)), cast(context, -0.5))
+    result = opset.multiply(centred, per_channel(inverse, gains))
+    return (result if bias is None else opset.add(result, context.constant(bias.reshape(along)))).output(0)
 
 
 def layer_norm(context: Translator, input: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None,
