@@ -12,12 +12,15 @@ from .base import GraphPass, PassError
 from .nodes import add_buffer, insert_call, insert_get_attr
 from .predicates import is_call, node_value
 
-__all__ = ["GROUPS", "GroupTimesteps", "find_groups", "group_numbers"]
+__all__ = ["EACH_TIMESTEP", "GROUPS", "GroupTimesteps", "find_groups", "group_numbers"]
 
 aten = torch.ops.aten
 
 #: Name of the buffer with the group of each table row.
 GROUPS = "timestep_groups"
+#: The same where every timestep is a group of its own, whatever else is grouped: for layers that see timesteps and
+#: conditioning, whose parameters are the timesteps' (:class:`~.observe_timestep_groups.ObserveTimestepGroups`).
+EACH_TIMESTEP = "timestep_numbers"
 
 
 def group_numbers(values: Tensor, groups: int) -> Tensor:
@@ -34,12 +37,17 @@ def group_numbers(values: Tensor, groups: int) -> Tensor:
     return rank * min(groups, len(values)) // len(values)
 
 
-def find_groups(graph_module: fx.GraphModule) -> fx.Node | None:
-    """The node with the group of each item of the batch, int64 ``[N]`` (``[1]`` for a 0-dim timestep), or None."""
+def find_groups(graph_module: fx.GraphModule, name: str = GROUPS) -> fx.Node | None:
+    """The node with the group of each item of the batch, int64 ``[N]`` (``[1]`` for a 0-dim timestep), or None.
+
+    Args:
+        graph_module: A graph.
+        name: The buffer that the groups are read from: :data:`GROUPS` or :data:`EACH_TIMESTEP`.
+    """
     for node in graph_module.graph.nodes:
         if is_call(node, aten.index_select.default):
             table = node.args[0]
-            if isinstance(table, fx.Node) and table.op == "get_attr" and table.target == GROUPS:
+            if isinstance(table, fx.Node) and table.op == "get_attr" and table.target == name:
                 return node
     return None
 
@@ -63,16 +71,17 @@ class GroupTimesteps(GraphPass):
 
     Args:
         groups: Number of groups.
+        name: The buffer for them; a graph may have groups under both names.
     """
 
     id: ClassVar[str] = "tfmq::group_timesteps"
 
-    def __init__(self, groups: int) -> None:
+    def __init__(self, groups: int, name: str = GROUPS) -> None:
         super().__init__()
         if groups < 1:
             msg = f"{self.id}: groups={groups!r} must be at least 1"
             raise ValueError(msg)
-        self.groups = groups
+        self.groups, self.name = groups, name
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """A row of the timestep table."""
@@ -83,11 +92,11 @@ class GroupTimesteps(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Insert the lookup behind the row."""
-        if find_groups(graph_module) is not None:
+        if find_groups(graph_module, self.name) is not None:
             return False
         row = row_lookups(graph_module)[0]
         graph = graph_module.graph
-        name = add_buffer(graph_module, GROUPS, group_numbers(row_values(graph_module, row), self.groups))
+        name = add_buffer(graph_module, self.name, group_numbers(row_values(graph_module, row), self.groups))
         with graph.inserting_before(row.next):
             table = insert_get_attr(graph_module, name, anchor=row)
             rows = row

@@ -11,7 +11,7 @@ from torch import SymInt, Tensor, fx, nn
 
 from .analysis.batch_axis import batch_axes, size_ratio
 from .base import GraphPass, PassError
-from .group_timesteps import find_groups
+from .group_timesteps import GROUPS, find_groups
 from .nodes import insert_call, insert_module_call
 from .predicates import fqn, is_conv, is_linear, is_matmul, node_value
 
@@ -55,6 +55,7 @@ class ObserveTimestepGroups(GraphPass):
         make_observer: Makes a module called as ``observer(x, groups)`` for the layer that it stands before.
         select: Called as ``select(layer, activation)``: whether to observe it.
         key: Activations are shared by layers of one key; by default by all.
+        groups: The buffer that the groups are read from (:class:`~.group_timesteps.GroupTimesteps`).
     """
 
     id: ClassVar[str] = "tfmq::observe_timestep_groups"
@@ -65,20 +66,21 @@ class ObserveTimestepGroups(GraphPass):
         *,
         select: Callable[[fx.Node, fx.Node], bool] = lambda layer, activation: True,
         key: Callable[[fx.Node], Hashable] = lambda layer: None,
+        groups: str = GROUPS,
     ) -> None:
         super().__init__()
-        self.make_observer, self.select, self.key = make_observer, select, key
+        self.make_observer, self.select, self.key, self.groups = make_observer, select, key, groups
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """The timestep groups of the batch."""
         super().requires(graph_module)
-        if find_groups(graph_module) is None:
+        if find_groups(graph_module, self.groups) is None:
             msg = f"{self.id}: the graph has no timestep groups; run GroupTimesteps first"
             raise PassError(msg)
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Observe each selected activation once per key."""
-        groups = find_groups(graph_module)
+        groups = find_groups(graph_module, self.groups)
         assert groups is not None
         batch = node_value(groups).shape[0]
         one_group = isinstance(batch, int) and batch == 1

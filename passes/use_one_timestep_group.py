@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
 from .base import GraphPass
-from .group_timesteps import find_groups
+from .group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 from .nodes import insert_call, replace_node
 from .predicates import is_call
 
@@ -19,22 +20,28 @@ aten = torch.ops.aten
 REPEATS = (aten.expand.default, aten.unsqueeze.default, aten.reshape.default)
 
 
-def find_grouped_quantizers(graph_module: fx.GraphModule) -> list[fx.Node]:
-    """The quantize nodes whose parameters are gathered by the timestep group of each item."""
-    groups = find_groups(graph_module)
-    if groups is None:
-        return []
+def find_grouped_quantizers(
+    graph_module: fx.GraphModule, names: Collection[str] = (GROUPS, EACH_TIMESTEP)
+) -> list[fx.Node]:
+    """The quantize nodes whose parameters are gathered by the timestep group of each item.
+
+    Args:
+        graph_module: A converted graph.
+        names: The buffers that the groups may be read from.
+    """
+    groups = {find_groups(graph_module, name) for name in names}
     quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
-    return [n for n in graph_module.graph.nodes if is_call(n, quantize) and _gathered_by(n.args[1], groups)]
+    return [n for n in graph_module.graph.nodes if is_call(n, quantize) and _groups_behind(n.args[1]) in groups - {None}]
 
 
-def _gathered_by(parameter: Any, groups: fx.Node) -> bool:
+def _groups_behind(parameter: Any) -> Any:
+    """The groups that a gathered scale or zero point is indexed by; None for another one."""
     if not is_call(parameter, aten.index_select.default):
-        return False
+        return None
     index = parameter.args[2]
     while is_call(index, *REPEATS):
         index = index.args[0]
-    return index is groups
+    return index
 
 
 class UseOneTimestepGroup(GraphPass):
@@ -53,7 +60,8 @@ class UseOneTimestepGroup(GraphPass):
         %y = dequantize_per_tensor.tensor(%q, %s, %z, …)
 
     Legality: the caller promises that all items of a batch are of one group, as in sampling, where a step has one
-    timestep (the lowered denoiser splits batches that mix groups); then numerics are preserved. Why: an integer
+    timestep (the lowered denoiser splits batches that mix groups); then numerics are preserved. Each buffer of groups
+    has a first item of its own. Why: an integer
     kernel takes one scale and zero point for its whole input. Quantizing is written out, because the lowering of
     ``quantize_per_tensor.tensor`` in torch 2.13 does not clamp on CPUs: what leaves the range comes back at its other
     end. Each reader gets a dequantize of its own, as the compilers' patterns expect. A graph without timestep
@@ -68,13 +76,15 @@ class UseOneTimestepGroup(GraphPass):
         quantizers = find_grouped_quantizers(graph_module)
         if not quantizers:
             return False
-        graph, groups = graph_module.graph, find_groups(graph_module)
-        assert groups is not None
-        decomposed = torch.ops.quantized_decomposed
-        with graph.inserting_before(groups.next):
-            first = insert_call(graph, aten.slice.Tensor, (groups, 0, 0, 1), anchor=quantizers[0])
+        graph, decomposed = graph_module.graph, torch.ops.quantized_decomposed
+        firsts: dict[fx.Node, fx.Node] = {}
         for old in quantizers:
             x, scales, zero_points, _, low, high, dtype = old.args
+            groups = _groups_behind(scales)
+            if groups not in firsts:
+                with graph.inserting_before(groups.next):
+                    firsts[groups] = insert_call(graph, aten.slice.Tensor, (groups, 0, 0, 1), anchor=old)
+            first = firsts[groups]
             with graph.inserting_before(old):
                 scale, zero = (
                     insert_call(graph, aten.index_select.default, (gather.args[0], 0, first), anchor=old)  # type: ignore[union-attr]

@@ -11,6 +11,7 @@ from rich.progress import track
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tfmq_fx.conditional_calibration import calibrate_conditional_part, prepared_conditionings
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
 from tfmq_fx.quantizer import META_KEY
@@ -40,6 +41,9 @@ def _check_finite(index: int, batch: Batch) -> None:
 def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: bool = True) -> int:
     """Observe the activation ranges over ``batches``; the temporal block is calibrated exactly, without them.
 
+    Layers that depend on the timestep and the conditioning alone are calibrated over all timesteps, under the
+    conditionings of the batches.
+
     Args:
         prepared: The result of :func:`tfmq_fx.prepare`; its observers are updated in place.
         batches: The model's own inputs, each a tuple, a mapping by argument name, or a single tensor.
@@ -52,7 +56,8 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     Raises:
         CalibrationError: There is no batch, one does not fit the model, or one holds NaN.
     """
-    timestep = prepared.meta.get(META_KEY, {}).get("timestep", "timestep")
+    about = prepared.meta.get(META_KEY, {})
+    timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
     console = Console(stderr=True)
@@ -65,9 +70,13 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             msg = f"calibration batch {count} does not fit the captured model: {first}"
             raise CalibrationError(msg) from error
+        if conditionings is not None:
+            conditionings.add(prepared, batch)
         count += 1
     if count == 0:
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
         raise CalibrationError(msg)
     calibrate_temporal_block(prepared, timestep)
+    if conditionings is not None:
+        calibrate_conditional_part(prepared, about, conditionings)
     return count

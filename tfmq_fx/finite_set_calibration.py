@@ -7,15 +7,16 @@ quantized block will really see.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from tfmq_fx.observers import PerChannelWeightObserver, TimestepObserver
-from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns
+from tfmq_fx.passes.analysis import NodeHook, evaluate_temporal_nodes, find_temporal_block, row_columns
 
-__all__ = ["calibrate_temporal_block"]
+__all__ = ["calibrate_temporal_block", "quantized_values", "timestep_sites"]
 
 
 @torch.no_grad()
@@ -30,12 +31,26 @@ def calibrate_temporal_block(prepared: fx.GraphModule, timestep: str = "timestep
         The number of observers that were calibrated; 0 when the graph has none.
     """
     columns = row_columns(prepared)
-    observers = [m for m in prepared.modules() if isinstance(m, TimestepObserver)]
-    if not columns or not observers:
-        return 0
-    for observer in observers:
-        observer.reset()
     block = find_temporal_block(prepared, timestep)
+    sites = timestep_sites(prepared, block.nodes)
+    if not columns or not sites:
+        return 0
+    observers = {prepared.get_submodule(str(site.target)) for site in sites}
+    for observer in observers:
+        assert isinstance(observer, TimestepObserver)
+        observer.reset()
+    evaluate_temporal_nodes(prepared, block.nodes, block.linears, columns, hook=quantized_values(prepared))
+    return len(observers)
+
+
+def timestep_sites(graph_module: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """The calls among ``nodes`` of observers, or fake quantizers, with parameters per timestep."""
+    calls = [node for node in nodes if node.op == "call_module"]
+    return [node for node in calls if isinstance(graph_module.get_submodule(str(node.target)), TimestepObserver)]
+
+
+def quantized_values(prepared: fx.GraphModule) -> NodeHook:
+    """Makes an evaluation see what the quantized model will: weights, and activations with parameters per timestep."""
 
     def quantized(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
         if node.op != "call_module":
@@ -49,5 +64,4 @@ def calibrate_temporal_block(prepared: fx.GraphModule, timestep: str = "timestep
             return module.dequantized().to(value.dtype)
         return value
 
-    evaluate_temporal_nodes(prepared, block.nodes, block.linears, columns, hook=quantized)
-    return len(observers)
+    return quantized

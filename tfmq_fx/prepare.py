@@ -11,8 +11,9 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.finite_inputs import FiniteInputs, finite_values
-from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block
 from tfmq_fx.quantizer import TFMQQuantizer
+from tfmq_fx.roles import sample_inputs
 
 __all__ = ["prepare"]
 
@@ -38,9 +39,9 @@ def prepare(
             ``("class_labels",)``, or values by name, such as ``{"class_labels": [1, 207]}``.
 
     Raises:
-        CaptureError: ``program`` is not a captured graph, or it has no temporal block and the configuration
-            does not say ``temporal="float"``.
-        ConfigError: The model has a temporal block and no timesteps are given, or a finite input is not one of
+        CaptureError: ``program`` is not a captured graph, or it has no temporal block, nor layers of the timestep
+            and the conditioning alone, and the configuration does not say ``temporal="float"``.
+        ConfigError: The model has such layers and no timesteps are given, or a finite input is not one of
             the model's or its values are not known.
     """
     if not isinstance(program, fx.GraphModule):
@@ -49,7 +50,8 @@ def prepare(
     config = config or QuantizationConfig()
     finite_values(program, finite)
     block = find_temporal_block(program, timestep, finite=tuple(finite))
-    if not block and config.temporal != "float":
+    samples = {str(node.target) for node in sample_inputs(program.graph, timestep)}
+    if not block and not conditioning_inputs(program, samples, timestep) and config.temporal != "float":
         msg = (
             f"the model has no temporal block: {block.reason}; name its timestep input with timestep=, "
             "or quantize it as an ordinary model with temporal='float'"

@@ -16,6 +16,7 @@ from tfmq_fx.errors import ConfigError
 from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
 from tfmq_fx.observers import (
+    ConditionalObserver,
     EMAMinMaxObserver,
     GroupedEMAObserver,
     GroupedMinMaxObserver,
@@ -41,7 +42,14 @@ from tfmq_fx.passes import (
     WidenSequenceConvs,
     run_pipeline,
 )
-from tfmq_fx.passes.analysis import TemporalBlock, data_dependence, find_temporal_block, row_columns
+from tfmq_fx.passes.analysis import (
+    TemporalBlock,
+    conditioning_inputs,
+    data_dependence,
+    find_temporal_block,
+    row_columns,
+)
+from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.observe_timestep_groups import UNGROUPED
 from tfmq_fx.passes.predicates import (
@@ -72,8 +80,9 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     """Annotates a diffusion model for PT2E: ``prepare_pt2e(graph, TFMQQuantizer(config, timesteps=…))``.
 
     Convolutions, linears and the two matrix products of attention get per-tensor activations and
-    per-channel weights; activations inside the temporal block get one parameter set per timestep, with
-    ``activation_groups`` the others one per group of timesteps.
+    per-channel weights; activations inside the temporal block, and those that depend on the timestep and the
+    conditioning alone, get one parameter set per timestep, with ``activation_groups`` the others one per group of
+    timesteps.
     Layers that touch the model's sample or result stay float by default. Integer tensors and shape
     arithmetic are never annotated, nor is any node that another quantizer annotated before, so it
     composes with ``ComposableQuantizer``.
@@ -81,7 +90,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     Args:
         config: What to quantize; W8A8 with FSC by default.
         timesteps: The timesteps of the schedule, e.g. ``scheduler.timesteps``: 1-d, integer or float.
-            Needed when the model has a temporal block.
+            Needed when the model has a temporal block, or layers of the timestep and the conditioning alone.
         timestep: Name of the model's timestep input.
         finite: Further inputs from a finite set, such as ``("class_labels",)`` or ``{"class_labels": range(10)}``:
             the temporal block is then a function of the timestep and of them, with one row for every combination.
@@ -117,10 +126,13 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         WidenSequenceConvs()(model)
         FlattenLinearInputs()(model)
         SinkRepeatedRows(timestep=self.timestep)(model)
-        ShareTemporalNodes(timestep=self.timestep, finite=tuple(self.finite))(model)
+        conditions = self._conditions(model)
+        ShareTemporalNodes(timestep=self.timestep, finite=(*self.finite, *conditions))(model)
         block = self._block(model)
         if block:
             self._index(model, block)
+        if conditions:
+            self._index_conditional(model, block, conditions)
         if config.activation_groups > 1:
             self._group(model, block)
         return model
@@ -128,19 +140,19 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     def _block(self, model: fx.GraphModule) -> TemporalBlock:
         return find_temporal_block(model, self.timestep, finite=tuple(self.finite))
 
+    def _conditions(self, model: fx.GraphModule) -> tuple[str, ...]:
+        """The further inputs that layers of the time path depend on, those of ``finite`` excepted."""
+        samples = {str(node.target) for node in sample_inputs(model.graph, self.timestep)}
+        found = conditioning_inputs(model, samples, self.timestep)
+        return tuple(name for name in found if name not in self.finite)
+
     def _index(self, model: fx.GraphModule, block: TemporalBlock) -> None:
         if self.config.temporal in ("shared", "float"):
             return
-        if self.timesteps is None:
-            msg = (
-                f"the model has a temporal block ({len(block.linears)} linears), so its timesteps are needed: "
-                "pass timesteps=scheduler.timesteps, or configure temporal='float'"
-            )
-            raise ConfigError(msg)
+        timesteps = self._needed_timesteps(f"a temporal block ({len(block.linears)} linears)")
         if self.config.temporal == "cache":
             return
-        finite, unknown = finite_values(model, self.finite), self.config.unknown_timestep
-        IndexTimesteps(self.timesteps, timestep=self.timestep, unknown=unknown, finite=finite)(model)
+        self._insert_row(model, timesteps)
         count = len(row_columns(model)[self.timestep])
 
         def make_observer(linear: fx.Node) -> TimestepObserver:
@@ -148,6 +160,44 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
 
         ObserveTemporalBlock(make_observer, timestep=self.timestep, select=self._indexes)(model)
         calibrate_temporal_block(model, self.timestep)
+
+    def _needed_timesteps(self, what: str) -> Tensor:
+        if self.timesteps is None:
+            msg = (
+                f"the model has {what}, so its timesteps are needed: "
+                "pass timesteps=scheduler.timesteps, or configure temporal='float'"
+            )
+            raise ConfigError(msg)
+        return self.timesteps
+
+    def _insert_row(self, model: fx.GraphModule, timesteps: Tensor) -> None:
+        finite, unknown = finite_values(model, self.finite), self.config.unknown_timestep
+        IndexTimesteps(timesteps, timestep=self.timestep, unknown=unknown, finite=finite)(model)
+
+    def _index_conditional(self, model: fx.GraphModule, block: TemporalBlock, conditions: tuple[str, ...]) -> None:
+        """Observe by timestep what depends on the timestep and the conditioning, and never on the sample."""
+        if self.config.temporal in ("shared", "float"):
+            return
+        timesteps = self._needed_timesteps(f"layers of {self.timestep!r} and {', '.join(map(repr, conditions))}")
+        self._insert_row(model, timesteps)
+        count = len(distinct_timesteps(timesteps))
+        GroupTimesteps(count, EACH_TIMESTEP)(model)
+        path = find_temporal_block(model, self.timestep, finite=(*self.finite, *conditions))
+        roles = find_roles(model, self.timestep)
+
+        def bits(layer: fx.Node) -> int:
+            return self.config.for_layer(fqn(layer)).activation_bits
+
+        def select(layer: fx.Node, activation: fx.Node) -> bool:
+            inside = layer in path and layer not in block and activation in path
+            eligible = Q_ANNOTATION_KEY not in layer.meta and bits(layer) < FLOAT_BITS
+            return inside and eligible and not self._float_reason(layer, block, roles.get(layer, frozenset()))
+
+        def make_observer(layer: fx.Node) -> ConditionalObserver:
+            return ConditionalObserver(count, bits(layer))
+
+        ObserveTimestepGroups(make_observer, select=select, key=bits, groups=EACH_TIMESTEP)(model)
+        _warn_of_ungrouped(model, "timesteps")
 
     def _group(self, model: fx.GraphModule, block: TemporalBlock) -> None:
         """Observe by timestep group what lies outside the temporal block and changes with the noise."""
@@ -159,8 +209,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         if self.timestep not in inputs:
             msg = f"activation_groups needs the timestep: the model has no input {self.timestep!r}, only {inputs}"
             raise ConfigError(msg)
-        finite, unknown = finite_values(model, self.finite), self.config.unknown_timestep
-        IndexTimesteps(self.timesteps, timestep=self.timestep, unknown=unknown, finite=finite)(model)
+        self._insert_row(model, self.timesteps)
         GroupTimesteps(self.config.activation_groups)(model)
         count = min(self.config.activation_groups, len(distinct_timesteps(self.timesteps)))
         roles, dependence = find_roles(model, self.timestep), data_dependence(model)
@@ -181,12 +230,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             return self.config.for_layer(fqn(layer)).activation_bits
 
         ObserveTimestepGroups(make_observer, select=select, key=key)(model)
-        if alone := model.meta.get(UNGROUPED):
-            layer, reason = next(iter(alone.items()))
-            warnings.warn(
-                f"{len(alone)} layers keep one activation range for all timestep groups, {layer!r} for one: {reason}",
-                stacklevel=2,
-            )
+        _warn_of_ungrouped(model, "timestep groups")
 
     def _indexes(self, linear: fx.Node) -> bool:
         """Whether a temporal linear's input gets timestep-indexed parameters."""
@@ -197,7 +241,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Annotate every eligible node; note in ``model.meta`` what stays float and why."""
         roles = find_roles(model, self.timestep)
-        block = self._block(model)
+        block, conditions = self._block(model), self._conditions(model)
         finite = finite_values(model, self.finite)
         grouped = self.config.activation_groups > 1
         kept: dict[str, str] = {}
@@ -215,8 +259,11 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         model.meta[META_KEY] = {
             "config": self.config.to_dict(),
             "timestep": self.timestep,
-            "timesteps": self.timesteps.tolist() if self.timesteps is not None and (block or grouped) else None,
+            "timesteps": self.timesteps.tolist()
+            if self.timesteps is not None and (block or conditions or grouped)
+            else None,
             "finite": {name: values.tolist() for name, values in finite.items()} if block else {},
+            "conditions": list(conditions),
             "kept_float": kept,
         }
         return model
@@ -270,6 +317,14 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to check: every annotation is made from a valid configuration."""
+
+
+def _warn_of_ungrouped(model: fx.GraphModule, what: str) -> None:
+    if alone := model.meta.get(UNGROUPED):
+        layer, reason = next(iter(alone.items()))
+        warnings.warn(
+            f"{len(alone)} layers keep one activation range for all {what}, {layer!r} for one: {reason}", stacklevel=3
+        )
 
 
 def _timestep_values(timesteps: Tensor | Iterable[float]) -> Tensor:

@@ -1,6 +1,6 @@
 """Analyses: they read a graph and change nothing."""
 
-from .conditional_part import ConditionalPart, find_conditional_part
+from .conditional_part import ConditionalPart, conditioning_inputs, find_conditional_part, outside_block
 from .dependence import data_arguments, data_dependence
 from .layer_names import layer_name, weight_source
 from .reconstruction_units import ReconstructionUnit, find_units
@@ -14,6 +14,7 @@ __all__ = [
     "NodeHook",
     "ReconstructionUnit",
     "TemporalBlock",
+    "conditioning_inputs",
     "data_arguments",
     "data_dependence",
     "evaluate_temporal_nodes",
@@ -22,6 +23,7 @@ __all__ = [
     "find_temporal_block",
     "find_units",
     "layer_name",
+    "outside_block",
     "row_columns",
     "row_lookups",
     "row_values",

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..predicates import is_getitem, node_value
 from ..sizes import rows_per_item
-from .dependence import data_dependence
+from .dependence import data_dependence, reads_as_parameter
 
 __all__ = ["batch_axes", "size_ratio"]
 
@@ -76,7 +76,8 @@ def batch_axes(graph_module: fx.GraphModule, batch: int | SymInt) -> dict[fx.Nod
             found = axes.get(node.args[0])  # type: ignore[arg-type]
             axes[node] = found[node.args[1]] if isinstance(found, list) else None  # type: ignore[index]
         elif node.op in ("call_function", "call_module"):
-            sources = [source for source in node.all_input_nodes if dependence[source]]
+            # The timesteps that a quantizer's parameters are looked up by lie along no axis of what it returns.
+            sources = [s for s in node.all_input_nodes if dependence[s] and not reads_as_parameter(node, s)]
             operands = [(node_value(s), axes.get(s)) for s in sources if isinstance(node_value(s), Tensor)]
             axes[node] = _axes_of(node, value, operands, batch)
     return {node: axis for node, axis in axes.items() if isinstance(axis, int)}

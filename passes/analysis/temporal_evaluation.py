@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..nodes import read_attribute
 from ..sizes import concrete_size
 from ..subgraphs import known_value
+from .batch_axis import size_ratio
 from .dependence import data_dependence
 
 __all__ = ["NodeHook", "evaluate_temporal_nodes"]
@@ -95,13 +96,14 @@ def evaluate_temporal_nodes(
         members: The nodes that may be computed (those of a temporal block, and what was inserted into it); what
             else depends on ``inputs`` alone is computed too.
         outputs: The nodes whose values are wanted.
-        inputs: By name of the placeholder, its values, ``[K]`` each: the timestep, and with a block over further
-            finite inputs those. Cast to the placeholder's dtype; its captured shape (0-dim, ``[N]``) is respected.
+        inputs: By name of the placeholder, its values, ``[K, ...]`` each: the timestep, and with a block over further
+            inputs those. Cast to the placeholder's dtype; its captured shape (0-dim, ``[N, ...]``) is respected.
         hook: Sees, and may replace, the value of every node as it is computed.
 
     Returns:
         One tensor per output, shape ``[K, ...]``: the leading axis is the output's own batch axis when
-        the timestep was captured as ``[N]`` or the output carries a batch of one, else a new axis.
+        the timestep was captured as ``[N]`` or the output carries a batch of one, else a new axis. An output with
+        ``r`` rows an item, such as one a token, has ``[K * r, ...]``.
     """
     placeholders = {str(n.target): n for n in graph_module.graph.nodes if n.op == "placeholder"}
     device = next((p.device for p in pytree.tree_leaves(list(graph_module.parameters()))), torch.device("cpu"))
@@ -113,35 +115,54 @@ def evaluate_temporal_nodes(
     reached = {node for node, names in dependence.items() if names and names <= inputs.keys()}
     needed = _needed(outputs, reached.union(members).difference(placeholders.values()))
     pieces: list[list[Tensor]] = [[] for _ in outputs]
-    for start, kept, batch in _chunks(len(next(iter(rows.values()))), list(examples.values())):
+    for start, kept, batch in _chunks([(values, examples[node]) for node, values in rows.items()]):
         chunk = {node: _shaped(values[start : start + kept], examples[node], batch) for node, values in rows.items()}
         environment = _run(graph_module, needed, chunk, batch, hook)
         for piece, node in zip(pieces, outputs, strict=True):
-            piece.append(_by_row(graph_module, environment[node], node, list(examples.values()))[:kept])
+            result = environment[node]
+            piece.append(_by_row(graph_module, result, node, list(examples.values()), kept, batch))
     return [torch.cat(piece) for piece in pieces]
 
 
-def _chunks(count: int, examples: Sequence[Tensor]) -> list[tuple[int, int, int]]:
-    """Cut ``count`` rows into calls of the captured shapes: (first row, rows kept, batch)."""
-    if any(example.ndim == 0 for example in examples):
+def _chunks(inputs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, int, int]]:
+    """Cut the rows into calls of the captured shapes: (first row, rows kept, batch).
+
+    Args:
+        inputs: The values of each input, ``[K, ...]``, and its example. A call has one value of a 0-dim input; with
+            such inputs alone, it has one row.
+    """
+    count = len(inputs[0][0])
+    batched = [example for _, example in inputs if example.ndim]
+    if not batched:
         return [(start, 1, 1) for start in range(count)]
-    fixed = [int(example.shape[0]) for example in examples if not isinstance(example.shape[0], SymInt)]
+    fixed = [int(example.shape[0]) for example in batched if not isinstance(example.shape[0], SymInt)]
     size = min(fixed, default=MOST_ROWS)
-    return [
-        (start, min(size, count - start), size if fixed else min(size, count - start))
-        for start in range(0, count, size)
-    ]
+    starts = [0]
+    single = [values for values, example in inputs if example.ndim == 0]
+    for row in range(1, count):
+        changed = any(bool(values[row] != values[row - 1]) for values in single)
+        if changed or row - starts[-1] == size:
+            starts.append(row)
+    kept = [stop - start for start, stop in zip(starts, [*starts[1:], count], strict=True)]
+    return [(start, rows, size if fixed else rows) for start, rows in zip(starts, kept, strict=True)]
 
 
-def _by_row(graph_module: fx.GraphModule, result: Tensor, node: fx.Node, inputs: Sequence[Tensor]) -> Tensor:
-    """A result with its rows along axis 0; of a call with a 0-dim input there is one row."""
-    if all(value.ndim for value in inputs):
-        return result
+def _by_row(
+    graph_module: fx.GraphModule, result: Tensor, node: fx.Node, inputs: Sequence[Tensor], kept: int, batch: int
+) -> Tensor:
+    """The first ``kept`` rows of a result along axis 0; what a 0-dim input alone leads to is the same in all."""
     batched = [value.shape[0] for value in inputs if value.ndim]
-    example = known_value(graph_module, node)
-    if batched and example.ndim and example.shape[0] == batched[0]:
-        return result[:1]
-    return result if result.ndim and result.shape[0] == 1 else result[None]
+    if len(batched) < len(inputs):
+        example = known_value(graph_module, node)
+        if not (batched and example.ndim and _goes_with(example.shape[0], batched[0])):
+            row = result if result.ndim and result.shape[0] == 1 else result[None]
+            return row.expand(kept, *row.shape[1:])
+    return result[: kept * max(1, result.shape[0] // batch)]
+
+
+def _goes_with(size: int | SymInt, batch: int | SymInt) -> bool:
+    """Whether an axis of this size has the same number of entries for every item of the batch."""
+    return bool(size == batch) or (isinstance(size, SymInt) and size_ratio(size, batch) is not None)
 
 
 def _shaped(values: Tensor, example: Tensor, batch: int) -> Tensor:
@@ -149,4 +170,4 @@ def _shaped(values: Tensor, example: Tensor, batch: int) -> Tensor:
     if example.ndim == 0:
         return values[0]
     size = batch if isinstance(example.shape[0], SymInt) else int(example.shape[0])
-    return torch.cat([values, values[-1:].expand(size - len(values))])
+    return torch.cat([values, values[-1:].expand(size - len(values), *values.shape[1:])])

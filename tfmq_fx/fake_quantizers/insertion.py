@@ -58,7 +58,6 @@ def _fake_quantizer(prepared: fx.GraphModule, node: fx.Node, observer: ObserverB
         assert isinstance(weight, Tensor)
         return AdaRoundQuantizer(observer, weight)
     if isinstance(observer, TimestepObserver):
-        observer.calculate_qparams()
         return TimestepQuantizer(observer)
     return GroupedQuantizer(observer) if isinstance(observer, GroupedObserver) else ActivationQuantizer(observer)
 

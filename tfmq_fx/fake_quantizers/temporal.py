@@ -20,14 +20,18 @@ class TimestepQuantizer(TimestepObserver):
 
     Attributes:
         enabled: Off, the activation passes through.
-        observing: On, the rows seen take the range of what is seen now, and that alone.
+        observing: On, the rows seen take the range of what is seen now, and that alone; a row that is seen several
+            times, under several conditionings, takes the union.
         drop: Probability that an element is left unquantized (training only).
         log_step: While step sizes are learned, the logarithm of the change of each row's, ``[K]``; else None.
     """
 
     def __init__(self, observer: TimestepObserver) -> None:
         super().__init__(len(observer.seen), observer.quant_max.bit_length())
-        self.load_state_dict(observer.state_dict())
+        low, high = observer.observed_ranges()
+        self.low.copy_(low)
+        self.high.copy_(high)
+        self.seen.fill_(True)
         self.enabled = True
         self.observing = False
         self.drop = 0.0
@@ -40,8 +44,8 @@ class TimestepQuantizer(TimestepObserver):
         if self.observing:
             low, high = x.detach().to(torch.float32).flatten(1).aminmax(dim=1)
             # Zero belongs to every range, as for the observer, whose tables start at zero.
-            self.low[rows] = low.clamp_max(0.0)
-            self.high[rows] = high.clamp_min(0.0)
+            self.low[rows] = torch.zeros_like(self.low).scatter_reduce(0, rows, low, "amin")[rows]
+            self.high[rows] = torch.zeros_like(self.high).scatter_reduce(0, rows, high, "amax")[rows]
             self.seen[rows] = True
         scale, zero = asymmetric_parameters(self.low[rows], self.high[rows], self.quant_min, self.quant_max)
         shape = [-1] + [1] * (x.ndim - 1)

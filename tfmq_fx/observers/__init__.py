@@ -1,6 +1,7 @@
 """Observers: they watch tensors during calibration and give quantization parameters."""
 
 from tfmq_fx.observers.activation import EMAMinMaxObserver, MinMaxObserver, MSEObserver, per_tensor_parameters
+from tfmq_fx.observers.conditional import ConditionalObserver
 from tfmq_fx.observers.grouped import (
     GroupedEMAObserver,
     GroupedMinMaxObserver,
@@ -11,6 +12,7 @@ from tfmq_fx.observers.temporal import TimestepObserver
 from tfmq_fx.observers.weight import PerChannelWeightObserver
 
 __all__ = [
+    "ConditionalObserver",
     "EMAMinMaxObserver",
     "GroupedEMAObserver",
     "GroupedMSEObserver",

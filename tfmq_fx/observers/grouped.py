@@ -15,10 +15,10 @@ from tfmq_fx.observers.activation import HISTOGRAM_BINS, MOMENTUM
 from tfmq_fx.observers.gathered import convert_gathered
 from tfmq_fx.observers.ranges import asymmetric_parameters, search_asymmetric
 
-__all__ = ["GroupedEMAObserver", "GroupedMSEObserver", "GroupedMinMaxObserver", "GroupedObserver"]
+__all__ = ["GroupedEMAObserver", "GroupedMSEObserver", "GroupedMinMaxObserver", "GroupedObserver", "nearest_seen"]
 
 
-def _nearest(seen: Tensor) -> Tensor:
+def nearest_seen(seen: Tensor) -> Tensor:
     """For each group the nearest one that was seen, the lower of two; ``seen`` has one True at least."""
     index = torch.arange(len(seen), device=seen.device)
     distance = 2 * (index[:, None] - index[None]).abs() + (index[None] > index[:, None]).long()
@@ -85,7 +85,7 @@ class GroupedObserver(ObserverBase):  # type: ignore[misc]
         if not bool(seen.any()):
             msg = "an activation was never observed; calibrate with at least one batch before converting"
             raise CalibrationError(msg)
-        low, high = (ends[_nearest(seen)] for ends in self.observed_ranges())
+        low, high = (ends[nearest_seen(seen)] for ends in self.observed_ranges())
         return asymmetric_parameters(low, high, self.quant_min, self.quant_max)
 
     def convert(self, model: fx.GraphModule, node: fx.Node) -> None:

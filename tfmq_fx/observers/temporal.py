@@ -41,8 +41,8 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
         self.high.zero_()
         self.seen.zero_()
 
-    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Observe ``x`` (shape ``[N, ...]``, float) under its table rows (int64, ``[N]``) and return it.
+    def observe(self, x: Tensor, rows: Tensor) -> None:
+        """Take in ``x`` (shape ``[N, ...]``, float) under its table rows (int64, ``[N]``).
 
         The order of batches does not matter: minima and maxima are merged.
         """
@@ -50,10 +50,14 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
         self.low.scatter_reduce_(0, rows, low, "amin")
         self.high.scatter_reduce_(0, rows, high, "amax")
         self.seen[rows] = True
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        """:meth:`observe` and return ``x``."""
+        self.observe(x, rows)
         return x
 
-    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scales (float32) and zero points (int64), each ``[K]``.
+    def observed_ranges(self) -> tuple[Tensor, Tensor]:
+        """The ranges ``(lo, hi)``, each ``[K]``.
 
         Raises:
             CalibrationError: A timestep of the table was never observed.
@@ -64,7 +68,11 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
                 f"{missing} of {len(self.seen)} timesteps were never observed; run tfmq_fx.calibrate before converting"
             )
             raise CalibrationError(msg)
-        return asymmetric_parameters(self.low, self.high, self.quant_min, self.quant_max)
+        return self.low, self.high
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scales (float32) and zero points (int64), each ``[K]``; raises as :meth:`observed_ranges`."""
+        return asymmetric_parameters(*self.observed_ranges(), self.quant_min, self.quant_max)
 
     def fake_quantize(self, x: Tensor, rows: Tensor) -> Tensor:
         """Quantize and dequantize ``x`` (``[N, ...]``) with the parameters of its rows (``[N]``)."""

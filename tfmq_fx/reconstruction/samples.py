@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import calling_convention
 from tfmq_fx.calibration import Batch
+from tfmq_fx.conditionings import flat_inputs
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.passes.predicates import node_value
 from tfmq_fx.passes.sizes import concrete_size, rows_per_item
@@ -99,9 +100,7 @@ def _flat(batch: Batch, names: list[str], spec: Any) -> list[Any]:
         if wrong:
             msg = f"a calibration batch has {what} {min(wrong)!r}; the captured model takes ({', '.join(names)})"
             raise CalibrationError(msg)
-    positional = spec.children()[0].num_children
-    values = [(name, given[name]) for name in names]
-    return pytree.tree_leaves((tuple(v for _, v in values[:positional]), dict(values[positional:])))
+    return flat_inputs(given, names, spec)
 
 
 def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int) -> Samples:
