@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal
 
 from torch import fx
 
 from .analysis.reachability import Reachability, contracted_order
-from .analysis.reconstruction_units import ReconstructionUnit, find_units
+from .analysis.reconstruction_units import EARLY, ReconstructionUnit, find_units
 from .base import GraphPass
 from .nodes import INHERITED, insert_call
 from .subgraphs import extract_subgraph, known_value
@@ -46,6 +46,7 @@ class PartitionUnits(GraphPass):
         timestep: Name of the timestep input.
         granularity: ``"block"``, or ``"layer"`` for one unit per weighted op.
         temporal: Whether the temporal block is a unit of its own.
+        conditions: Names of the inputs behind which the layers of the timestep and the conditioning are another.
     """
 
     id: ClassVar[str] = "tfmq::partition_units"
@@ -56,17 +57,24 @@ class PartitionUnits(GraphPass):
         *,
         granularity: Literal["block", "layer"] = "block",
         temporal: bool = True,
+        conditions: Collection[str] = (),
     ) -> None:
         super().__init__()
         if granularity not in ("block", "layer"):
             msg = f"{self.id}: granularity is {granularity!r}; it must be 'block' or 'layer'"
             raise ValueError(msg)
-        self.timestep, self.temporal = timestep, temporal
+        self.timestep, self.temporal, self.conditions = timestep, temporal, conditions
         self.granularity: Literal["block", "layer"] = granularity
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Bring each unit's nodes together, then move them out."""
-        units = find_units(graph_module, self.timestep, granularity=self.granularity, temporal=self.temporal)
+        units = find_units(
+            graph_module,
+            self.timestep,
+            granularity=self.granularity,
+            temporal=self.temporal,
+            conditions=self.conditions,
+        )
         if units:
             _bring_together(graph_module.graph, units)
         for unit in units:
@@ -76,8 +84,8 @@ class PartitionUnits(GraphPass):
 
 def _bring_together(graph: fx.Graph, units: Sequence[ReconstructionUnit]) -> None:
     reachability = Reachability(graph)
-    first = units[0].nodes if units[0].kind == "temporal" else ()
-    early = reachability.ancestors(first) | set(first)
+    first = {node for unit in units if unit.kind in EARLY for node in unit.nodes}
+    early = reachability.ancestors(first) | first
     items, circular = contracted_order(reachability, [unit.nodes for unit in units], early=early)
     assert not circular
     output = graph.output_node()

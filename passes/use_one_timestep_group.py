@@ -31,7 +31,9 @@ def find_grouped_quantizers(
     """
     groups = {find_groups(graph_module, name) for name in names}
     quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
-    return [n for n in graph_module.graph.nodes if is_call(n, quantize) and _groups_behind(n.args[1]) in groups - {None}]
+    return [
+        n for n in graph_module.graph.nodes if is_call(n, quantize) and _groups_behind(n.args[1]) in groups - {None}
+    ]
 
 
 def _groups_behind(parameter: Any) -> Any:
@@ -61,11 +63,10 @@ class UseOneTimestepGroup(GraphPass):
 
     Legality: the caller promises that all items of a batch are of one group, as in sampling, where a step has one
     timestep (the lowered denoiser splits batches that mix groups); then numerics are preserved. Each buffer of groups
-    has a first item of its own. Why: an integer
-    kernel takes one scale and zero point for its whole input. Quantizing is written out, because the lowering of
-    ``quantize_per_tensor.tensor`` in torch 2.13 does not clamp on CPUs: what leaves the range comes back at its other
-    end. Each reader gets a dequantize of its own, as the compilers' patterns expect. A graph without timestep
-    groups is left alone.
+    has a first item of its own. Why: an integer kernel takes one scale and zero point for its whole input. Quantizing
+    is written out, because the lowering of ``quantize_per_tensor.tensor`` in torch 2.13 does not clamp on CPUs: what
+    leaves the range comes back at its other end. Each reader gets a dequantize of its own, as the compilers' patterns
+    expect. A graph without timestep groups is left alone.
     Meta: the new nodes take the module stack of those that they replace.
     """
 

@@ -29,6 +29,9 @@ from tfmq_fx.passes.index_timesteps import distinct_timesteps
 
 __all__ = ["calibrate_conditional_part", "conditioned_path", "observe_pairs", "prepared_conditionings"]
 
+#: Observers that :func:`quantized_values` knows; the others have one set of parameters, from the batches.
+DATA_FREE = (TimestepObserver, PerChannelWeightObserver)
+
 
 def conditioned_path(graph_module: fx.GraphModule, about: Mapping[str, Any]) -> TemporalBlock:
     """The time path with its conditioning: the temporal block and what else the sample does not reach.
@@ -49,9 +52,7 @@ def prepared_conditionings(about: Mapping[str, Any]) -> Conditionings | None:
 
 
 @torch.no_grad()
-def calibrate_conditional_part(
-    prepared: fx.GraphModule, about: Mapping[str, Any], conditionings: Conditionings
-) -> int:
+def calibrate_conditional_part(prepared: fx.GraphModule, about: Mapping[str, Any], conditionings: Conditionings) -> int:
     """Set the parameters of every observer of the conditional part from scratch.
 
     Args:
@@ -69,7 +70,9 @@ def calibrate_conditional_part(
         return 0
     pairs = conditionings.with_timesteps(distinct_timesteps(about["timesteps"]), path.timestep)
     modules = [prepared.get_submodule(str(node.target)) for node in path.nodes if node.op == "call_module"]
-    with _unchanged(module for module in modules if not isinstance(module, (TimestepObserver, PerChannelWeightObserver))):
+    with _unchanged(
+        module for module in modules if not isinstance(module, (TimestepObserver, PerChannelWeightObserver))
+    ):
         observe_pairs(prepared, path, sites, pairs, hook=_all_quantized(prepared))
     return len(sites)
 
@@ -115,7 +118,7 @@ def _all_quantized(prepared: fx.GraphModule) -> NodeHook:
 
     def quantized(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
         module = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, ObserverBase) and not isinstance(module, (TimestepObserver, PerChannelWeightObserver)):
+        if isinstance(module, ObserverBase) and not isinstance(module, DATA_FREE):
             return fake_quantize(value, *module.calculate_qparams(), module.quant_min, module.quant_max)
         return others(node, args, value)
 

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import calling_convention
+from tfmq_fx.errors import CalibrationError
 
 __all__ = ["ConditionedTimesteps", "Conditionings", "flat_inputs"]
 
@@ -27,16 +28,26 @@ MOST_NUMBERS = 2**26
 
 
 def flat_inputs(batch: Any, names: Sequence[str], spec: Any) -> list[Any]:
-    """The leaves of one batch in the order of the placeholders.
+    """The leaves of one calibration batch in the order of the placeholders.
 
     Args:
-        batch: A tensor, a sequence, or a mapping that has every one of ``names``.
+        batch: A tensor, a sequence, or a mapping by name.
         names: The arguments that the model was captured with.
         spec: Their structure ``((args), {kwargs})``.
+
+    Raises:
+        CalibrationError: The batch has too many values, or not these names.
     """
     if isinstance(batch, Tensor):
         batch = (batch,)
+    if not isinstance(batch, Mapping) and len(batch) > len(names):
+        msg = f"a calibration batch has {len(batch)} values; the captured model takes ({', '.join(names)})"
+        raise CalibrationError(msg)
     given = dict(batch) if isinstance(batch, Mapping) else dict(zip(names, batch, strict=False))
+    for wrong, what in ((set(names) - set(given), "no"), (set(given) - set(names), "an unknown")):
+        if wrong:
+            msg = f"a calibration batch has {what} {min(wrong)!r}; the captured model takes ({', '.join(names)})"
+            raise CalibrationError(msg)
     positional = spec.children()[0].num_children
     values = [(name, given[name]) for name in names]
     return pytree.tree_leaves((tuple(v for _, v in values[:positional]), dict(values[positional:])))
@@ -56,7 +67,7 @@ class Conditionings:
     _known: set[bytes] = field(default_factory=set, repr=False)
 
     def add(self, graph_module: fx.GraphModule, batch: Any) -> None:
-        """Take those of a batch that the graph has just run on."""
+        """Take those of a calibration batch of the graph; raises as :func:`flat_inputs`."""
         arguments, spec = calling_convention(graph_module.graph)
         placeholders = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
         leaves = dict(zip(placeholders, flat_inputs(batch, arguments, spec), strict=True))
@@ -81,7 +92,9 @@ class Conditionings:
         first = torch.arange(len(timesteps))[:, None] * each
         chosen = (first + torch.arange(each)) % count
         numbers = torch.arange(len(timesteps))[:, None].expand_as(chosen)
-        columns = {name: torch.stack(column) for name, column in zip(self.names, zip(*self.rows, strict=True), strict=True)}
+        columns = {
+            name: torch.stack(column) for name, column in zip(self.names, zip(*self.rows, strict=True), strict=True)
+        }
         return ConditionedTimesteps(timestep, timesteps, columns, numbers.reshape(-1), chosen.reshape(-1))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.ranges import asymmetric_parameters
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns, row_lookups
-from tfmq_fx.passes.group_timesteps import GROUPS, find_groups
+from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_call
@@ -49,7 +49,8 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
 
     Runs the quantized temporal block over the new timesteps and gives each its own parameters, exactly
     as finite set calibration did for the first ones; the rows that were there stay as they are. With
-    ``activation_groups`` a new timestep joins the group of the nearest one that was there, the earlier row of two.
+    ``activation_groups`` a new timestep joins the group of the nearest one that was there, the earlier row of two; so
+    do layers of the timestep and the conditioning take the parameters of the nearest one, for want of conditionings.
 
     Args:
         program: A quantized program; it is not changed.
@@ -79,10 +80,11 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
         return new
     block = find_temporal_block(graph_module, program.timestep)
     sites = {site: tables for site, tables in _sites(graph_module).items() if site in block}
-    if find_groups(graph_module) is not None:
-        groups: Tensor = read_attribute(graph_module, GROUPS)
-        nearest = (added[:, None] - known[None]).abs().argmin(dim=1)
-        _replace(graph_module, GROUPS, torch.cat([groups, groups[nearest]]))
+    nearest = (added[:, None] - known[None]).abs().argmin(dim=1)
+    for name in (GROUPS, EACH_TIMESTEP):
+        if find_groups(graph_module, name) is not None:
+            groups: Tensor = read_attribute(graph_module, name)
+            _replace(graph_module, name, torch.cat([groups, groups[nearest]]))
     rows = len(row_columns(graph_module)[program.timestep])
     _replace(graph_module, str(lookups[0].args[1].target), new.timesteps)  # type: ignore[union-attr]
     # The timestep changes slowest, so its new rows stand behind all others.

@@ -2,7 +2,8 @@
 
 A unit is a residual block (BRECQ, ICLR 2021, section 3.2: blocks keep the dependence between their layers,
 and there is little of it across them), the temporal block (TFMQ-DM, CVPR 2024, section 4: it is a unit of
-its own, not a part of the blocks that read it), or a single layer for what lies in neither.
+its own, not a part of the blocks that read it), the layers that depend on the timestep and the conditioning alone,
+for the same reason, or a single layer for what lies in neither.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from typing import Literal
 from torch import SymInt, Tensor, fx
 
 from ..predicates import is_getitem, is_weighted, node_value
+from .conditional_part import outside_block
 from .dependence import data_dependence
 from .layer_names import common_path, layer_name
 from .reachability import Reachability, contracted_order
 from .residual_joins import Modules, find_regions, is_sum, join_modules
 from .temporal_block import find_temporal_block
 
-__all__ = ["ReconstructionUnit", "find_units"]
+__all__ = ["EARLY", "ReconstructionUnit", "find_units"]
 
-Kind = Literal["temporal", "residual", "layer"]
+Kind = Literal["temporal", "conditional", "residual", "layer"]
+#: Those that learn from their own output over the timesteps; they come first, in this order.
+EARLY: tuple[Kind, ...] = ("temporal", "conditional")
+NAMES: dict[Kind, str] = {"temporal": "temporal block", "conditional": "conditional part"}
 
 
 @dataclass(frozen=True)
@@ -30,9 +35,10 @@ class ReconstructionUnit:
     """A part of a graph to reconstruct at once.
 
     Attributes:
-        name: Dotted path of the module, the layer's name, ``"temporal block"``, or ``"region 3"`` when the graph
-            tells no name. No two units have the same: a second call of a module is ``"block (2)"``.
-        kind: ``"temporal"``, ``"residual"`` or ``"layer"``.
+        name: Dotted path of the module, the layer's name, ``"temporal block"``, ``"conditional part"``, or
+            ``"region 3"`` when the graph tells no name. No two units have the same: a second call of a module is
+            ``"block (2)"``.
+        kind: ``"temporal"``, ``"conditional"``, ``"residual"`` or ``"layer"``.
         nodes: Its nodes in the order of the graph. The set is convex: no path leaves it and comes back.
         weighted: Its weighted ops, at least one.
     """
@@ -49,6 +55,7 @@ def find_units(
     *,
     granularity: Literal["block", "layer"] = "block",
     temporal: bool = True,
+    conditions: Collection[str] = (),
 ) -> tuple[ReconstructionUnit, ...]:
     """Divide the weighted ops of a graph, prepared or not, into reconstruction units.
 
@@ -63,36 +70,53 @@ def find_units(
         granularity: ``"layer"`` makes each weighted op outside the temporal block a unit of its own.
         temporal: Whether the temporal block is a unit, the first one. Without it each embedding layer belongs
             to the block that reads it, and each linear of the time embedding is a layer (the BRECQ baseline).
+        conditions: Names of the inputs that layers of the time path depend on beside the timestep
+            (``conditioning_inputs``). With ``temporal``, what is behind them and never behind another unit, is the
+            second unit.
 
     Returns:
         The units in an order in which they can run. Every weighted op is in exactly one.
     """
-    return _Search(graph_module, timestep, granularity, temporal).run()
+    return _Search(graph_module, timestep, granularity, temporal, conditions).run()
 
 
 class _Search:
     """One search, with what it knows about the graph."""
 
-    def __init__(self, graph_module: fx.GraphModule, timestep: str, granularity: str, temporal: bool) -> None:
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        timestep: str,
+        granularity: str,
+        temporal: bool,
+        conditions: Collection[str],
+    ) -> None:
         self.reach = Reachability(graph_module.graph)
         self.order = self.reach.order
         self.dependence = data_dependence(graph_module)
         self.modules = Modules(self.order)
         self.block = find_temporal_block(graph_module, timestep)
         self.granularity, self.timestep = granularity, timestep
-        self.temporal = self._temporal_unit() if temporal else set()
-        self.reserved = self.temporal | {n for n in self.reach.ancestors(self.temporal) if n.op != "placeholder"}
-        self.layers = [layer for layer in self.block.embedding_layers if layer.linear not in self.temporal]
+        self.early: dict[Kind, set[fx.Node]] = {}
+        if temporal:
+            self.early["temporal"] = self._early_unit(set(self.block.nodes), set())
+        if temporal and conditions:
+            path = find_temporal_block(graph_module, timestep, finite=(*self.block.finite, *conditions))
+            self.early["conditional"] = self._early_unit(
+                set(outside_block(path, self.block)), self.early["temporal"] | set(self.block.nodes)
+            )
+        self.taken = set().union(*self.early.values())
+        self.reserved = self.taken | {n for n in self.reach.ancestors(self.taken) if n.op != "placeholder"}
+        self.layers = [layer for layer in self.block.embedding_layers if layer.linear not in self.taken]
 
     def run(self) -> tuple[ReconstructionUnit, ...]:
         refused: set[str] = set()
         while True:
             found = {} if self.granularity == "layer" else self._residual(refused)
-            taken = self.temporal.union(*found.values())
+            taken = self.taken.union(*found.values())
             single = [node for node in self.order if is_weighted(node) and node not in taken]
             groups: list[tuple[str, Kind, set[fx.Node]]] = []
-            if self.temporal:
-                groups.append(("temporal block", "temporal", self.temporal))
+            groups += [(NAMES[kind], kind, nodes) for kind, nodes in self.early.items() if nodes]
             groups += [(key, "residual", nodes) for key, nodes in found.items()]
             for node in single:
                 key = f"%{node.name}"
@@ -105,18 +129,19 @@ class _Search:
             tied = (groups[position] for position in circular)
             refused.add(max((kind == "residual", len(nodes), key) for key, kind, nodes in tied)[2])
 
-    # -- the temporal block -----------------------------------------------------------------------------------
+    # -- the time path ----------------------------------------------------------------------------------------
 
-    def _temporal_unit(self) -> set[fx.Node]:
-        """The computed nodes of the temporal block that no layer outside it has to run before.
+    def _early_unit(self, members: set[fx.Node], before: set[fx.Node]) -> set[fx.Node]:
+        """Those of ``members``, computed nodes of the time path, that no layer but ``before`` has to run before.
 
         A node that reads the *shape* of a feature map depends on the timestep alone, and still has to wait.
         """
-        members = set(self.block.nodes)
         kept: set[fx.Node] = set()
         late: set[fx.Node] = set()
         for node in self.order:
             waits = any(source in late for source in self.reach.sources[node])
+            if node in before and not waits:
+                continue
             if node in members and not waits:
                 kept.add(node)
             elif waits or is_weighted(node) or any(source in kept for source in self.reach.sources[node]):
@@ -129,7 +154,8 @@ class _Search:
     def _counts(self, node: fx.Node) -> bool:
         """Whether ``node`` carries data, and not that of the timestep alone."""
         depends = self.dependence[node]
-        return bool(depends) and depends != {self.timestep} and node.op != "output" and node not in self.block
+        own = node not in self.block and node not in self.taken
+        return bool(depends) and depends != {self.timestep} and node.op != "output" and own
 
     # -- residual units ---------------------------------------------------------------------------------------
 
@@ -230,10 +256,10 @@ class _Search:
             name = self._name(*found, weighted) or f"region {len(units)}"
             count = taken[name] = taken.get(name, 0) + 1
             units.append(ReconstructionUnit(f"{name} ({count})" if count > 1 else name, found[1], nodes, weighted))
-        return tuple(sorted(units, key=lambda unit: unit.kind != "temporal"))
+        return tuple(sorted(units, key=lambda unit: EARLY.index(unit.kind) if unit.kind in EARLY else len(EARLY)))
 
     def _name(self, key: str, kind: Kind, weighted: tuple[fx.Node, ...]) -> str:
-        if kind == "temporal":
+        if kind in EARLY:
             return key
         if key in self.modules.paths:
             return self.modules.paths[key]

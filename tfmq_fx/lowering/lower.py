@@ -45,15 +45,17 @@ from tfmq_fx.passes import (
     TabulateTemporalBlock,
     UseOneTimestepGroup,
 )
-from tfmq_fx.passes.analysis import find_conditional_part, find_temporal_block
-from tfmq_fx.passes.group_timesteps import GROUPS
+from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block
+from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS
 from tfmq_fx.passes.nodes import read_attribute
-from tfmq_fx.passes.predicates import node_value
+from tfmq_fx.passes.predicates import is_call, node_value
 from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.roles import sample_inputs
 
 __all__ = ["load_denoiser", "lower"]
+
+decomposed = torch.ops.quantized_decomposed
 
 BACKENDS = ("inductor", "aot", *ENGINES, "auto", "reference")
 
@@ -73,7 +75,9 @@ def lower(
     """Lower a quantized program to kernels and check the result against the reference.
 
     An integer kernel takes one activation scale a call. So a program with ``activation_groups`` is compiled for
-    batches of one timestep group, as sampling has them, and its denoiser splits a batch that mixes groups.
+    batches of one timestep group, as sampling has them, and its denoiser splits a batch that mixes groups. Layers that
+    depend on the timestep and the conditioning alone, which have parameters per timestep, are computed timestep by
+    timestep where ``reuse`` cuts them out; compiled with the rest, they make the denoiser split batches by timestep.
 
     Args:
         program: The result of :func:`tfmq_fx.convert` or :func:`tfmq_fx.load`, or what ``convert_pt2e``
@@ -110,9 +114,7 @@ def lower(
     if backend == "auto":
         return _lower_fastest(program, tabulate=tabulate, reuse=reuse)
     reference = _final_graph(program, tabulate=tabulate)
-    groups = None
-    if backend != "reference" and find_grouped_quantizers(reference):
-        groups = read_attribute(reference, GROUPS)
+    groups = None if backend == "reference" else _apart(reference)
     lowered = reference if groups is None else _one_group(reference)
     # The parity check compares on the example, so with groups it has one timestep.
     indexed = program.indexed
@@ -129,7 +131,11 @@ def lower(
         StripDeadState()(lowered)
     samples = {str(node.target) for node in sample_inputs(lowered.graph, program.timestep)}
     part = find_conditional_part(lowered, samples, program.timestep)
-    stages = split_stages(lowered, part) if reuse and backend == "inductor" and groups is None else []
+    grouped = backend != "reference" and bool(find_grouped_quantizers(reference, (GROUPS,)))
+    stages = split_stages(lowered, part) if reuse and backend == "inductor" and not grouped else []
+    if stages and all(stage.by_row for stage in stages[:-1]):
+        # The stages that see timesteps take them one by one by themselves, and what is left has one set of parameters.
+        groups = None
     if stages:
         run, found = _compile_stages(lowered, stages, args, kwargs)
     else:
@@ -143,7 +149,7 @@ def lower(
         table_rows=0 if table is None else len(table),
         parity_error=error,
         parity_floor=floor,
-        conditioning=f"{part}{'; reused from call to call' if stages else ''}",
+        conditioning=_conditioning(part, reused=bool(stages)),
     )
     unknown, config = program.config.unknown_timestep, program.interface.get("config", {})
     if backend == "aot":
@@ -210,6 +216,23 @@ def _final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule
     InlineTimestepRows()(graph_module)
     StripDeadState()(graph_module)
     return graph_module
+
+
+def _apart(reference: fx.GraphModule) -> Tensor | None:
+    """The group of each timestep, ``[K]``, where kernels take the parameters of one group a call; else None."""
+    for name in (EACH_TIMESTEP, GROUPS):
+        if find_grouped_quantizers(reference, (name,)):
+            groups: Tensor = read_attribute(reference, name)
+            return groups
+    return None
+
+
+def _conditioning(part: ConditionalPart, *, reused: bool) -> str:
+    """Which layers depend on the conditioning and never on the sample, and how they are computed, in a sentence."""
+    looked_up = (decomposed.dequantize_per_tensor.tensor, decomposed.dequantize_per_channel.default)
+    indexed = sum(is_call(layer.args[0], *looked_up) for layer in part.joint)
+    parameters = f"; {indexed} with parameters per timestep" if indexed else ""
+    return f"{part}{parameters}{'; reused from call to call' if reused else ''}"
 
 
 def _one_group(reference: fx.GraphModule) -> fx.GraphModule:

@@ -57,12 +57,22 @@ class Reused:
         keys = [_digest(row) for row in rows]
         missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
         found = {key: self._kept[key] for key in keys if key in self._kept}
-        if missing:
-            self.computed += len(missing)
-            found.update(zip(missing, self._compute(list(missing.values())), strict=True))
+        for together in self._calls(missing):
+            self.computed += len(together)
+            found.update(zip(together, self._compute(list(together.values())), strict=True))
         for key in found:
             self._keep(key, found[key])
         return [found[key] for key in keys]
+
+    def _calls(self, missing: dict[bytes, tuple[Tensor, ...]]) -> list[dict[bytes, tuple[Tensor, ...]]]:
+        """The rows of each call: all of them, or those of one timestep."""
+        if self.stage.timestep is None or not self.stage.by_row:
+            return [missing] if missing else []
+        calls: dict[bytes, dict[bytes, tuple[Tensor, ...]]] = {}
+        position = self.stage.inputs.index(self.stage.timestep)
+        for key, row in missing.items():
+            calls.setdefault(_digest(row[position : position + 1]), {})[key] = row
+        return list(calls.values())
 
     def _compute(self, rows: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
         if not self.stage.by_row:

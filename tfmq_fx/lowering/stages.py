@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import SymInt, Tensor, fx
 
@@ -31,12 +31,15 @@ class Stage:
         inputs: Names of the program's inputs, and of values of earlier stages.
         outputs: Names of the values that later stages read, and of results of the program.
         by_row: Whether row ``n`` of every output depends on row ``n`` of the inputs alone.
+        timestep: Name of the input that is the timestep, where rows of one call must share it: kernels take one set
+            of activation parameters a call, and those behind it are the timestep's. None where rows may mix.
     """
 
     graph_module: fx.GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     by_row: bool
+    timestep: str | None = None
 
 
 def split_stages(graph_module: fx.GraphModule, part: ConditionalPart) -> list[Stage]:
@@ -57,6 +60,7 @@ def split_stages(graph_module: fx.GraphModule, part: ConditionalPart) -> list[St
         return []
     computed = [node for node in graph_module.graph.nodes if node.op not in ("placeholder", "output")]
     constants = {node for node, inputs in data_dependence(graph_module).items() if not inputs} & set(computed)
+    timesteps = [n for n in graph_module.graph.nodes if n.op == "placeholder" and str(n.target) == part.timestep]
     rest = set(computed)
     stages: list[Stage] = []
     for cut in cuts:
@@ -65,7 +69,9 @@ def split_stages(graph_module: fx.GraphModule, part: ConditionalPart) -> list[St
         frontier = [node for node in cut if node in read]
         if not all(isinstance(node_value(node), Tensor) for node in frontier):
             return []
-        stages.append(_stage(graph_module, set(cut) | constants, frontier))
+        stage = _stage(graph_module, set(cut) | constants, frontier)
+        apart = next((node.name for node in timesteps if node.name in stage.inputs), None)
+        stages.append(replace(stage, timestep=apart))
     results = [node for node in graph_module.graph.output_node().all_input_nodes if node in rest]
     if not results:
         return []

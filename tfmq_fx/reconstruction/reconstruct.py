@@ -15,14 +15,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from tfmq_fx.calibration import Batch
+from tfmq_fx.conditional_calibration import conditioned_path, prepared_conditionings
+from tfmq_fx.conditionings import ConditionedTimesteps
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
 from tfmq_fx.passes import PartitionUnits
-from tfmq_fx.passes.analysis import find_temporal_block, row_columns
+from tfmq_fx.passes.analysis import find_temporal_block, find_units, row_columns
+from tfmq_fx.passes.analysis.reconstruction_units import EARLY
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.quantizer import META_KEY
 from tfmq_fx.reconstruction.checkpoint import Checkpoint, fingerprint
+from tfmq_fx.reconstruction.conditional import (
+    ConditionalUnit,
+    observe_conditional_part,
+    reconstruct_conditional_part,
+)
 from tfmq_fx.reconstruction.fisher import fisher_information
 from tfmq_fx.reconstruction.progress import ReconstructionProgress
 from tfmq_fx.reconstruction.propagation import Propagation
@@ -58,6 +66,9 @@ def reconstruct(
 ) -> ReconstructionReport:
     """Learn how weights are rounded, in place: TIAR for the temporal block, then BRECQ unit by unit.
 
+    Layers that depend on the timestep and the conditioning alone are the second unit: they learn from their own output
+    too, over all timesteps, under the conditionings of the batches.
+
     Each unit's inputs come from the quantized units before it, its targets from the float model; the
     temporal block learns from its own output over all timesteps, without any data, and is frozen then.
     A unit whose error on held-back rows does not fall stays rounded to nearest.
@@ -65,7 +76,7 @@ def reconstruct(
     Args:
         prepared: The calibrated result of :func:`tfmq_fx.prepare`; its observers become fake quantizers.
         batches: The model's own inputs, those that it was calibrated on; not needed for
-            ``granularity="none"``.
+            ``granularity="none"``, but for the conditional part, if there is one.
         config: How to reconstruct; by default what the quantization configuration says, else the paper's
             method.
         directory: Where the state of finished units lies. The same call with the same directory goes on
@@ -91,8 +102,9 @@ def reconstruct(
     config = config or QuantizationConfig.from_dict(about["config"]).reconstruction or ReconstructionConfig()
     began = time.perf_counter()
     insert_fake_quantizers(prepared)
+    batches = list(batches)
     with _frozen(prepared):
-        run = _Run(prepared, about, config)
+        run = _Run(prepared, about, config, batches)
         samples = None if config.granularity == "none" else gather_samples(prepared, batches, config.seed)
         folder = None if directory is None else Path(directory)
         checkpoint = Checkpoint(folder, run.fingerprint(samples))
@@ -125,7 +137,9 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 class _Run:
     """One reconstruction: the partitioned graph and what is counted on the way."""
 
-    def __init__(self, prepared: fx.GraphModule, about: dict[str, Any], config: ReconstructionConfig) -> None:
+    def __init__(
+        self, prepared: fx.GraphModule, about: dict[str, Any], config: ReconstructionConfig, batches: list[Batch]
+    ) -> None:
         self.prepared, self.about, self.config = prepared, about, config
         self.timestep: str = about["timestep"]
         values = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
@@ -139,38 +153,55 @@ class _Run:
             msg = "the temporal block is reconstructed over the schedule's timesteps: pass timesteps= to prepare"
             raise ConfigError(msg)
         self.tiar = self.learns and config.temporal == "tiar"
+        self.path = conditioned_path(prepared, about)
+        self.pairs = _pairs(prepared, about, batches)
         for quantizer in quantizers_of(prepared).values():
             if isinstance(quantizer, AdaRoundQuantizer):
                 quantizer.round_to_nearest()
             elif isinstance(quantizer, ActivationQuantizer):
                 quantizer.forget_step()
         self._observe()
+        self.conditional = self._conditional_unit()
         # A copy of the graph alone: it shares every tensor and quantizer with the one that came in.
         self.graph_module = fx.GraphModule(prepared, copy.deepcopy(prepared.graph))
         PartitionUnits(
             timestep=self.timestep,
             granularity="layer" if config.granularity == "layer" else "block",
             temporal=config.temporal != "blocks",
+            conditions=about.get("conditions", ()),
         )(self.graph_module)
         self.units = [node for node in self.graph_module.graph.nodes if "tfmq_fx.unit" in node.meta]
 
     def _observe(self) -> None:
         if self.temporal and self.inputs:
             observe_temporal_block(self.prepared, self.timestep, self.inputs)
+        if self.pairs is not None:
+            observe_conditional_part(self.prepared, self.path, self.pairs)
+
+    def _conditional_unit(self) -> ConditionalUnit | None:
+        """The part that learns over pairs; None without one, or without conditionings."""
+        conditions = self.about.get("conditions", ())
+        if not conditions or self.pairs is None or self.config.temporal != "tiar":
+            return None
+        units = find_units(self.prepared, self.timestep, conditions=conditions)
+        found = next((unit for unit in units if unit.kind == "conditional"), None)
+        part = None if found is None else ConditionalUnit(found, self.path, self.pairs)
+        weights = {} if part is None else part.quantizers(self.prepared)
+        return part if any(isinstance(module, AdaRoundQuantizer) for module in weights.values()) else None
 
     def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
         return trainable_weights(self.graph_module.get_submodule(str(node.target)))
 
     def _trains(self, node: fx.Node) -> bool:
         """Whether a unit's rounding is learned by its own output's error over calibration rows."""
-        if self.config.granularity == "none" or node.meta["tfmq_fx.unit"][1] == "temporal":
+        if self.config.granularity == "none" or node.meta["tfmq_fx.unit"][1] in EARLY:
             return False
         return bool(self._weights(node))
 
     def iterations(self) -> int:
         """Training steps of the whole run."""
         count = self.config.iterations * sum(self._trains(node) for node in self.units)
-        return count + (self.config.temporal_iterations if self.tiar else 0)
+        return count + self.config.temporal_iterations * (self.tiar + (self.conditional is not None))
 
     def _updates_compiled(self) -> bool:
         """Whether the run has enough weights and iterations to compile their update."""
@@ -179,6 +210,10 @@ class _Run:
         if self.tiar:
             modules = [self.prepared.get_submodule(name) for name in self.temporal]
             weights = sum(module.up.numel() for module in modules if isinstance(module, AdaRoundQuantizer))
+            updates += weights * self.config.temporal_iterations
+        if self.conditional is not None:
+            found = self.conditional.quantizers(self.prepared).values()
+            weights = sum(module.up.numel() for module in found if isinstance(module, AdaRoundQuantizer))
             updates += weights * self.config.temporal_iterations
         return updates >= WORTH_COMPILING
 
@@ -204,6 +239,8 @@ class _Run:
         elif any(node.meta["tfmq_fx.unit"][1] == "temporal" for node in self.units):
             reason = "temporal='nearest'" if self.learns else "its weights are not quantized"
             results.append(UnitResult("temporal block", "temporal", reason=reason))
+        if any(node.meta["tfmq_fx.unit"][1] == "conditional" for node in self.units):
+            results.append(self._conditional_result(checkpoint, bar))
         if samples is not None:
             results += self._other_units(samples, store, checkpoint, bar)
         return results
@@ -224,6 +261,27 @@ class _Run:
         checkpoint.save(0, result, state_of(quantizers))
         return result
 
+    def _conditional_result(self, checkpoint: Checkpoint, bar: ReconstructionProgress) -> UnitResult:
+        (index,) = [1 + i for i, node in enumerate(self.units) if node.meta["tfmq_fx.unit"][1] == "conditional"]
+        if self.conditional is None:
+            reason = "its weights are not quantized"
+            if self.config.temporal != "tiar":
+                reason = f"temporal={self.config.temporal!r}"
+            elif self.pairs is None:
+                reason = "its conditionings, or the timesteps, are not known: pass batches, and timesteps= to prepare"
+            return UnitResult("conditional part", "conditional", reason=reason)
+        quantizers = self.conditional.quantizers(self.prepared)
+        found = checkpoint.load(index)
+        if found is not None:
+            load_state(quantizers, found[1])
+            return self._resume(found[0], bar)
+        bar.start("conditional part")
+        result = reconstruct_conditional_part(
+            self.prepared, self.conditional, self.config, bar.advance, compiled=self._updates_compiled()
+        )
+        checkpoint.save(index, result, state_of(quantizers))
+        return result
+
     def _resume(self, result: UnitResult, bar: ReconstructionProgress) -> UnitResult:
         self.resumed += 1
         self.earlier_seconds += result.seconds
@@ -241,7 +299,7 @@ class _Run:
         results = {}
         for node in self.units:
             name, kind = node.meta["tfmq_fx.unit"]
-            if node not in trained and kind != "temporal":
+            if node not in trained and kind not in EARLY:
                 results[node] = UnitResult(name, kind, reason="its weights are not quantized")
         propagation = Propagation(self.graph_module, samples, store)
         remaining = set(trained)
@@ -284,10 +342,21 @@ class _Run:
                 compiled=self._updates_compiled(),
             )
             checkpoint.save(index, result, state_of(quantizers))
-        if not self.config.learned_steps and any(m in quantizers.values() for m in self._temporal_modules()):
-            # Embedding layers inside this unit: what follows them in the time embed sees other values now.
+        if not self.config.learned_steps and any(m in quantizers.values() for m in self._time_path_modules()):
+            # Layers of the time path inside this unit: what follows them there sees other values now.
             self._observe()
         return result
 
-    def _temporal_modules(self) -> list[nn.Module]:
-        return [self.prepared.get_submodule(name) for name in self.temporal]
+    def _time_path_modules(self) -> list[nn.Module]:
+        named = {str(node.target) for node in self.path.nodes if node.op == "call_module"}
+        return [self.prepared.get_submodule(name) for name in self.temporal | named]
+
+
+def _pairs(prepared: fx.GraphModule, about: dict[str, Any], batches: list[Batch]) -> ConditionedTimesteps | None:
+    """All timesteps with the conditionings of the batches; None where there are none, or no layer takes them."""
+    conditionings = prepared_conditionings(about)
+    if conditionings is None or not batches:
+        return None
+    for batch in batches:
+        conditionings.add(prepared, batch)
+    return conditionings.with_timesteps(distinct_timesteps(about["timesteps"]), about["timestep"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,21 +88,6 @@ class Samples:
         return [Window(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
 
 
-def _flat(batch: Batch, names: list[str], spec: Any) -> list[Any]:
-    """The leaves of one batch in the order of the placeholders."""
-    if isinstance(batch, Tensor):
-        batch = (batch,)
-    if not isinstance(batch, Mapping) and len(batch) > len(names):
-        msg = f"a calibration batch has {len(batch)} values; the captured model takes ({', '.join(names)})"
-        raise CalibrationError(msg)
-    given = dict(batch) if isinstance(batch, Mapping) else dict(zip(names, batch, strict=False))
-    for wrong, what in ((set(names) - set(given), "no"), (set(given) - set(names), "an unknown")):
-        if wrong:
-            msg = f"a calibration batch has {what} {min(wrong)!r}; the captured model takes ({', '.join(names)})"
-            raise CalibrationError(msg)
-    return flat_inputs(given, names, spec)
-
-
 def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int) -> Samples:
     """Collect and shuffle the calibration batches.
 
@@ -116,7 +101,7 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
     """
     names, spec = calling_convention(prepared.graph)
     placeholders = [node for node in prepared.graph.nodes if node.op == "placeholder"]
-    flat = [_flat(batch, names, spec) for batch in batches]
+    flat = [flat_inputs(batch, names, spec) for batch in batches]
     if not flat:
         msg = "reconstruction got no batches; pass those that the model was calibrated on"
         raise CalibrationError(msg)

@@ -10,28 +10,21 @@ temporal information block based reconstruction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import SymInt, Tensor, fx, nn
+from torch import Tensor, fx
 
-from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.fake_quantizers import (
     ActivationQuantizer,
     AdaRoundQuantizer,
     FakeQuantizer,
     TimestepQuantizer,
-    float_mode,
     quantizers_of,
 )
 from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
-from tfmq_fx.passes.sizes import concrete_size
-from tfmq_fx.passes.subgraphs import extract_subgraph, known_value
-from tfmq_fx.reconstruction.keeping import keep_if_better
+from tfmq_fx.reconstruction.own_output import learn_own_output, observing, training_over_rows
 from tfmq_fx.reconstruction.report import UnitResult
-from tfmq_fx.reconstruction.training import train
 from tfmq_fx.reconstruction_config import ReconstructionConfig
 
 __all__ = ["observe_temporal_block", "reconstruct_temporal_block", "sampled_rows", "temporal_quantizers"]
@@ -75,7 +68,7 @@ def _observe(prepared: fx.GraphModule, block: TemporalBlock, inputs: Mapping[str
         return evaluate_temporal_nodes(prepared, block.nodes, nodes, inputs)
 
     if all(isinstance(site, TimestepQuantizer) for site in sites):
-        with _observing(sites):
+        with observing(sites):
             evaluate(block.linears if sites else ())
         return
     # A range that all timesteps share is known only when all have been seen, and some graphs take one at a
@@ -84,108 +77,16 @@ def _observe(prepared: fx.GraphModule, block: TemporalBlock, inputs: Mapping[str
     for node in block.nodes:
         site = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(site, TimestepQuantizer):
-            with _observing([site]):
+            with observing([site]):
                 evaluate([node])
         elif isinstance(site, ActivationQuantizer):
             (seen,) = evaluate([node.args[0]])  # type: ignore[list-item]
-            with _observing([site]):
+            with observing([site]):
                 site(seen)
 
 
 def _activations(quantizers: list[FakeQuantizer]) -> list[ActivationQuantizer | TimestepQuantizer]:
     return [quantizer for quantizer in quantizers if not isinstance(quantizer, AdaRoundQuantizer)]
-
-
-@contextmanager
-def _observing(quantizers: Sequence[ActivationQuantizer | TimestepQuantizer]) -> Iterator[None]:
-    """Ranges follow what is seen for the time of a block."""
-    for quantizer in quantizers:
-        quantizer.observing = True
-    try:
-        yield
-    finally:
-        for quantizer in quantizers:
-            quantizer.observing = False
-
-
-@dataclass(frozen=True)
-class _TemporalTraining:
-    """The part of the block behind its first weight, ready to run over all timesteps at once.
-
-    Attributes:
-        module: Called with ``inputs``, returns ``emb_{t,i}`` for every ``i``: ``[K, C_i]`` each.
-        inputs: What the part in front of the first weight computes: it is the same in every iteration.
-        targets: The float block's ``emb_{t,i}`` side by side, ``[K, sum C_i]``.
-    """
-
-    module: nn.Module
-    inputs: list[Tensor | int]
-    targets: Tensor
-
-    def error(self) -> Tensor:
-        """``sum_i mean_t sum_c (emb_hat - emb)^2``: the objective over the number of timesteps."""
-        outputs = self.module(*self.inputs)
-        whole = outputs if isinstance(outputs, Tensor) else torch.cat(outputs, dim=-1)
-        return (whole - self.targets).square().sum() / len(self.targets)
-
-
-def _training_graph(prepared: fx.GraphModule, block: TemporalBlock, inputs: Mapping[str, Tensor]) -> _TemporalTraining:
-    outputs = [layer.linear for layer in block.embedding_layers] or [block.time_embedding[-1]]
-    quantizers = temporal_quantizers(prepared, block)
-    modules = quantizers_of(prepared)
-    trained: set[fx.Node] = set()
-    for node in block.nodes:
-        learns = node.op == "call_module" and isinstance(modules.get(str(node.target)), AdaRoundQuantizer)
-        if learns or any(source in trained for source in node.all_input_nodes):
-            trained.add(node)
-    constants = {n for n in block.nodes if n.op == "get_attr" and any(user in trained for user in n.users)}
-    needed: set[fx.Node] = set()
-    queue = list(outputs)
-    while queue:
-        node = queue.pop()
-        if node not in needed and (node in trained or node in constants):
-            needed.add(node)
-            queue.extend(node.all_input_nodes)
-    module, sources = extract_subgraph(prepared, [n for n in block.nodes if n in needed], outputs)
-    example = {node: known_value(prepared, node) for node in sources}
-    tensors = [node for node in sources if isinstance(example[node], Tensor)]
-
-    def evaluate(nodes: list[fx.Node]) -> list[Tensor]:
-        return evaluate_temporal_nodes(prepared, block.nodes, nodes, inputs)
-
-    count = len(inputs[block.timestep])
-
-    def arranged(tensors: dict[fx.Node, Tensor]) -> list[Tensor | int]:
-        return [
-            concrete_size(example[node], count) if isinstance(example[node], SymInt) else tensors[node]
-            for node in sources
-        ]
-
-    # The sites in front of the first weight are calibrated here, once and for all.
-    with torch.no_grad():
-        _observe(prepared, block, inputs)
-        quantized = dict(zip(tensors, evaluate(tensors), strict=True))
-    with torch.no_grad(), float_mode(quantizers):
-        originals = dict(zip([*tensors, *outputs], evaluate([*tensors, *outputs]), strict=True))
-        targets = torch.cat([originals[node] for node in outputs], dim=-1)
-        _check_together(_TemporalTraining(module, arranged(originals), targets))
-    return _TemporalTraining(module, arranged(quantized), targets)
-
-
-def _check_together(float_block: _TemporalTraining) -> None:
-    """The float block over all timesteps at once must give what it gives one by one."""
-    try:
-        error = float_block.error().item()
-        reason = f"the error of the float block against itself is {error:g}"
-    except (RuntimeError, ValueError) as failure:
-        error, reason = float("inf"), str(failure).strip().splitlines()[0]
-    size = float_block.targets.square().sum().item() / len(float_block.targets)
-    if not error <= 1e-6 * max(size, 1e-12):
-        msg = (
-            f"the temporal block cannot be evaluated for all timesteps at once ({reason}); "
-            "capture the model with a timestep of shape [N], or use temporal='nearest'"
-        )
-        raise ReconstructionError(msg)
 
 
 def reconstruct_temporal_block(
@@ -219,47 +120,17 @@ def reconstruct_temporal_block(
     """
     block = find_temporal_block(prepared, timestep)
     quantizers = temporal_quantizers(prepared, block)
-    weights = [quantizer for quantizer in quantizers if isinstance(quantizer, AdaRoundQuantizer)]
-    activations = _activations(quantizers)
-    if not weights:
+    if not any(isinstance(quantizer, AdaRoundQuantizer) for quantizer in quantizers):
         return UnitResult("temporal block", "temporal", reason="its weights are not quantized")
-    training = _training_graph(prepared, block, inputs)
-
-    @torch.no_grad()
-    def exact_error() -> float:
-        with _observing(activations):
-            return training.error().item()
-
-    for quantizer in weights:
-        quantizer.round_to_nearest()
-    before = exact_error()
-
-    def learn() -> None:
-        def fit(steps: Sequence[ActivationQuantizer | TimestepQuantizer]) -> None:
-            train(
-                weights,
-                steps,
-                lambda _: training.error(),
-                config.temporal_iterations,
-                config,
-                on_iteration,
-                precision=config.temporal_precision,
-                compiled=compiled,
-            )
-
-        if config.learned_steps:
-            # The ranges of the soft weights at the start, which are the float ones.
-            with float_mode(weights):
-                exact_error()
-            fit(activations)
-        else:
-            with _observing(activations):
-                fit(())
-
-    def measure() -> float:
-        if not config.learned_steps:
-            return exact_error()
-        with torch.no_grad():
-            return training.error().item()
-
-    return keep_if_better("temporal block", "temporal", quantizers, before, learn, measure, config.temporal_iterations)
+    training = training_over_rows(
+        prepared,
+        block.nodes,
+        [layer.linear for layer in block.embedding_layers] or [block.time_embedding[-1]],
+        inputs,
+        members=block.nodes,
+        observe=lambda: _observe(prepared, block, inputs),
+    )
+    return learn_own_output(
+        "temporal block", "temporal", quantizers, _activations(quantizers), training, config, on_iteration,
+        compiled=compiled,
+    )  # fmt: skip

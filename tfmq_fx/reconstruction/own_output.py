@@ -1,0 +1,224 @@
+"""A part of a graph that learns from its own float output, over inputs that are known beforehand.
+
+The time path needs no image, so what its layers see can be computed once and all of it be the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import SymInt, Tensor, fx, nn
+
+from tfmq_fx.errors import ReconstructionError
+from tfmq_fx.fake_quantizers import (
+    ActivationQuantizer,
+    AdaRoundQuantizer,
+    FakeQuantizer,
+    TimestepQuantizer,
+    float_mode,
+    quantizers_of,
+)
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes
+from tfmq_fx.passes.sizes import concrete_size
+from tfmq_fx.passes.subgraphs import extract_subgraph, known_value
+from tfmq_fx.reconstruction.keeping import keep_if_better
+from tfmq_fx.reconstruction.report import UnitResult
+from tfmq_fx.reconstruction.training import train
+from tfmq_fx.reconstruction_config import ReconstructionConfig
+
+__all__ = ["OwnOutputTraining", "learn_own_output", "observing", "training_over_rows"]
+
+
+@contextmanager
+def observing(quantizers: Sequence[ActivationQuantizer | TimestepQuantizer]) -> Iterator[None]:
+    """Ranges follow what is seen for the time of a block."""
+    for quantizer in quantizers:
+        quantizer.observing = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.observing = False
+
+
+@dataclass(frozen=True)
+class OwnOutputTraining:
+    """A part of a graph behind its first weight, ready to run over all rows at once.
+
+    Attributes:
+        module: Called with ``inputs``, returns its outputs: ``[K * r, ..., C_i]`` each, ``r`` rows an item.
+        inputs: What stands in front of the first weight: it is the same in every iteration.
+        targets: The float outputs.
+        rows: The number of rows ``K``.
+    """
+
+    module: nn.Module
+    inputs: list[Tensor | int]
+    targets: tuple[Tensor, ...]
+    rows: int
+
+    def error(self) -> Tensor:
+        """``sum_i mean_k sum_c (out_hat - out)^2``: the objective over the number of rows."""
+        outputs = self.module(*self.inputs)
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        squares = [(ours - theirs).square().sum() for ours, theirs in zip(outputs, self.targets, strict=True)]
+        return torch.stack(squares).sum() / self.rows
+
+
+def training_over_rows(
+    prepared: fx.GraphModule,
+    nodes: Sequence[fx.Node],
+    outputs: Sequence[fx.Node],
+    inputs: Mapping[str, Tensor],
+    *,
+    members: Collection[fx.Node],
+    observe: Callable[[], None],
+) -> OwnOutputTraining:
+    """Cut a part out and compute what stands in front of it, and what its float outputs are.
+
+    Args:
+        prepared: A graph with fake quantizers; those before the part stay on, as they will at inference.
+        nodes: The part, in the order of the graph, with the constants that it alone reads.
+        outputs: What it learns from, out of ``nodes``.
+        inputs: By name of the placeholder, a value per row.
+        members: What may be computed from them: the part, and what leads to it.
+        observe: Sets the ranges before it is all computed: those in front of the first weight stay as they are then.
+
+    Raises:
+        ReconstructionError: The part cannot be evaluated for all rows at once.
+    """
+    modules = quantizers_of(prepared)
+    trained: set[fx.Node] = set()
+    for node in nodes:
+        learns = node.op == "call_module" and isinstance(modules.get(str(node.target)), AdaRoundQuantizer)
+        if learns or any(source in trained for source in node.all_input_nodes):
+            trained.add(node)
+    constants = {n for n in nodes if n.op == "get_attr" and any(user in trained for user in n.users)}
+    needed: set[fx.Node] = set()
+    queue = list(outputs)
+    while queue:
+        node = queue.pop()
+        if node not in needed and (node in trained or node in constants):
+            needed.add(node)
+            queue.extend(node.all_input_nodes)
+    module, sources = extract_subgraph(prepared, [n for n in nodes if n in needed], outputs)
+    example = {node: known_value(prepared, node) for node in sources}
+    tensors = [node for node in sources if isinstance(example[node], Tensor)]
+    count = len(next(iter(inputs.values())))
+
+    def evaluate(wanted: list[fx.Node]) -> list[Tensor]:
+        return evaluate_temporal_nodes(prepared, members, wanted, inputs)
+
+    def arranged(tensors: dict[fx.Node, Tensor]) -> list[Tensor | int]:
+        return [
+            concrete_size(example[node], count) if isinstance(example[node], SymInt) else tensors[node]
+            for node in sources
+        ]
+
+    # The sites in front of the first weight are calibrated here, once and for all.
+    with torch.no_grad():
+        observe()
+        quantized = dict(zip(tensors, evaluate(tensors), strict=True))
+    with torch.no_grad(), float_mode(_called_by(prepared, members)):
+        originals = dict(zip([*tensors, *outputs], evaluate([*tensors, *outputs]), strict=True))
+        targets = tuple(originals[node] for node in outputs)
+        _check_together(OwnOutputTraining(module, arranged(originals), targets, count))
+    return OwnOutputTraining(module, arranged(quantized), targets, count)
+
+
+def _called_by(prepared: fx.GraphModule, members: Collection[fx.Node]) -> list[FakeQuantizer]:
+    """The fake quantizers that ``members`` call: with all of them off, values are the float model's."""
+    modules = quantizers_of(prepared)
+    return [modules[name] for name in {str(n.target) for n in members if n.op == "call_module"} if name in modules]
+
+
+def _check_together(float_part: OwnOutputTraining) -> None:
+    """The float part over all rows at once must give what it gives one by one."""
+    try:
+        error = float_part.error().item()
+        reason = f"the error of the float block against itself is {error:g}"
+    except (RuntimeError, ValueError) as failure:
+        error, reason = float("inf"), str(failure).strip().splitlines()[0]
+    size = sum(target.square().sum().item() for target in float_part.targets) / float_part.rows
+    if not error <= 1e-6 * max(size, 1e-12):
+        msg = (
+            f"the temporal block cannot be evaluated for all timesteps at once ({reason}); "
+            "capture the model with a timestep of shape [N], or use temporal='nearest'"
+        )
+        raise ReconstructionError(msg)
+
+
+def learn_own_output(
+    name: str,
+    kind: str,
+    quantizers: Sequence[FakeQuantizer],
+    following: Sequence[ActivationQuantizer | TimestepQuantizer],
+    training: OwnOutputTraining,
+    config: ReconstructionConfig,
+    on_iteration: Callable[[int, float], None],
+    *,
+    compiled: bool,
+) -> UnitResult:
+    """Learn the rounding of all weights of a part jointly.
+
+    While they learn, the ranges of ``following`` are the exact ones of the moment, so what is trained is what
+    calibration over the same rows gives at the end. With ``learned_steps`` the step sizes of all activations are
+    trained instead, from the ranges at the start.
+
+    Args:
+        name: The unit's name.
+        kind: Its kind.
+        quantizers: Its fake quantizers, updated in place.
+        following: The activations among them whose ranges follow the weights.
+        training: What to train on.
+        config: Iterations and schedules.
+        on_iteration: Called after each iteration with its number and the loss.
+        compiled: Whether to compile the update of the weights.
+
+    Returns:
+        The error before and after, as :class:`UnitResult`.
+    """
+    weights = [quantizer for quantizer in quantizers if isinstance(quantizer, AdaRoundQuantizer)]
+    activations = [quantizer for quantizer in quantizers if not isinstance(quantizer, AdaRoundQuantizer)]
+
+    @torch.no_grad()
+    def exact_error() -> float:
+        with observing(following):
+            return training.error().item()
+
+    for quantizer in weights:
+        quantizer.round_to_nearest()
+    before = exact_error()
+
+    def learn() -> None:
+        def fit(steps: Sequence[ActivationQuantizer | TimestepQuantizer]) -> None:
+            train(
+                weights,
+                steps,
+                lambda _: training.error(),
+                config.temporal_iterations,
+                config,
+                on_iteration,
+                precision=config.temporal_precision,
+                compiled=compiled,
+            )
+
+        if config.learned_steps:
+            # The ranges of the soft weights at the start, which are the float ones.
+            with float_mode(weights):
+                exact_error()
+            fit(activations)
+        else:
+            with observing(following):
+                fit(())
+
+    def measure() -> float:
+        if not config.learned_steps:
+            return exact_error()
+        with torch.no_grad():
+            return training.error().item()
+
+    return keep_if_better(name, kind, quantizers, before, learn, measure, config.temporal_iterations)
