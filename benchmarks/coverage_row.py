@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from architectures import ARCHITECTURES, TRUE_SIZE, Example
-from tfmq_fx.passes.analysis import data_dependence
-from tfmq_fx.passes.predicates import is_weighted
+from tfmq_fx.passes.analysis import data_dependence, find_conditional_part
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -82,14 +81,10 @@ def find(captured: fx.GraphModule, example: Example) -> dict[str, Any]:
 
 def conditional_part(captured: fx.GraphModule, example: Example) -> dict[str, Any]:
     """The layers that depend on the timestep and on conditions, but never on the sample (the first input)."""
-    sample = next(iter(example.inputs))
-    conditions: set[str] = set()
-    layers = 0
-    for node, inputs in data_dependence(captured).items():
-        if is_weighted(node) and example.timestep in inputs and sample not in inputs and len(inputs) > 1:
-            conditions |= inputs - {example.timestep}
-            layers += 1
-    return {"conditional_layers": layers, "conditions": sorted(conditions)}
+    part = find_conditional_part(captured, {next(iter(example.inputs))}, example.timestep)
+    dependence = data_dependence(captured)
+    conditions = set().union(*(dependence[layer] for layer in part.joint)) - {example.timestep}
+    return {"conditional_layers": len(part.joint), "conditions": sorted(conditions)}
 
 
 def quantized(captured: fx.GraphModule, example: Example, weight_bits: int, temporal: str) -> Any:
@@ -151,8 +146,9 @@ def measure(name: str, backend: str) -> dict[str, Any]:
             )
         row["captured"] = captured.meta["tfmq_fx.interface"]["route"]
         row["block"] = find(captured, example)
-        # What the refusal of a model without a temporal block tells the user to do.
-        temporal = "float" if row["block"]["reason"] else "fsc"
+        # What the refusal of a model without a time path tells the user to do.
+        no_time_path = row["block"]["reason"] and not row["block"]["conditional_layers"]
+        temporal = "float" if no_time_path else "fsc"
         for bits in (4, 8):
             with stage(row, f"quantize to W{bits}A8"):
                 program = quantized(captured, example, bits, temporal)

@@ -51,8 +51,8 @@ from tfmq_fx.diagnostics import (
     trajectory_deviation,
     with_temporal_features,
 )
+from tfmq_fx.feature_table import stored_rows
 from tfmq_fx.models_bundle import load_model
-from tfmq_fx.observers.ranges import asymmetric_parameters, fake_quantize
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "runs" / "quality"
@@ -84,13 +84,8 @@ def kept(file: Path, make: Any) -> Any:
 
 
 def cached_rows(features: Any) -> Any:
-    """Temporal features as 8-bit rows with a scale and zero point of their own, per timestep and layer."""
-    values = []
-    for table in features.values:
-        low, high = table.aminmax(dim=1)
-        scale, zero = asymmetric_parameters(low, high, 0, 255)
-        values.append(fake_quantize(table, scale[:, None], zero[:, None], 0, 255))
-    return dataclasses.replace(features, values=tuple(values))
+    """Temporal features as ``temporal="cache"`` stores them: 8-bit rows with a scale and zero point of their own."""
+    return dataclasses.replace(features, values=tuple(stored_rows(table, "int8") for table in features.values))
 
 
 def measure_cell(method: str, bits: str, seed: int, options: argparse.Namespace) -> None:

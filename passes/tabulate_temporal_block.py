@@ -9,17 +9,20 @@ from torch import SymInt, Tensor, fx
 
 from .analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
 from .analysis.dependence import reads_as_parameter
+from .analysis.layer_names import layer_name
 from .analysis.table_row import find_row, row_columns
 from .base import GraphPass, PassError
 from .nodes import add_buffer, insert_call, insert_get_attr
 from .observe_temporal_block import rows_for
-from .predicates import node_value
+from .predicates import is_weighted, node_value
 
-__all__ = ["TabulateTemporalBlock"]
+__all__ = ["LAYER", "TabulateTemporalBlock"]
 
 aten = torch.ops.aten
 #: Largest table that is still worth its memory: a thousand timesteps of Stable Diffusion take 80 MB.
 MOST_BYTES = 2**30
+#: ``meta`` key of a feature's slice of the table: the name of the layer that the feature came from.
+LAYER = "tfmq_fx.feature_layer"
 
 
 class TabulateTemporalBlock(GraphPass):
@@ -38,7 +41,8 @@ class TabulateTemporalBlock(GraphPass):
     values can be computed beforehand; row ``k`` must depend on timestep ``k`` alone, which is checked by
     evaluating the table backwards too. Numerics are preserved up to the batch size's effect on the
     order of float sums. All features of one dtype share one table and one gather.
-    Meta: the new nodes take the module stack of the feature that they replace.
+    Meta: the new nodes take the module stack of the feature that they replace; ``meta["tfmq_fx.feature_layer"]`` of
+    its slice of the table names the layer behind it.
 
     Args:
         timestep: Name of the timestep placeholder.
@@ -125,8 +129,23 @@ def _replace_group(graph_module: fx.GraphModule, row: fx.Node, group: list[tuple
         for node, table in group:
             width = table[0].numel()
             piece = insert_call(graph, aten.slice.Tensor, (picked, 1, start, start + width), anchor=node)
+            piece.meta[LAYER] = _layer_behind(node)
             node.replace_all_uses_with(_shaped(graph, piece, rows, node), propagate_meta=False)
             start += width
+
+
+def _layer_behind(feature: fx.Node) -> str:
+    """The name of the last layer on the way to a feature; the feature's own where there is none."""
+    seen, queue = {feature}, [feature]
+    while queue:
+        node = queue.pop(0)
+        if is_weighted(node):
+            return layer_name(node)
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
+    return feature.name
 
 
 def _shaped(graph: fx.Graph, piece: fx.Node, rows: fx.Node, feature: fx.Node) -> fx.Node:

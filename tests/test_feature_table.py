@@ -12,6 +12,7 @@ import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import QuantizationConfig, ReconstructionConfig
 from tfmq_fx.convert import program_from_graph
+from tfmq_fx.lowering.report import LoweringReport
 
 
 def quantized(**changes):
@@ -69,6 +70,37 @@ def test_auto_takes_whatever_is_closer_to_float_layer_by_layer():
     prepared = tfmq_fx.prepare(tfmq_fx.capture(small_denoiser(), batch()), config, timesteps=TIMESTEPS)
     tfmq_fx.calibrate(prepared, [batch(16)], progress=False)
     assert torch.allclose(rows(tfmq_fx.convert(prepared).graph_module), float_rows(), atol=1e-6)
+
+
+def test_auto_says_what_it_chose_and_why(tmp_path):
+    changes = {"weight_bits": 2, "table": "float16"}
+    program = quantized(temporal="auto", **changes)
+    block = quantized(temporal="fsc", **changes).graph_module
+    TabulateTemporalBlock()(block)
+    wanted, ours = float_rows(), rows(block)
+    halves = [slice(0, 8), slice(8, 16)]
+    for choice, columns in zip(program.temporal_choices, halves, strict=True):
+        float_rows_stored, block_rows_stored = (t[:, columns].half().float() for t in (wanted, ours))
+        assert choice.cached_error == pytest.approx(relative(float_rows_stored, wanted[:, columns]), rel=1e-3)
+        assert choice.quantized_error == pytest.approx(relative(block_rows_stored, wanted[:, columns]), rel=1e-3)
+        assert choice.kept == "cached" and choice.quantized_error > 0.05
+    assert {choice.layer for choice in program.temporal_choices} == {"down.embed", "up.embed"}
+    loaded = tfmq_fx.load(tfmq_fx.save(program, tmp_path / "program"))
+    assert loaded.temporal_choices == program.temporal_choices
+    report = tfmq_fx.lower(loaded, backend="reference").report
+    assert report.temporal_choices == program.temporal_choices
+    assert LoweringReport.from_dict(report.to_dict()) == report
+    assert f"  table: {program.temporal_choices[0]}\n" in str(report)
+    assert ": cached rows (error cached " in str(program.temporal_choices[0])
+    assert quantized(temporal="cache").temporal_choices == ()
+
+
+def test_auto_keeps_the_block_where_its_rows_are_as_close(monkeypatch):
+    """Stored so badly that the rows of both are zero, neither is closer, and nothing is replaced."""
+    monkeypatch.setattr("tfmq_fx.feature_table.stored_rows", lambda rows, storage: torch.zeros_like(rows))
+    program = quantized(temporal="auto", table="float32")
+    assert [choice.kept for choice in program.temporal_choices] == ["quantized", "quantized"]
+    assert not torch.allclose(rows(program.graph_module), float_rows(), atol=1e-3)
 
 
 def test_auto_after_reconstruction_still_knows_the_float_block():

@@ -123,4 +123,6 @@ def test_compiled(program):
     assert denoiser.report.integer_kernels == denoiser.report.eligible >= 8
     for given in (inputs(), inputs((2,), (900,)), inputs((1, 0, 1), (0, 0, 500))):
         assert relative(denoiser(*given), program(*given)) < 0.02
-    assert tfmq_fx.lower(program, reuse=False, backend="reference").report.conditioning.endswith("2 with parameters per timestep")
+    assert tfmq_fx.lower(program, reuse=False, backend="reference").report.conditioning.endswith(
+        "2 with parameters per timestep"
+    )

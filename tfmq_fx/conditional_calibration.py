@@ -119,7 +119,8 @@ def _all_quantized(prepared: fx.GraphModule) -> NodeHook:
     def quantized(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
         module = prepared.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, ObserverBase) and not isinstance(module, DATA_FREE):
-            return fake_quantize(value, *module.calculate_qparams(), module.quant_min, module.quant_max)
+            scale, zero_point = module.calculate_qparams()
+            return fake_quantize(value, scale, zero_point, module.quant_min, module.quant_max)
         return others(node, args, value)
 
     return quantized

@@ -16,6 +16,7 @@ from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.quantizer import META_KEY
+from tfmq_fx.temporal_choice import TemporalChoice
 
 __all__ = ["convert", "program_from_graph"]
 
@@ -59,10 +60,11 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
     about = _about(converted)
     config = QuantizationConfig.from_dict(about["config"])
     timesteps = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
+    choices: list[TemporalChoice] = []
     if config.tabulates and timesteps is not None:
         PropagateValues()(converted)
         finite = {name: distinct_timesteps(values) for name, values in about["finite"].items()}
-        tabulate(converted, config, about["timestep"], timesteps, original, finite)
+        choices = tabulate(converted, config, about["timestep"], timesteps, original, finite)
     run_pipeline(converted, FINISH)
     return QuantizedProgram(
         graph_module=converted,
@@ -71,6 +73,7 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         timesteps=timesteps,
         kept_float=dict(about["kept_float"]),
         interface=dict(converted.meta.get("tfmq_fx.interface", {})),
+        temporal_choices=tuple(choices),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, fx
@@ -17,9 +18,11 @@ from tfmq_fx.fake_quantizers import quantizers_of
 from tfmq_fx.passes import CompressTemporalTable, IndexTimesteps, TabulateTemporalBlock
 from tfmq_fx.passes.compress_temporal_table import feature_columns, find_feature_tables, quantize_rows
 from tfmq_fx.passes.nodes import read_attribute
+from tfmq_fx.passes.tabulate_temporal_block import LAYER
 from tfmq_fx.quantizer import META_KEY
+from tfmq_fx.temporal_choice import TemporalChoice
 
-__all__ = ["float_table", "store_table", "tabulate"]
+__all__ = ["float_table", "store_table", "stored_rows", "tabulate"]
 
 
 def float_table(prepared: fx.GraphModule) -> fx.GraphModule:
@@ -38,7 +41,7 @@ def tabulate(
     timesteps: Tensor,
     original: fx.GraphModule | None,
     finite: Mapping[str, Tensor],
-) -> None:
+) -> list[TemporalChoice]:
     """Replace the temporal block of a converted graph by a table, in place.
 
     Args:
@@ -49,17 +52,22 @@ def tabulate(
         original: For ``temporal="auto"``, a graph whose table holds the float features.
         finite: By name, the values of the further inputs that the block depends on.
 
+    Returns:
+        With ``temporal="auto"``, what was chosen for every feature.
+
     Raises:
         ConfigError: ``temporal="auto"`` without ``original``.
     """
     IndexTimesteps(timesteps, timestep=timestep, unknown=config.unknown_timestep, finite=finite)(converted)
     TabulateTemporalBlock(timestep=timestep)(converted)
+    choices: list[TemporalChoice] = []
     if config.temporal == "auto":
         if original is None:
             msg = "temporal='auto' compares with the float block, which is gone here: convert with tfmq_fx.convert"
             raise ConfigError(msg)
-        _keep_closer(converted, original, config.resolved_table)
+        choices = _keep_closer(converted, original, config.resolved_table)
     store_table(converted, config)
+    return choices
 
 
 def store_table(graph_module: fx.GraphModule, config: QuantizationConfig) -> None:
@@ -68,7 +76,7 @@ def store_table(graph_module: fx.GraphModule, config: QuantizationConfig) -> Non
         CompressTemporalTable(config.resolved_table)(graph_module)
 
 
-def _stored(rows: Tensor, storage: str) -> Tensor:
+def stored_rows(rows: Tensor, storage: str) -> Tensor:
     """What a table gives back of ``rows``, ``[K, C]``."""
     if storage == "int8":
         integers, scale, zero = quantize_rows(rows)
@@ -77,14 +85,21 @@ def _stored(rows: Tensor, storage: str) -> Tensor:
 
 
 @torch.no_grad()
-def _keep_closer(converted: fx.GraphModule, original: fx.GraphModule, storage: str) -> None:
+def _keep_closer(converted: fx.GraphModule, original: fx.GraphModule, storage: str) -> list[TemporalChoice]:
     """Put the float rows of a feature where, stored alike, they are closer to float than the quantized block's."""
+    choices = []
     for ours, theirs in zip(find_feature_tables(converted), find_feature_tables(original), strict=True):
         table: Tensor = read_attribute(converted, str(ours.args[0].target))  # type: ignore[union-attr]
         reference: Tensor = read_attribute(original, str(theirs.args[0].target))  # type: ignore[union-attr]
         for piece in ours.users:
             columns = slice(*feature_columns(piece))
             wanted = reference[:, columns]
-            errors = [(_stored(rows, storage) - wanted).norm() for rows in (wanted, table[:, columns])]
-            if errors[0] < errors[1]:
+            size = wanted.norm().clamp_min(torch.finfo(torch.float32).tiny)
+            cached, quantized = (
+                float((stored_rows(rows, storage) - wanted).norm() / size) for rows in (wanted, table[:, columns])
+            )
+            if cached < quantized:
                 table[:, columns] = wanted
+            kept: Literal["cached", "quantized"] = "cached" if cached < quantized else "quantized"
+            choices.append(TemporalChoice(piece.meta.get(LAYER, ""), kept, cached, quantized))
+    return choices

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.passes.analysis import row_lookups, row_values
+from tfmq_fx.temporal_choice import TemporalChoice
 
 __all__ = ["QuantizedProgram"]
 
@@ -26,6 +27,7 @@ class QuantizedProgram:
         kept_float: Layers that stay float on purpose, with the reason for each.
         interface: Class name and diffusers configuration of the model that came in.
         scheduler: Configuration of the scheduler whose timesteps it serves, when it is known.
+        temporal_choices: With ``temporal="auto"``, whose rows the table holds, feature by feature, and both errors.
     """
 
     graph_module: fx.GraphModule
@@ -35,6 +37,7 @@ class QuantizedProgram:
     kept_float: dict[str, str] = field(default_factory=dict)
     interface: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
+    temporal_choices: tuple[TemporalChoice, ...] = ()
 
     @property
     def finite(self) -> dict[str, Tensor]:

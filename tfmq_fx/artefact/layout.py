@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["FORMAT", "FORMAT_VERSION", "GRAPH", "MANIFEST", "TENSORS", "checksum", "installed_versions", "is_artefact"]
 
 FORMAT = "tfmq_fx.quantized_program"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 GRAPH = "graph.json.gz"

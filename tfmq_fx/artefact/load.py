@@ -20,6 +20,7 @@ from tfmq_fx.errors import ArtefactError, ConfigError
 from tfmq_fx.passes import RemoveGuards, StripDeadState, run_pipeline
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.temporal_choice import TemporalChoice
 
 __all__ = ["load"]
 
@@ -66,12 +67,13 @@ def load(path: str | Path) -> QuantizedProgram:
         kept_float=manifest["kept_float"],
         interface=manifest["interface"],
         scheduler=manifest["scheduler"],
+        temporal_choices=tuple(TemporalChoice(**choice) for choice in manifest["temporal_choices"]),
     )
 
 
 FIELDS = (
-    "versions", "config", "timestep", "timesteps", "scheduler", "interface", "kept_float", "packed", "parameters",
-    "tensors", "checksums",
+    "versions", "config", "timestep", "timesteps", "scheduler", "interface", "kept_float", "temporal_choices",
+    "packed", "parameters", "tensors", "checksums",
 )  # fmt: skip
 
 

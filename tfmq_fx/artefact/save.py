@@ -91,6 +91,7 @@ def _write(program: QuantizedProgram, folder: Path) -> None:
         "scheduler": program.scheduler,
         "interface": program.interface,
         "kept_float": program.kept_float,
+        "temporal_choices": [choice.to_dict() for choice in program.temporal_choices],
         "layers": _layer_names(program.graph_module),
         "packed": packed,
         "parameters": [name for name, value in exported.state_dict.items() if isinstance(value, torch.nn.Parameter)],

@@ -191,6 +191,8 @@ def _print_summary(module: nn.Module, program: QuantizedProgram, out: Path) -> N
         f"{rows} timesteps, {len(program.kept_float)} layers kept float",
         soft_wrap=True,
     )
+    for choice in program.temporal_choices:
+        console().print(f"  table: {choice}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _print_rest(method: Preset) -> None:

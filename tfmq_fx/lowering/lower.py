@@ -150,6 +150,7 @@ def lower(
         parity_error=error,
         parity_floor=floor,
         conditioning=_conditioning(part, reused=bool(stages)),
+        temporal_choices=program.temporal_choices,
     )
     unknown, config = program.config.unknown_timestep, program.interface.get("config", {})
     if backend == "aot":

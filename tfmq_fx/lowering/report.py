@@ -12,6 +12,7 @@ from torch import fx
 
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_call, is_conv, is_matmul, is_weighted, module_path, node_value
+from tfmq_fx.temporal_choice import TemporalChoice
 
 __all__ = [
     "LoweringReport",
@@ -73,6 +74,7 @@ class LoweringReport:
         conditioning: Which layers depend on the timestep and the conditioning alone, in a sentence.
         measured: With ``backend="auto"``, the candidates that were timed in turn on the example inputs, the fastest
             first, which is the one that was taken; then those that dropped out.
+        temporal_choices: With ``temporal="auto"``, whose rows the table holds, feature by feature.
     """
 
     backend: str
@@ -83,6 +85,7 @@ class LoweringReport:
     parity_floor: float = 0.0
     conditioning: str = ""
     measured: tuple[Measurement, ...] = field(default=())
+    temporal_choices: tuple[TemporalChoice, ...] = ()
 
     @property
     def eligible(self) -> int:
@@ -112,6 +115,7 @@ class LoweringReport:
             "parity_floor": self.parity_floor,
             "conditioning": self.conditioning,
             "measured": [asdict(measurement) for measurement in self.measured],
+            "temporal_choices": [choice.to_dict() for choice in self.temporal_choices],
             "entries": [asdict(entry) for entry in self.entries],
         }
 
@@ -121,7 +125,9 @@ class LoweringReport:
         entries = tuple(ReportEntry(**entry) for entry in values["entries"])
         measured = tuple(Measurement(**measurement) for measurement in values.get("measured", ()))
         names = ("backend", "temporal_layers", "table_rows", "parity_error", "parity_floor", "conditioning")
-        return cls(entries=entries, measured=measured, **{name: values[name] for name in names})
+        choices = tuple(TemporalChoice(**choice) for choice in values.get("temporal_choices", ()))
+        scalars = {name: values[name] for name in names}
+        return cls(entries=entries, measured=measured, temporal_choices=choices, **scalars)
 
     def __str__(self) -> str:
         """A summary line, then every layer that stays float with its reason."""
@@ -135,6 +141,7 @@ class LoweringReport:
             best, *others = self.measured
             lines.append(f"  fastest of {len(self.measured)}, timed in turn, median: {best}")
             lines += [f"    {other}" for other in others]
+        lines += [f"  table: {choice}" for choice in self.temporal_choices]
         lines += [f"  float: {e.name} ({e.operator}): {e.reason}" for e in self.entries if e.kernel == "float"]
         return "\n".join(lines)
 
