@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: venv test lint types pytest demo clean
+.PHONY: venv test lint types pytest demo bench-peers clean
 
 venv: $(VENV)/.installed
 
@@ -35,6 +35,23 @@ demo: venv
 	$(BIN)/tfmq-fx quantize --out $(DEMO)/fashion-w8a8
 	$(BIN)/tfmq-fx compare --artefact $(DEMO)/fashion-w8a8 --out $(DEMO)/comparison.png --json $(DEMO)/comparison.json
 	$(BIN)/python benchmarks/baselines.py --artefact $(DEMO)/fashion-w8a8 --json $(DEMO)/baselines.json
+
+# What benchmarks/latency.py compares with, each in an environment of its own: never in this project's.
+PEERS := export openvino onnxruntime
+bench-peers: $(PEERS:%=.peers/%/.installed) .peers/ours/.installed
+
+.peers/%/.installed: benchmarks/peers/%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/pip install --quiet --requirement $<
+	touch $@
+
+# Our own backends on those engines: this project's environment with the engines on top.
+.peers/ours/.installed: benchmarks/peers/ours.txt $(VENV)/.installed
+	$(PYTHON) -m venv .peers/ours
+	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+		> $$(.peers/ours/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
+	.peers/ours/bin/pip install --quiet --requirement $<
+	touch $@
 
 clean:
 	rm -rf build $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,41 @@
+"""What an engine is."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Arrays", "Engine", "Step", "Unavailable"]
+
+Arrays = Mapping[str, np.ndarray]
+Step = Callable[[Arrays], np.ndarray]
+
+
+class Unavailable(Exception):
+    """The engine cannot be measured here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One engine.
+
+    Attributes:
+        environment: ``"project"``, or the name of an environment of ``make bench-peers``.
+        module: Of ``latency_engines``.
+        settings: What the module's functions are given.
+        arithmetic: The narrowest arithmetic of its convolutions, whose ceiling its time is held against.
+    """
+
+    environment: str
+    module: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    arithmetic: str = "float32"
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function of the engine's module; None where it has none."""
+        module = importlib.import_module(f"latency_engines.{self.module}")
+        return getattr(module, function)(*arguments) if hasattr(module, function) else None
