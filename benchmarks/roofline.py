@@ -56,9 +56,9 @@ def main() -> None:
     floors: dict[str, Any] = {}
     for unet in options.unets:
         for batch in options.batches:
-            products = count(unet, batch)
-            seconds = {arithmetic: floor_seconds(products, found, arithmetic) for arithmetic in BYTES}
-            floors[f"{unet}/{batch}"] = {"seconds": seconds, "work": totals(products)}
+            work = count(unet, batch)
+            seconds = {arithmetic: floor_seconds(work, found, arithmetic) for arithmetic in BYTES}
+            floors[f"{unet}/{batch}"] = {"seconds": seconds, "work": totals(work)}
     result = {**machine(cores, options.threads), "ceilings": found, "floors": floors}
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ import tfmq_fx
 from tfmq_fx.roles import find_roles
 from timing.unets import UNETS
 
-__all__ = ["BYTES", "Product", "count", "floor_seconds", "totals"]
+__all__ = ["BYTES", "Product", "count", "floor_seconds", "products", "totals"]
 
 #: Bytes of a value by arithmetic.
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
@@ -66,12 +64,12 @@ def _product(node: fx.Node, kind: str) -> Product:
     return Product(kind, result * node_value(node.args[0]).shape[-1], values, 0)
 
 
-def count(name: str, batch: int) -> list[Product]:
-    """The products of a UNet's captured graph for one batch size."""
-    unet = UNETS[name]
-    model = unet.build()
-    example = {**unet.normal(batch, 0), "timestep": torch.zeros(batch, dtype=torch.int64)}
-    captured = tfmq_fx.capture(model, example_kwargs=example, dynamic_batch=False)
+def products(captured: fx.GraphModule) -> list[Product]:
+    """The products of a captured graph.
+
+    Args:
+        captured: With a fixed batch, so that every size is a number.
+    """
     temporal = set(tfmq_fx.find_temporal_block(captured).linears)
     roles = find_roles(captured)
     found = []
@@ -87,7 +85,14 @@ def count(name: str, batch: int) -> list[Product]:
     return found
 
 
-def floor_seconds(products: Iterable[Product], ceilings: Mapping[str, float], arithmetic: str) -> float:
+def count(name: str, batch: int) -> list[Product]:
+    """The products of a UNet for one batch size."""
+    unet = UNETS[name]
+    example = {**unet.normal(batch, 0), "timestep": torch.zeros(batch, dtype=torch.int64)}
+    return products(tfmq_fx.capture(unet.build(), example_kwargs=example, dynamic_batch=False))
+
+
+def floor_seconds(work: Iterable[Product], ceilings: Mapping[str, float], arithmetic: str) -> float:
     """Seconds that the products take at the machine's ceilings, each bound by arithmetic or by memory.
 
     At ``"int8"`` what no integer kernel computes is held against bfloat16, and the temporal block, which becomes a
@@ -95,12 +100,12 @@ def floor_seconds(products: Iterable[Product], ceilings: Mapping[str, float], ar
     would do them on the way, so the floor cannot be reached.
 
     Args:
-        products: As :func:`count` gives them.
+        work: As :func:`count` gives it.
         ceilings: As :func:`timing.ceilings.ceilings` gives them.
         arithmetic: ``"float32"``, ``"bfloat16"`` or ``"int8"``.
     """
     seconds = 0.0
-    for product in products:
+    for product in work:
         if arithmetic == "int8" and product.kind == "temporal":
             continue
         chosen = arithmetic if arithmetic != "int8" or product.integer else "bfloat16"
@@ -109,16 +114,12 @@ def floor_seconds(products: Iterable[Product], ceilings: Mapping[str, float], ar
     return seconds
 
 
-def totals(products: Iterable[Product]) -> dict[str, dict[str, int]]:
+def totals(work: Iterable[Product]) -> dict[str, dict[str, int]]:
     """Sums by kind: how many, multiply-accumulates, values moved, weights."""
     sums: dict[str, dict[str, int]] = {}
-    for product in products:
+    for product in work:
         row = sums.setdefault(product.kind, {"count": 0, "operations": 0, "values": 0, "weights": 0})
         row["count"] += 1
         for key in ("operations", "values", "weights"):
             row[key] += getattr(product, key)
     return sums
-
-
-if __name__ == "__main__":
-    print(json.dumps([asdict(product) for product in count(sys.argv[1], int(sys.argv[2]))]))
