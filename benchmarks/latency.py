@@ -69,22 +69,27 @@ class Cell:
     """
 
     def __init__(self, unet: str, batch: int, options: argparse.Namespace) -> None:
-        self.folder, self.batch, self.options = RUNS.absolute() / unet, batch, options
+        self.folder, self.batch, self.options = RUNS / unet, batch, options
         self.cores = sorted(os.sched_getaffinity(0))[: options.threads]
         self.rows: dict[str, dict[str, Any]] = {}
 
     def start(self, name: str) -> WorkerProcess:
         """A new process for an engine."""
-        cache = self.folder / "inductor" / f"{name.replace(' ', '-').replace(',', '')}-b{self.batch}"
-        return WorkerProcess(name, self.folder, self.cores, self.options.threads, cache)
+        return WorkerProcess(
+            name, self.folder, self.cores, self.options.threads, self.folder / "inductor" / self.key(name)
+        )
+
+    def key(self, name: str) -> str:
+        """What an engine compiles, and records of it, is kept under: once for all batches where they share the code."""
+        short = name.replace(" ", "-").replace(",", "")
+        return short if ENGINES[name].dynamic else f"{short}-b{self.batch}"
 
     def prepare(self, name: str) -> dict[str, Any]:
         """Let an engine write its files, once; what that took is kept beside them."""
         engine = ENGINES[name]
         if not interpreter(engine.environment).exists():
             return {"refused": f"the environment {engine.environment!r} is missing: run `make bench-peers`"}
-        key = "-".join([engine.module, *map(str, engine.settings.values())])
-        file = self.folder / f"prepared-{key}.json"
+        file = self.folder / f"prepared-{engine.prepared}.json"
         if not file.is_file():
             worker = self.start(name)
             answer = worker.ask("prepare")
@@ -95,43 +100,32 @@ class Cell:
         prepared: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return prepared
 
-    def cold_start(self, name: str, output: Path) -> dict[str, Any]:
-        """Start an engine that has compiled nothing yet; what that took is kept."""
-        file = self.folder / f"cold-{name.replace(' ', '-').replace(',', '')}-b{self.batch}.json"
-        if not file.is_file():
-            worker = self.start(name)
-            answer = worker.ask("load", batch=self.batch, output=str(output))
-            answer["start_seconds"] = time.perf_counter() - worker.started
-            worker.stop()
-            if "refused" in answer:
-                return answer
-            file.write_text(json.dumps(answer), encoding="utf-8")
-        cold: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return cold
-
     def load(self, name: str, output: Path) -> WorkerProcess | None:
-        """Prepare and load one engine; None, with the reason in its row, where that fails."""
+        """Prepare and load one engine; None, with the reason in its row, where that fails.
+
+        The first start compiles, and is recorded as such; later ones find what Inductor keeps on disk.
+        """
         row = self.rows.setdefault(name, {"arithmetic": ENGINES[name].arithmetic})
         prepared = self.prepare(name)
-        cold = prepared if "refused" in prepared else self.cold_start(name, output)
-        if "refused" in cold:
-            row["refused"] = cold["refused"]
+        if "refused" in prepared:
+            row["refused"] = prepared["refused"]
             return None
+        file = self.folder / f"starts-{self.key(name)}.json"
+        starts = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         worker = self.start(name)
-        warm = worker.ask("load", batch=self.batch, output=str(output))
-        if "refused" in warm:
-            row["refused"] = warm["refused"]
+        answer = worker.ask("load", batch=self.batch, output=str(output))
+        answer["start_seconds"] = time.perf_counter() - worker.started
+        if "refused" in answer:
+            row["refused"] = answer["refused"]
             worker.stop()
             return None
+        starts["later" if "first" in starts else "first"] = answer
+        file.write_text(json.dumps(starts), encoding="utf-8")
         row.update(
             prepare_seconds=prepared["seconds"],
             prepare_peak_bytes=prepared["peak_bytes"],
-            cold_start_seconds=cold["start_seconds"],
-            compile_seconds=cold["load_seconds"] + cold["first_step_seconds"],
-            compile_peak_bytes=cold["peak_bytes"],
-            start_seconds=time.perf_counter() - worker.started,
-            load_peak_bytes=warm["peak_bytes"],
-            file_bytes=warm["file_bytes"],
+            starts=starts,
+            file_bytes=answer["file_bytes"],
         )
         return worker
 

@@ -28,12 +28,19 @@ class Engine:
         module: Of ``latency_engines``.
         settings: What the module's functions are given.
         arithmetic: The narrowest arithmetic of its convolutions, whose ceiling its time is held against.
+        dynamic: Whether what it compiles serves every batch.
     """
 
     environment: str
     module: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     arithmetic: str = "float32"
+    dynamic: bool = False
+
+    @property
+    def prepared(self) -> str:
+        """What ``prepare`` makes: engines of the same name here share its files."""
+        return "-".join([self.module, *(str(self.settings[k]) for k in ("model", "weight_bits") if k in self.settings)])
 
     def call(self, function: str, *arguments: Any) -> Any:
         """Call a function of the engine's module; None where it has none."""

@@ -17,7 +17,7 @@ ROWS = 4
 
 
 def prepare(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Quantize on the common calibration inputs and save the artefact; compile the package of ``backend="aot"``."""
+    """Quantize on the common calibration inputs and save the artefact, which serves every backend."""
     import json
 
     import torch
@@ -25,33 +25,29 @@ def prepare(folder: Path, settings: Mapping[str, Any]) -> None:
 
     import tfmq_fx
 
-    artefact = _artefact(folder, settings)
-    if not artefact.is_dir():
-        arrays = np.load(folder / "calibration.npz")
-        values = {
-            name: torch.from_numpy(arrays[name]) for name in ("sample", "timestep", *UNETS[folder.name].conditions)
-        }
-        count = len(values["sample"])
-        batches = [{k: v[at : at + ROWS] for k, v in values.items()} for at in range(0, count, ROWS)]
-        timesteps = json.loads((folder / "complete.json").read_text(encoding="utf-8"))["timesteps"]
-        config = tfmq_fx.QuantizationConfig(weight_bits=settings["weight_bits"])
-        program = tfmq_fx.quantize(
-            UNETS[folder.name].build(), config, batches, timesteps=torch.tensor(timesteps), progress=False
-        )
-        tfmq_fx.save(program, artefact)
-    if settings["backend"] == "aot":
-        tfmq_fx.lower(tfmq_fx.load(artefact), "aot", path=_package(folder, settings))
+    arrays = np.load(folder / "calibration.npz")
+    values = {name: torch.from_numpy(arrays[name]) for name in ("sample", "timestep", *UNETS[folder.name].conditions)}
+    count = len(values["sample"])
+    batches = [{k: v[at : at + ROWS] for k, v in values.items()} for at in range(0, count, ROWS)]
+    timesteps = json.loads((folder / "complete.json").read_text(encoding="utf-8"))["timesteps"]
+    config = tfmq_fx.QuantizationConfig(weight_bits=settings["weight_bits"])
+    model = UNETS[folder.name].build()
+    program = tfmq_fx.quantize(model, config, batches, timesteps=torch.tensor(timesteps), progress=False)
+    tfmq_fx.save(program, _artefact(folder, settings))
 
 
 def load(folder: Path, settings: Mapping[str, Any], inputs: Arrays) -> Step:
-    """Load the artefact and lower it; load the package of ``backend="aot"``."""
+    """Load the artefact and lower it; of ``"aot"`` load the package, which only the first start compiles."""
     import torch
 
     import tfmq_fx
 
     backend = settings["backend"]
     if backend == "aot":
-        denoiser = tfmq_fx.load_denoiser(_package(folder, settings))
+        package = _package(folder, settings)
+        if not package.is_file():
+            tfmq_fx.lower(tfmq_fx.load(_artefact(folder, settings)), "aot", path=package)
+        denoiser = tfmq_fx.load_denoiser(package)
     else:
         try:
             denoiser = tfmq_fx.lower(tfmq_fx.load(_artefact(folder, settings)), backend)

@@ -11,7 +11,7 @@ __all__ = ["markdown"]
 
 HEADER = (
     "| engine | ms | × compiled fp32 | × floor | relative error | others | memory, MB | file, MB "
-    "| prepare, s | first start, s | start, s |"
+    "| prepare, s | first start, s | later start, s |"
 )
 SAMPLING_HEADER = "| engine | 50 steps, s | × compiled fp32 | error of the result |"
 #: What the issue of a fast denoiser is about: ours against what else there is, by group or engine.
@@ -42,7 +42,7 @@ def _faster(row: Mapping[str, Any], key: str, reference: str) -> str:
 def _row(name: str, row: Mapping[str, Any], reference: str, floors: Mapping[str, float] | None) -> str:
     if "refused" in row:
         return f"| {name} | {row['refused']}" + " |" * (HEADER.count(" |") - 1)
-    time = row["seconds"]
+    time, starts = row["seconds"], row["starts"]
     cells = [
         name,
         _spread(time, 1e3),
@@ -53,8 +53,7 @@ def _row(name: str, row: Mapping[str, Any], reference: str, floors: Mapping[str,
         f"{row['peak_bytes'] / 1e6:.0f}",
         f"{row['file_bytes'] / 1e6:.1f}",
         _number(row["prepare_seconds"]),
-        _number(row["cold_start_seconds"]),
-        _number(row["start_seconds"]),
+        *(_number(starts[kind]["start_seconds"]) if kind in starts else "" for kind in ("first", "later")),
     ]
     return "| " + " | ".join(cells) + " |"
 
