@@ -203,7 +203,8 @@ def test_the_table_is_sorted_and_answers_what_is_faster():
         "ours W8A8 inductor": timed_row(15, {"compile fp32": 2.0}, "int8"),
         "OpenVINO fp32": {"refused": "the environment is missing"},
     }
-    cells = {"cifar/1": {"unet": "cifar", "batch": 1, "date": "2026-01-01", "engines": rows}}
+    about = {"date": "2026-01-01", "processor": "P", "has": ["avx2"], "cores": 2, "threads": 2, "versions": {"a": "1"}}
+    cells = {"cifar/1": {"unet": "cifar", "batch": 1, **about, "engines": rows}}
     roofline = {"floors": {"cifar/1": {"seconds": {"float32": 0.01, "bfloat16": 0.006, "int8": 0.003}}}}
     text = markdown(cells, "compile fp32", roofline)
     table = [line for line in text.splitlines() if line.startswith("|")]

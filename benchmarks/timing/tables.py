@@ -83,10 +83,16 @@ def _answers(rows: Rows) -> list[str]:
     return lines
 
 
+def _machine(cell: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in cell["versions"].items())
+    has = ", ".join(cell["has"])
+    return f"{cell['processor']} ({has}), {cell['cores']} cores, {cell['threads']} threads; {versions}."
+
+
 def _cell(cell: Mapping[str, Any], reference: str, floors: Mapping[str, float] | None) -> list[str]:
     rows = cell["engines"]
     refused = [name for name in rows if "refused" in rows[name]]
-    lines = [f"### {cell['unet']}, batch {cell['batch']} ({cell['date']})", ""]
+    lines = [f"### {cell['unet']}, batch {cell['batch']} ({cell['date']})", "", _machine(cell), ""]
     if floors:
         values = ", ".join(f"{arithmetic} {seconds * 1e3:.1f} ms" for arithmetic, seconds in floors.items())
         lines += [f"Floor: {values}.", ""]
