@@ -48,7 +48,7 @@ def _float_convolution(batch: int, channels: int, side: int, dtype: torch.dtype)
 
 def _float_product(rows: int, inner: int, outer: int, dtype: torch.dtype) -> Callable[[], Tensor]:
     x, w = torch.randn(rows, inner).to(dtype), torch.randn(outer, inner).to(dtype)
-    packed = torch.ops.mkldnn._reorder_linear_weight(w.to_mkldnn(), rows)
+    packed = torch.ops.mkldnn._reorder_linear_weight(w, rows)
     return lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
