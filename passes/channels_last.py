@@ -59,12 +59,14 @@ def is_byte_quantizer(node: Any) -> bool:
 def quantized_borders(quantizer: fx.Node) -> list[tuple[fx.Node, Padding]]:
     """What gives ``quantizer``'s image channels last, with the border each adds; ``[]`` if anything else reads it."""
     found: list[tuple[fx.Node, Padding]] = []
+    zero_point: Any = quantizer.args[2]
     for user in quantizer.users:
         if not is_call(user, aten.permute.default) or list(user.args[1]) != LAST:  # type: ignore[arg-type]
             return []
-        padded = [node for node in user.users if _is_border(node, int(quantizer.args[2]))]  # type: ignore[call-overload]
+        padded = [node for node in user.users if _is_border(node, zero_point)]
         for node in padded:
-            _, _, left, right, top, bottom = node.args[1]  # type: ignore[misc]
+            border: Any = node.args[1]
+            _, _, left, right, top, bottom = border
             found.append((node, (top, left, bottom, right)))
         if len(padded) < len(user.users):
             found.append((user, NONE))

@@ -11,7 +11,7 @@ from tfmq_fx.kernels import OPERATORS
 
 from .base import GraphPass
 from .channels_last import NONE, Padding, channels_last_image, is_byte_quantizer, quantized_borders
-from .nodes import insert_call, replace_node
+from .nodes import argument_of, insert_call, replace_node
 from .predicates import is_call, node_value
 
 __all__ = ["FuseQuantizedImages"]
@@ -33,7 +33,7 @@ def _zero_border(node: fx.Node) -> tuple[fx.Node, Padding]:
     """The image that ``node`` pads with zeros and by how much; ``node`` itself, by nothing, otherwise."""
     if is_call(node, aten.pad.default) and len(node.args[1]) == 4:  # type: ignore[arg-type]
         border: Any = node.args[1]
-        mode, value = (*node.args[2:], *("constant", None)[len(node.args) - 2 :])
+        mode, value = argument_of(node, 2, "mode", "constant"), argument_of(node, 3, "value", None)
         if mode == "constant" and not value and min(border) >= 0:
             left, right, top, bottom = border
             return node.args[0], (top, left, bottom, right)  # type: ignore[return-value]

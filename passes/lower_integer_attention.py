@@ -18,7 +18,8 @@ from .predicates import is_call, node_value
 __all__ = ["LowerIntegerAttention"]
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
-DEPTH = 4
+#: The kernel walks the depth by this many bytes; which of the four quantizers is that of the softmax.
+DEPTH, SOFTMAX = 4, 2
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,18 @@ class QuantizedAttention:
 
 def _quantizer(node: Any) -> fx.Node | None:
     """The byte quantizer that ``node`` dequantizes."""
-    dequantized = is_call(node, decomposed.dequantize_per_tensor.default) and is_byte_quantizer(node.args[0])
-    return node.args[0] if dequantized else None
+    if not is_call(node, decomposed.dequantize_per_tensor.default):
+        return None
+    source: Any = node.args[0]
+    return source if is_byte_quantizer(source) else None
 
 
 def _turned(node: Any) -> fx.Node | None:
     """What ``node`` transposes in its last two axes."""
     if not is_call(node, aten.transpose.int) or {axis % node_value(node).ndim for axis in node.args[1:3]} != {2, 3}:
         return None
-    return node.args[0]  # type: ignore[no-any-return]
+    source: Any = node.args[0]
+    return source if isinstance(source, fx.Node) else None
 
 
 def find_quantized_attention(node: fx.Node) -> QuantizedAttention | None:
@@ -52,17 +56,19 @@ def find_quantized_attention(node: fx.Node) -> QuantizedAttention | None:
     weights, value = (_quantizer(operand) for operand in node.args[:2])
     if weights is None or value is None or weights.args[2] != 0 or not is_call(weights.args[0], aten.softmax.int):
         return None
-    softmax = weights.args[0]
-    scores = softmax.args[0]
+    softmax: Any = weights.args[0]
+    scores: Any = softmax.args[0]
     if softmax.args[1] not in (-1, 3) or not is_call(scores, aten.matmul.default):
         return None
     query, key = (_quantizer(operand) for operand in scores.args[:2])
     if query is None or key is None or any(len(n.users) != 1 for n in (scores, softmax, weights)):
         return None
-    source, factor = query.args[0], 1.0
+    source: Any = query.args[0]
+    factor = 1.0
     if is_call(source, aten.mul.Tensor) and isinstance(source.args[1], (int, float)):
         source, factor = source.args[0], float(source.args[1])
-    keys = _turned(key.args[0])
+    turned: Any = key.args[0]
+    keys = _turned(turned)
     inputs = (source, keys, value.args[0])
     values = [node_value(n) if isinstance(n, fx.Node) else None for n in inputs]
     plain = all(isinstance(v, Tensor) and v.ndim == 4 and v.dtype == torch.float32 for v in values)
@@ -98,8 +104,9 @@ class LowerIntegerAttention(GraphPass):
             match = find_quantized_attention(node)
             if match is None:
                 continue
-            scales = [float(q.args[1]) for q in match.quantizers]  # type: ignore[arg-type]
-            zeros = [int(q.args[2]) for i, q in enumerate(match.quantizers) if i != 2]  # type: ignore[call-overload]
+            parameters: Any = [quantizer.args[1:3] for quantizer in match.quantizers]
+            scales = [float(scale) for scale, _ in parameters]
+            zeros = [int(zero_point) for index, (_, zero_point) in enumerate(parameters) if index != SOFTMAX]
             with graph.inserting_before(node):
                 operands = (match.query, match.key, match.value, match.factor, scales, zeros)
                 new = insert_call(graph, OPERATORS.integer_attention.default, operands, anchor=node)

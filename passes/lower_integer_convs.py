@@ -76,11 +76,12 @@ def find_integer_layer(graph_module: fx.GraphModule, node: fx.Node) -> IntegerLa
     taps = weight.shape[2] * weight.shape[3]
     if block_columns(weight.shape[0]) == 0 or weight.shape[1] % CHANNELS or taps > MAX_TAPS:
         return None
-    scale, zero_point = activation.args[1:3]
+    operands: Any = activation.args[:3]
+    quantized, scale, zero_point = operands
     return IntegerLayer(
-        activation.args[0],  # type: ignore[arg-type]
-        float(scale),  # type: ignore[arg-type]
-        int(zero_point),  # type: ignore[call-overload]
+        quantized,
+        float(scale),
+        int(zero_point),
         weight,
         weight_scale,
         bias,

@@ -13,7 +13,6 @@ from .fuse_residual_adds import FuseResidualAdds
 from .lower_integer_attention import LowerIntegerAttention
 from .lower_integer_convs import LowerIntegerConvs
 from .merge_equal_nodes import MergeEqualNodes
-from .narrow_activations import NarrowActivations
 from .normalize_arguments import NormalizeArguments
 from .remove_dropouts import RemoveDropouts
 from .remove_guards import RemoveGuards
@@ -37,6 +36,7 @@ CANONICALIZE: tuple[type[GraphPass], ...] = (
 #: Put a quantized graph on our own kernels. Equal nodes are merged before and behind the layers: layers that read one
 #: activation then share its quantization, and the shapes that they ask it in. Norms and images are fused into what the
 #: layers left: a quantizer whose readers take it channels last. Sums go last, when both sides are where they stay.
+#: Numerics are preserved up to the order of float sums; ``NarrowActivations``, which may follow, changes them.
 NATIVE_KERNELS: tuple[type[GraphPass], ...] = (
     MergeEqualNodes,
     LowerIntegerConvs,
@@ -45,7 +45,6 @@ NATIVE_KERNELS: tuple[type[GraphPass], ...] = (
     FuseGroupNorms,
     FuseQuantizedImages,
     FuseResidualAdds,
-    NarrowActivations,
     StripDeadState,
 )
 

@@ -81,7 +81,8 @@ class CppKernelCall(ir.ExternKernelOut):  # type: ignore[misc]
         """Define the function and write its call."""
         arguments = _Arguments(wrapper)
         names = []
-        for value in self.inputs:
+        operands: Any = self.inputs
+        for value in operands:
             name, offset = arguments.input(value.get_name()), value.get_layout().offset
             names.append(name if offset == 0 else f"{name} + {arguments.number(offset)}")
         statement = self.body(names, arguments.output(self.get_name()), arguments.number)
@@ -93,5 +94,6 @@ class CppKernelCall(ir.ExternKernelOut):  # type: ignore[misc]
             statement = f'torch::aot_inductor::RAIIAtenRecordFunctionHandle record("{label}", nullptr); {statement}'
         signature = f'extern "C" void {Placeholder.KERNEL_NAME}({", ".join(definitions)})'
         source = "\n".join((*includes, signature, f"{{ {statement} }}"))
-        name = V.graph.scheduler.get_backend(torch.device("cpu")).define_kernel(source, [], arguments)
+        scheduling: Any = V.graph.scheduler.get_backend(torch.device("cpu"))
+        name = scheduling.define_kernel(source, [], arguments)
         wrapper.generate_kernel_call(name, values, triton=False, arg_types=types)

@@ -9,6 +9,7 @@ the C++ beside this file (:mod:`tfmq_fx.kernels.inductor`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from tfmq_fx.kernels.packing import unpack_weight
 
 __all__ = ["OPERATORS"]
 
-_library = torch.library.Library("tfmq", "DEF")
+_library: Any = torch.library.Library("tfmq", "DEF")  # type: ignore[no-untyped-call]
 
 _library.define(
     "integer_conv(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? residual, int[2] kernel, int[2] stride, "
@@ -153,7 +154,7 @@ def integer_attention(
     q, k, v = (
         _quantize(x, scale, zero).double() - zero
         for x, scale, zero in zip(
-            (query * factor, key, value), (scales[0], scales[1], scales[3]), zero_points, strict=True
+            (query.float() * factor, key, value), (scales[0], scales[1], scales[3]), zero_points, strict=True
         )
     )
     scores = (q @ k.transpose(-2, -1)).float() * (scales[0] * scales[1])

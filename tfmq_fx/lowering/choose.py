@@ -11,6 +11,7 @@ from typing import Any
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.lowering.denoiser import Denoiser
 from tfmq_fx.lowering.engines import ENGINES, available_engines
+from tfmq_fx.lowering.native import precisions
 from tfmq_fx.lowering.report import Measurement
 
 __all__ = ["candidates", "lower_fastest"]
@@ -22,8 +23,11 @@ Candidate = tuple[str, str | None]
 
 
 def candidates() -> list[Candidate]:
-    """Inductor, and every installed engine with each of its precisions."""
-    return [("inductor", None), *((name, p) for name in available_engines() for p in ENGINES[name].precisions)]
+    """Inductor and every installed engine, with each of their precisions."""
+    return [
+        *(("inductor", p) for p in precisions()),
+        *((name, p) for name in available_engines() for p in ENGINES[name].precisions),
+    ]
 
 
 def lower_fastest(

@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx
 
 from tfmq_fx.errors import LoweringError
+from tfmq_fx.lowering.native import precisions
 
 __all__ = ["ENGINES", "Engine", "available_engines", "check_precision", "compile_engine"]
 
@@ -51,6 +52,8 @@ def check_precision(backend: str, precision: str | None) -> None:
         LoweringError: It names the precisions that there are.
     """
     known = ENGINES[backend].precisions if backend in ENGINES else ()
+    if backend in ("inductor", "aot"):
+        known = precisions()
     if precision is not None and precision not in known:
         choices = f"use one of {', '.join(map(repr, known))}" if known else "it takes none"
         msg = f"precision={precision!r} is not supported by backend={backend!r}: {choices}"

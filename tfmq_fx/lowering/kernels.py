@@ -13,7 +13,9 @@ from tfmq_fx.passes.predicates import module_path
 __all__ = ["KernelCounter"]
 
 #: Inductor's post-grad graph calls integer kernels through functions with these names in them.
-INTEGER_KERNELS = ("qconv", "qlinear")
+INTEGER_KERNELS = ("qconv", "qlinear", "integer_conv")
+#: Our kernel of attention computes both of its products.
+BOTH_PRODUCTS = "integer_attention"
 PREPACK = "prepack"
 
 
@@ -25,14 +27,19 @@ class KernelCounter:
 
     def __call__(self, graph: fx.Graph) -> None:
         """Count the integer kernels of ``graph``; a later graph replaces an earlier one."""
-        self.found = Counter(module_path(node) for node in graph.nodes if _is_integer_kernel(node))
+        self.found = Counter()
+        for node in graph.nodes:
+            self.found[module_path(node)] += _integer_kernels(node)
 
 
-def _is_integer_kernel(node: fx.Node) -> bool:
+def _integer_kernels(node: fx.Node) -> int:
+    """How many layers ``node`` computes on an integer kernel."""
     if node.op != "call_function":
-        return False
+        return 0
     name = _name(node.target)
-    return any(kernel in name for kernel in INTEGER_KERNELS) and PREPACK not in name
+    if BOTH_PRODUCTS in name:
+        return 2
+    return int(any(kernel in name for kernel in INTEGER_KERNELS) and PREPACK not in name)
 
 
 def _name(target: Callable[..., Any] | str) -> str:

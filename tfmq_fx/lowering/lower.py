@@ -22,12 +22,15 @@ from tfmq_fx.lowering.denoiser import Denoiser, Signature
 from tfmq_fx.lowering.engines import ENGINES, check_precision, compile_engine
 from tfmq_fx.lowering.examples import EXAMPLE_BATCH, example_arguments
 from tfmq_fx.lowering.inductor import compile_inductor
+from tfmq_fx.lowering.native import describe_kernels, on_native_kernels, sums_bytes_exactly
 from tfmq_fx.lowering.parity import check_parity
 from tfmq_fx.lowering.report import (
+    EAGER,
+    NO_EXACT_BYTES,
     LoweringReport,
     ReportEntry,
     classify,
-    eager,
+    in_float,
     layers,
     match_kernels,
     read_kernels,
@@ -48,7 +51,7 @@ from tfmq_fx.passes import (
 from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block
 from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS
 from tfmq_fx.passes.nodes import read_attribute
-from tfmq_fx.passes.predicates import is_call, node_value
+from tfmq_fx.passes.predicates import is_call, is_weighted, node_value
 from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.roles import sample_inputs
@@ -93,7 +96,8 @@ def lower(
             alone run once a prompt, those that depend on the timestep too once a timestep and prompt.
             ``"inductor"`` only; programs with timestep groups run whole.
         path: Where the ``"aot"`` package goes (``.pt2``).
-        precision: What ``"openvino"`` computes in between integer kernels: ``"f32"`` (default) or ``"bf16"``.
+        precision: What passes between integer kernels: ``"bf16"`` or ``"f32"``. Inductor's backends take the first by
+            default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.
 
     Returns:
         A denoiser that is called like the original model; ``denoiser.report`` says what runs where.
@@ -127,7 +131,9 @@ def lower(
         LowerIndexedConvs()(lowered)
         StripDeadState()(lowered)
     if backend in ("inductor", "aot"):
-        DequantizeWeights(reads_one_channel)(lowered)
+        exact = sums_bytes_exactly()
+        entries = entries if exact else in_float(entries, NO_EXACT_BYTES)
+        DequantizeWeights(reads_one_channel if exact else is_weighted)(lowered)
         StripDeadState()(lowered)
     samples = {str(node.target) for node in sample_inputs(lowered.graph, program.timestep)}
     part = find_conditional_part(lowered, samples, program.timestep)
@@ -137,7 +143,7 @@ def lower(
         # The stages that see timesteps take them one by one by themselves, and what is left has one set of parameters.
         groups = None
     if stages:
-        run, found = _compile_stages(lowered, stages, args, kwargs)
+        run, found = _compile_stages(lowered, stages, args, kwargs, precision)
     else:
         run, found = _compile(lowered, backend, args, kwargs, path, signature.max_batch, precision)
     error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs)
@@ -151,6 +157,7 @@ def lower(
         parity_floor=floor,
         conditioning=_conditioning(part, reused=bool(stages)),
         temporal_choices=program.temporal_choices,
+        kernels=describe_kernels(precision) if backend in ("inductor", "aot") else "",
     )
     unknown, config = program.config.unknown_timestep, program.interface.get("config", {})
     if backend == "aot":
@@ -244,13 +251,17 @@ def _one_group(reference: fx.GraphModule) -> fx.GraphModule:
 
 
 def _compile_stages(
-    lowered: fx.GraphModule, stages: list[Stage], args: tuple[Any, ...], kwargs: dict[str, Any]
+    lowered: fx.GraphModule,
+    stages: list[Stage],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    precision: str | None,
 ) -> tuple[Callable[..., Any], Kernels]:
     """Compile each stage by itself; return the callable and the integer kernels of all of them."""
     eager_run = StagedProgram(lowered, stages, [stage.graph_module for stage in stages])
     runs, kernels = [], Counter[str]()
     for stage, inputs in zip(stages, eager_run.example_inputs(args, kwargs), strict=True):
-        run, found = _compile(stage.graph_module, "inductor", tuple(inputs), {}, None, None, None)
+        run, found = _compile(stage.graph_module, "inductor", tuple(inputs), {}, None, None, precision)
         runs.append(run)
         kernels += Counter(found)
     return StagedProgram(lowered, stages, runs), kernels
@@ -268,6 +279,8 @@ def _compile(
     """Compile; return the callable and its integer kernels."""
     if backend in ENGINES:
         return compile_engine(backend, reference, EXAMPLE_BATCH, precision)
+    if backend in ("inductor", "aot"):
+        reference = on_native_kernels(reference, precision)
     try:
         if backend == "inductor":
             run, counter = compile_inductor(reference, args, kwargs)
@@ -290,7 +303,7 @@ def _compile(
 def _as_compiled(entries: list[ReportEntry], nodes: list[str], found: Kernels) -> tuple[ReportEntry, ...]:
     """What :func:`classify` expects, held against the integer kernels that there are."""
     if found is None:
-        return eager(entries)
+        return tuple(in_float(entries, EAGER))
     return match_kernels(entries, found) if isinstance(found, Counter) else read_kernels(entries, nodes, found)
 
 

@@ -19,7 +19,7 @@ __all__ = [
     "Measurement",
     "ReportEntry",
     "classify",
-    "eager",
+    "in_float",
     "layers",
     "match_kernels",
     "read_kernels",
@@ -72,6 +72,7 @@ class LoweringReport:
         parity_error: Relative error of the lowered program against the reference on the example inputs.
         parity_floor: The same between two reference runs whose inputs differ by float rounding.
         conditioning: Which layers depend on the timestep and the conditioning alone, in a sentence.
+        kernels: Whose integer kernels these are, where a backend has several, and what passes between them.
         measured: With ``backend="auto"``, the candidates that were timed in turn on the example inputs, the fastest
             first, which is the one that was taken; then those that dropped out.
         temporal_choices: With ``temporal="auto"``, whose rows the table holds, feature by feature.
@@ -84,12 +85,13 @@ class LoweringReport:
     parity_error: float = 0.0
     parity_floor: float = 0.0
     conditioning: str = ""
+    kernels: str = ""
     measured: tuple[Measurement, ...] = field(default=())
     temporal_choices: tuple[TemporalChoice, ...] = ()
 
     @property
     def eligible(self) -> int:
-        """Convs and linears whose weight and activation are quantized in a form that has an integer kernel."""
+        """Layers whose operands are quantized in a form that the backend has an integer kernel for."""
         return sum(entry.eligible for entry in self.entries)
 
     @property
@@ -114,6 +116,7 @@ class LoweringReport:
             "parity_error": self.parity_error,
             "parity_floor": self.parity_floor,
             "conditioning": self.conditioning,
+            "kernels": self.kernels,
             "measured": [asdict(measurement) for measurement in self.measured],
             "temporal_choices": [choice.to_dict() for choice in self.temporal_choices],
             "entries": [asdict(entry) for entry in self.entries],
@@ -126,13 +129,14 @@ class LoweringReport:
         measured = tuple(Measurement(**measurement) for measurement in values.get("measured", ()))
         names = ("backend", "temporal_layers", "table_rows", "parity_error", "parity_floor", "conditioning")
         choices = tuple(TemporalChoice(**choice) for choice in values.get("temporal_choices", ()))
-        scalars = {name: values[name] for name in names}
+        scalars = {name: values[name] for name in names} | {"kernels": values.get("kernels", "")}
         return cls(entries=entries, measured=measured, temporal_choices=choices, **scalars)
 
     def __str__(self) -> str:
         """A summary line, then every layer that stays float with its reason."""
+        kernels = f" of {self.kernels}" if self.kernels else ""
         lines = [
-            f"{self.backend}: {self.integer_kernels} of {self.eligible} eligible convs and linears on integer kernels, "
+            f"{self.backend}: {self.integer_kernels} of {self.eligible} eligible layers on integer kernels{kernels}, "
             f"{self.temporal_layers} temporal layers at run time ({self.table_rows} table rows), "
             f"parity error {self.parity_error:.1e} (rounding alone: {self.parity_floor:.1e})"
         ]
@@ -148,6 +152,7 @@ class LoweringReport:
 
 INTEGER_DTYPES = (torch.uint8, torch.int8)
 NO_MATMUL = "its operands are quantized, but this backend has no integer kernel for a product of two activations"
+NO_EXACT_BYTES = "this processor has no VNNI: oneDNN's sums of bytes could saturate, so it is computed in float"
 NO_ACTIVATION = "only its weight is quantized"
 NO_WEIGHT = "only its activation is quantized"
 PER_ROW = "its activation has parameters per timestep, and the kernels take one set per call"
@@ -238,12 +243,16 @@ def match_kernels(entries: list[ReportEntry], found: Counter[str]) -> tuple[Repo
     matched = list(entries)
     pending = []
     for index, entry in enumerate(matched):
-        if not entry.eligible:
+        if not entry.eligible or entry.kernel == "float":
             continue
         if left[entry.name] > 0:
             left[entry.name] -= 1
         else:
             pending.append(index)
+    for index, entry in enumerate(matched):
+        if entry.reason == NO_MATMUL and left[entry.name] > 0:
+            left[entry.name] -= 1
+            matched[index] = replace(entry, kernel="integer", reason="", eligible=True)
     for index in pending:
         place = next((path for path in _enclosing(matched[index].name) if left[path] > 0), None)
         if place is None:
@@ -270,6 +279,6 @@ def read_kernels(entries: list[ReportEntry], nodes: list[str], integer: Containe
     return tuple(read)
 
 
-def eager(entries: list[ReportEntry]) -> tuple[ReportEntry, ...]:
-    """The entries as the reference backend runs them: nothing on integer kernels."""
-    return tuple(replace(e, kernel="float", reason=EAGER) if e.eligible else e for e in entries)
+def in_float(entries: list[ReportEntry], reason: str) -> list[ReportEntry]:
+    """The entries where nothing runs on integer kernels, for ``reason``."""
+    return [replace(e, kernel="float", reason=reason) if e.eligible else e for e in entries]
