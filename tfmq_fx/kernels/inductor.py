@@ -26,9 +26,12 @@ CPP_TYPES = {torch.float32: "float", torch.bfloat16: "tfmq::bf16", torch.uint8: 
 
 @functools.cache
 def has_native_kernels() -> bool:
-    """Whether this machine's processor runs the kernels: AVX-512 with VNNI."""
+    """Whether this machine's processor should run the kernels: it has AVX-512 with VNNI.
+
+    One with AMX should not: oneDNN's kernels use its tiles, which multiply several times as many bytes a cycle.
+    """
     capability = torch.backends.cpu.get_cpu_capability()
-    return capability == "AVX512" and torch.cpu._is_vnni_supported()
+    return capability == "AVX512" and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 @functools.cache
