@@ -133,6 +133,7 @@ class Cell:
         """Load, check and time the engines; rows by engine."""
         with tempfile.TemporaryDirectory() as scratch:
             workers = self.loaded(names, Path(scratch))
+            print(f"{self.folder.name}, batch {self.batch}: timing {len(workers)} engines", file=sys.stderr, flush=True)
             try:
                 self.time_steps(workers)
                 if self.options.sampling:
