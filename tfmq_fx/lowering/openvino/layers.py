@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from tfmq_fx.lowering.translation import Operator, Translator
 __all__ = ["OPERATORS"]
 
 aten = torch.ops.aten
+
+#: From this many pixels on, group normalization in parts is faster than in one.
+PIXELS_FOR_PARTS = 256
 
 
 def _named(context: Translator, node: Any) -> Any:
@@ -70,7 +74,20 @@ def attention(context: Translator, query: Any, key: Any, value: Any, attn_mask: 
 
 def group_norm(context: Translator, input: Any, num_groups: int, weight: Any = None, bias: Any = None,
                eps: float = 1e-5, *_: Any) -> Any:  # fmt: skip
-    """Group normalization in parts: means over the image, then over the channels of a group.
+    """Group normalization: of images from a size on in parts, else in one."""
+    channels = context.shape[1]
+    factors = torch.ones(channels) if weight is None else weight
+    shifts = torch.zeros(channels) if bias is None else bias
+    image = context.shape[2:]
+    if len(image) < 2 or math.prod(image) < PIXELS_FOR_PARTS:
+        constants = context.constant(factors), context.constant(shifts)
+        return opset.group_normalization(context.value(input), *constants, num_groups, eps).output(0)
+    return _group_norm_in_parts(context, context.value(input), num_groups, factors, shifts, eps)
+
+
+def _group_norm_in_parts(context: Translator, value: Any, num_groups: int, factors: Tensor, shifts: Tensor,
+                         eps: float) -> Any:  # fmt: skip
+    """Means over the image, then over the channels of a group.
 
     ``GroupNormalization`` itself becomes a reshape to groups, which turns images from channels-last, as the integer
     convolutions have them, to channels-first and back again. In parts, nothing is turned, and what follows the
@@ -81,24 +98,22 @@ def group_norm(context: Translator, input: Any, num_groups: int, weight: Any = N
     image = list(range(2, len(shape)))
     along = [1, -1, *[1] * len(image)]
     grouped, wide = [batch, num_groups, channels // num_groups], [batch, channels, *[1] * len(image)]
-    gains = torch.ones(channels) if weight is None else weight
-    value = context.value(input)
 
     def mean(x: Any) -> Any:
         """The mean of each group."""
         means = opset.reshape(opset.reduce_mean(x, image, True), grouped, special_zero=False)
         return opset.reduce_mean(means, [2], True)
 
-    def per_channel(x: Any, factors: Tensor) -> Any:
+    def per_channel(x: Any, each: Tensor) -> Any:
         """A value of each group times a factor of each of its channels."""
-        product = opset.multiply(x, context.constant(factors.reshape(1, *grouped[1:])))
+        product = opset.multiply(x, context.constant(each.reshape(1, *grouped[1:])))
         return opset.reshape(product, wide, special_zero=False)
 
     centred = opset.subtract(value, per_channel(mean(value), torch.ones(channels)))
     variance = mean(opset.multiply(centred, centred))
     inverse = opset.power(opset.add(variance, cast(context, eps)), cast(context, -0.5))
-    result = opset.multiply(centred, per_channel(inverse, gains))
-    return (result if bias is None else opset.add(result, context.constant(bias.reshape(along)))).output(0)
+    result = opset.multiply(centred, per_channel(inverse, factors))
+    return opset.add(result, context.constant(shifts.reshape(along))).output(0)
 
 
 def layer_norm(context: Translator, input: Any, normalized_shape: Sequence[int], weight: Any = None, bias: Any = None,
