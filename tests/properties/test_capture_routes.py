@@ -4,7 +4,7 @@ import copy
 
 import torch
 from hypothesis import assume, given, settings
-from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.analysis import find_conditional_part, find_temporal_block
 from tfmq_fx.passes.predicates import weight_node
 from torch import fx
 
@@ -17,7 +17,11 @@ def weights(program, model):
     block = find_temporal_block(program, model.path.timestep_name)
     assert block.reason == ""
     embedding = [layer.linear for layer in block.embedding_layers]
-    return [sorted(str(weight_node(node).target) for node in nodes) for nodes in (block.time_embedding, embedding)]
+    graph_module = program if isinstance(program, fx.GraphModule) else program.module(check_guards=False)
+    part = find_conditional_part(graph_module, {"sample"}, model.path.timestep_name)
+    assert part.conditions == model.expected_part.conditions
+    kinds = (block.time_embedding, embedding, part.joint)
+    return [sorted(str(weight_node(node).target) for node in nodes) for nodes in kinds]
 
 
 @settings(max_examples=10)

@@ -6,7 +6,12 @@ import random
 import torch
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
-from tfmq_fx.passes.analysis import data_dependence, find_temporal_block
+from tfmq_fx.passes.analysis import (
+    conditioning_inputs,
+    data_dependence,
+    find_conditional_part,
+    find_temporal_block,
+)
 from tfmq_fx.passes.nodes import insert_call, read_attribute
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -36,6 +41,14 @@ def found(graph_module, model, inputs=()):
     return find_temporal_block(graph_module, model.path.timestep_name, finite=inputs)
 
 
+def prompt(model):
+    return ("pooled",) if model.path.prompt != "none" else ()
+
+
+def part_of(graph_module, model):
+    return find_conditional_part(graph_module, {"sample"}, model.path.timestep_name)
+
+
 def origins(nodes):
     return [node.meta[ORIGIN] for node in nodes if ORIGIN in node.meta]
 
@@ -51,16 +64,41 @@ def assert_same_linears(block, expected):
     assert set(origins(layer.linear for layer in block.embedding_layers)) == set(expected.embedding_layers)
 
 
+def assert_same_part(graph_module, model):
+    """The conditional part and the inputs that it depends on, and with them the whole time path."""
+    part, expected = part_of(graph_module, model), model.expected_part
+    assert set(origins(part.per_prompt)) == expected.per_prompt
+    assert set(origins(part.per_timestep)) == expected.per_timestep
+    assert set(origins(part.joint)) == set(expected.joint)
+    assert part.conditions == expected.conditions
+    conditions = conditioning_inputs(graph_module, {"sample"}, model.path.timestep_name)
+    assert conditions == expected.conditions
+    assert_same_structure(found(graph_module, model, conditions), model.expected_whole)
+
+
 @given(temporal_graphs())
 def test_the_block_is_what_the_model_was_built_with(model):
-    event(f"classes: {model.path.class_embedding}")
-    for inputs, expected in (((), model.expected), (finite(model), model.expected_finite)):
+    event(f"classes: {model.path.class_embedding}, prompt: {model.path.prompt}")
+    whole = (*finite(model), *prompt(model))
+    answers = [((), model.expected), (finite(model), model.expected_finite), (whole, model.expected_whole)]
+    for inputs, expected in answers:
         block = found(model.graph_module, model, inputs)
         assert {node.name for node in block.nodes} == expected.nodes
         assert tuple(node.name for node in block.time_embedding) == expected.time_embedding
         assert tuple(layer.linear.name for layer in block.embedding_layers) == expected.embedding_layers
         assert tuple(node.name for node in block.features) == expected.features
         assert all(node in block for node in block.nodes) and block.reason == ""
+
+
+@given(temporal_graphs())
+def test_the_conditional_part_is_what_the_model_was_built_with(model):
+    part, expected = part_of(model.graph_module, model), model.expected_part
+    event(f"layers of timestep and conditioning: {len(part.joint)}")
+    assert {node.name for node in part.per_prompt} == expected.per_prompt
+    assert {node.name for node in part.per_timestep} == expected.per_timestep
+    assert tuple(node.name for node in part.joint) == expected.joint
+    assert part.conditions == expected.conditions
+    assert conditioning_inputs(model.graph_module, {"sample"}, model.path.timestep_name) == expected.conditions
 
 
 @given(temporal_graphs())
@@ -76,6 +114,7 @@ def test_names_do_not_matter(model):
             node.target = f"timestep_{index}"
     graph_module.graph.lint()
     assert_same_structure(found(graph_module, model), model.expected)
+    assert_same_part(graph_module, model)
 
 
 @given(temporal_graphs(), st.randoms(use_true_random=False))
@@ -85,6 +124,7 @@ def test_the_order_of_independent_nodes_does_not_matter(model, shuffle):
     graph_module.graph.lint()
     block = found(graph_module, model, finite(model))
     assert_same_structure(block, model.expected_finite)
+    assert_same_part(graph_module, model)
 
 
 def reorder(graph, shuffle: random.Random):
@@ -132,6 +172,13 @@ def test_identities_do_not_matter(model, data):
     assert_same_linears(block, model.expected)
     features = {node.meta.get(ORIGIN) or node.meta["tests.stands_for"] for node in block.features}
     assert features == set(model.expected.features)
+    part = part_of(graph_module, model)
+    assert set(origins(part.per_prompt)) == model.expected_part.per_prompt
+    assert set(origins(part.per_timestep)) == model.expected_part.per_timestep
+    assert set(origins(part.joint)) == set(model.expected_part.joint)
+    conditions = conditioning_inputs(graph_module, {"sample"}, model.path.timestep_name)
+    assert conditions == model.expected_part.conditions
+    assert_same_linears(found(graph_module, model, conditions), model.expected_whole)
 
 
 @given(temporal_graphs(), st.data())
@@ -179,6 +226,13 @@ def test_detection_commutes_with_decomposition(model):
     block = find_temporal_block(decomposed, model.path.timestep_name)
     assert len(block.time_embedding) == len(model.expected.time_embedding)
     assert len(block.embedding_layers) == len(model.expected.embedding_layers)
+    name = model.path.timestep_name
+    conditions = conditioning_inputs(decomposed, {"sample"}, name)
+    assert conditions == model.expected_part.conditions
+    whole = find_temporal_block(decomposed, name, finite=conditions)
+    assert len(whole.time_embedding) == len(model.expected_whole.time_embedding)
+    assert len(whole.embedding_layers) == len(model.expected_whole.embedding_layers)
+    assert len(part_of(decomposed, model).joint) == len(model.expected_part.joint)
 
 
 @given(temporal_graphs(conditional=True))

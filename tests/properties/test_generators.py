@@ -112,7 +112,10 @@ def test_temporal_graphs_run_at_every_batch_size(model):
 def test_the_expected_block_is_never_trivial(model):
     names = {node.name for node in model.graph_module.graph.nodes}
     assert model.expected.nodes < names and len(model.expected.time_embedding) == 2
-    assert bool(model.expected.embedding_layers) == (model.path.class_embedding == "none")
+    conditional = model.path.class_embedding != "none" or model.path.prompt != "none"
+    assert bool(model.expected.embedding_layers) is not conditional
+    assert model.expected_whole.embedding_layers and model.expected.nodes <= model.expected_whole.nodes
+    assert bool(model.expected_part.conditions) is conditional is bool(model.expected_part.joint)
     assert model.expected.features and set(model.expected.features) <= model.expected.nodes
 
 

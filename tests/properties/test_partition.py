@@ -16,6 +16,11 @@ from tfmq_fx.testing.run_checks import bytes_of, run_graph
 
 OPTIONS = st.fixed_dictionaries({"granularity": st.sampled_from(["block", "layer"]), "temporal": st.booleans()})
 
+#: With a unit for the layers of the timestep and the conditioning, or without.
+CONDITIONED = st.fixed_dictionaries(
+    {"granularity": st.sampled_from(["block", "layer"]), "temporal": st.booleans(), "conditions": st.booleans()}
+)
+
 
 def reached(start, step):
     """All nodes that ``step`` leads to from ``start``, one step at least."""
@@ -89,20 +94,31 @@ def test_random_graphs():
 
 @pytest.mark.parametrize("bare", [False, True])
 def test_diffusion_models(bare):
-    @given(temporal_graphs(), OPTIONS)
+    seen = []
+
+    @given(temporal_graphs(), CONDITIONED)
     def check(model, options):
         graph_module = without_modules(model.graph_module) if bare else model.graph_module
         timestep = model.path.timestep_name
+        conditions = model.expected_part.conditions if options["conditions"] else ()
+        options = {**options, "conditions": conditions}
         units = check_units(graph_module, timestep, options)
         assert (units[0].kind == "temporal") == options["temporal"]
+        early = [unit for unit in units if unit.kind == "conditional"]
+        assert bool(early) == bool(options["temporal"] and conditions)
         if options["temporal"]:
             assert {node.name for node in units[0].nodes} == set(model.expected.nodes)
+        if early:
+            assert early == [units[1]]
+            assert {node.name for node in early[0].nodes} == model.expected_whole.nodes - model.expected.nodes
+            seen.append("conditional")
         calls = [model.example_inputs((7, 999))]
         if model.path.dynamic_batch:
             calls += [model.example_inputs((7, 999, 3), batch=size) for size in (1, 5)]
         check_round_trip(graph_module, timestep, options, calls)
 
     check()
+    assert seen
 
 
 def concrete(value, batch):

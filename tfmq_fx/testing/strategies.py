@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 try:
     from hypothesis import strategies as st
 except ImportError as error:
@@ -24,13 +26,15 @@ def time_paths(
     """Descriptions of small diffusion models.
 
     Args:
-        conditional: Whether the time embedding takes a class embedding; either by default.
+        conditional: Whether the time embedding takes a class embedding; either by default. False leaves out a prompt's
+            embedding too.
         dynamic_batch: Whether the batch is symbolic; either by default.
         scalar_timestep: Whether the timestep is 0-dim; either by default.
     """
     flag = st.booleans()
+    prompts = ("none",) if conditional is False else ("none", "plain", "linear")
     classes = {None: ("none", "table", "linear"), False: ("none",), True: ("table", "linear")}[conditional]
-    return st.builds(
+    paths = st.builds(
         TimePath,
         seed=st.integers(0, 1000),
         batch=st.integers(2, 3),
@@ -51,6 +55,7 @@ def time_paths(
         scale_shift=flag,
         activation=st.sampled_from(["separate", "shared", "none"]),
         class_embedding=st.sampled_from(classes),
+        prompt=st.sampled_from(prompts),
         return_embedding=flag,
         read_features=flag,
         read_batch=flag,
@@ -60,6 +65,13 @@ def time_paths(
         shared_weight_decoy=flag,
         dead_branch=flag,
     )
+    return paths.map(_telling)
+
+
+def _telling(path: TimePath) -> TimePath:
+    """The path, without the one pair of options that has no answer."""
+    both = path.prompt != "none" and path.class_embedding == "linear"
+    return replace(path, class_embedding="table") if both else path
 
 
 def temporal_graphs(
@@ -71,7 +83,8 @@ def temporal_graphs(
     """Small diffusion models, each with the temporal block that it was built with.
 
     Args:
-        conditional: Whether the time embedding takes a class embedding; either by default.
+        conditional: Whether the time embedding takes a class embedding; either by default. False leaves out a prompt's
+            embedding too.
         dynamic_batch: Whether the batch is symbolic; either by default.
         scalar_timestep: Whether the timestep is 0-dim; either by default.
     """

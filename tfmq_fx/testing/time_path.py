@@ -2,7 +2,7 @@
 
 :class:`TimePath` says what the model looks like, :func:`build_temporal_graph` builds it. The expected
 block is noted down while the nodes are made, never computed from the finished graph: it is an oracle
-for ``find_temporal_block`` that shares no code with it.
+for ``find_temporal_block`` and ``find_conditional_part`` that shares no code with them.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch import Tensor, fx
 
 from .graph_builder import GraphBuilder
 
-__all__ = ["ExpectedBlock", "TemporalGraph", "TimePath", "build_temporal_graph"]
+__all__ = ["ExpectedBlock", "ExpectedPart", "TemporalGraph", "TimePath", "build_temporal_graph"]
 
 aten = torch.ops.aten
 
 #: Sizes of the model: channels of the feature maps, their side, width of the time embedding.
 CHANNELS, SIDE, EMBEDDING = 4, 4, 8
+#: Width of a prompt's embedding before its linear.
+PROMPT = 6
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class TimePath:
         activation: The SiLU before the ``g_i``: one per block, one for all, or none.
         class_embedding: Whether a class embedding is added to the time embedding: not at all, a table
             look-up, or a table look-up and a linear.
+        prompt: Whether the embedding of a prompt, the input ``pooled``, is added before the ``g_i``: not at all, as it
+            is, or behind a linear. Not together with ``class_embedding="linear"``: of two layers that end side by side,
+            nothing tells which one is a ``g_i``.
         return_embedding: Whether the time embedding is a second output.
         read_features: Whether the sinusoid is read outside the block too.
         read_batch: Whether the symbolic batch size is read outside the block too.
@@ -79,6 +84,7 @@ class TimePath:
     scale_shift: bool = False
     activation: Literal["separate", "shared", "none"] = "separate"
     class_embedding: Literal["none", "table", "linear"] = "none"
+    prompt: Literal["none", "plain", "linear"] = "none"
     return_embedding: bool = False
     read_features: bool = False
     read_batch: bool = False
@@ -111,6 +117,23 @@ class ExpectedBlock:
     features: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class ExpectedPart:
+    """What ``find_conditional_part`` ought to find with ``sample`` as the sample, as names of nodes.
+
+    Attributes:
+        per_prompt: Tensors that depend on class labels and prompt alone.
+        per_timestep: Tensors that depend on the timestep, with or without them.
+        joint: The layers that depend on the timestep and on them, in order.
+        conditions: The inputs that are not the timestep, in order.
+    """
+
+    per_prompt: frozenset[str]
+    per_timestep: frozenset[str]
+    joint: tuple[str, ...]
+    conditions: tuple[str, ...]
+
+
 @dataclass(frozen=True, repr=False)
 class TemporalGraph:
     """A generated diffusion model with its answer.
@@ -120,12 +143,16 @@ class TemporalGraph:
         path: What it was built from.
         expected: The block of the timestep alone.
         expected_finite: The block with ``finite=("class_labels",)``; equal to ``expected`` without classes.
+        expected_whole: The block with ``finite=("class_labels", "pooled")``, as far as they are inputs.
+        expected_part: What the sample does not reach.
     """
 
     graph_module: fx.GraphModule
     path: TimePath
     expected: ExpectedBlock
     expected_finite: ExpectedBlock
+    expected_whole: ExpectedBlock
+    expected_part: ExpectedPart
 
     def example_inputs(self, timesteps: Sequence[float] = (7, 999), *, batch: int | None = None) -> tuple[Tensor, ...]:
         """Inputs of the model in the order of its placeholders.
@@ -143,6 +170,7 @@ class TemporalGraph:
                 cycle[0] if self.path.scalar_timestep else cycle, dtype=self.path.timestep_dtype
             ),
             "class_labels": torch.arange(size) % 3,
+            "pooled": torch.randn(size, _prompt_width(self.path), generator=random),
         }
         names = [str(node.target) for node in self.graph_module.graph.nodes if node.op == "placeholder"]
         return tuple(inputs[name] for name in names)
@@ -154,6 +182,10 @@ class TemporalGraph:
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """Hypothesis prints examples with this; for a dataclass it would write down every weight."""
         printer.text(repr(self))
+
+
+def _prompt_width(path: TimePath) -> int:
+    return PROMPT if path.prompt == "linear" else EMBEDDING
 
 
 def build_temporal_graph(path: TimePath) -> TemporalGraph:
@@ -169,19 +201,24 @@ class _Model:
         self.builder = GraphBuilder(batch=path.batch, dynamic_batch=path.dynamic_batch, seed=path.seed)
         self.temporal: list[fx.Node] = []
         self.finite: list[fx.Node] = []
+        self.prompted: list[fx.Node] = []
+        self.without_timestep: list[fx.Node] = []
         self.constants: list[fx.Node] = []
         self.class_linears: list[fx.Node] = []
+        self.prompt_linears: list[fx.Node] = []
         self.inputs = self._placeholders()
         self._batch_size: Any = None
 
     def _placeholders(self) -> dict[str, fx.Node]:
-        others = ["sample", "class_labels"] if self.path.class_embedding != "none" else ["sample"]
+        others = ["sample", *["class_labels"] * (self.path.class_embedding != "none")]
+        others += ["pooled"] * (self.path.prompt != "none")
         index = {"first": 0, "middle": 1, "last": len(others)}[self.path.position]
         names = [*others[:index], self.path.timestep_name, *others[index:]]
         batch = self.builder.batch
         shapes: dict[str, tuple[Any, ...]] = {"sample": (batch, CHANNELS, SIDE, SIDE), "class_labels": (batch,)}
+        shapes["pooled"] = (batch, _prompt_width(self.path))
         shapes[self.path.timestep_name] = () if self.path.scalar_timestep else (batch,)
-        dtypes = {"sample": torch.float32, self.path.timestep_name: self.path.timestep_dtype}
+        dtypes = {"sample": torch.float32, "pooled": torch.float32, self.path.timestep_name: self.path.timestep_dtype}
         return {name: self.builder.placeholder(name, shapes[name], dtypes.get(name, torch.int64)) for name in names}
 
     def build(self) -> TemporalGraph:
@@ -194,10 +231,10 @@ class _Model:
             second = self._linear(
                 self.temporal, "time_embedding.linear_2", self._t(aten.silu.default, first), EMBEDDING, EMBEDDING
             )
-        conditional = path.class_embedding != "none"
-        embedding = self._add_classes(second) if conditional else second
+        labelled = self._add_classes(second) if path.class_embedding != "none" else second
+        embedding = self._add_prompt(labelled) if path.prompt != "none" else labelled
         read_outside = self._readers(hidden, first, features, embedding)
-        into = self.finite if conditional else self.temporal
+        into = self.temporal if embedding is second else self.finite if embedding is labelled else self.prompted
         shared = self._record(into, aten.silu.default, embedding) if path.activation == "shared" else embedding
         layers, injected = [], []
         for index in range(path.blocks):
@@ -215,12 +252,27 @@ class _Model:
             outputs.append(embedding)
         frontier = injected + [features] * path.read_features + [embedding] * path.return_embedding
         graph_module = builder.build(tuple(outputs) if len(outputs) > 1 else outputs[0])
-        trunk = [first, second, *self.class_linears]
-        finite = self._answer([*self.temporal, *self.finite], trunk, layers, frontier)
-        if not conditional:
-            return TemporalGraph(graph_module, path, finite, finite)
-        alone = [second] + [features] * path.read_features
-        return TemporalGraph(graph_module, path, self._answer(self.temporal, [first, second], [], alone), finite)
+        # What follows the inputs that a block may not depend on is not its own; it ends where they are added.
+        linears = [first, second]
+        ends = [features] * path.read_features
+        inputs = [self.temporal, self.finite, self.prompted]
+        answers = []
+        for count, last in enumerate((second, labelled, embedding), start=1):
+            members = [node for nodes in inputs[:count] for node in nodes]
+            whole = last is embedding
+            trunk = linears + self.class_linears * (count > 1) + self.prompt_linears * (count > 2)
+            answers.append(self._answer(members, trunk, layers if whole else [], frontier if whole else [last, *ends]))
+        return TemporalGraph(graph_module, path, *answers, self._part(layers if embedding is not second else []))
+
+    def _part(self, joint: list[fx.Node]) -> ExpectedPart:
+        alone = {node.name for node in self.without_timestep}
+        reached = {node.name for node in (*self.temporal, *self.finite, *self.prompted)}
+        return ExpectedPart(
+            per_prompt=frozenset(alone),
+            per_timestep=frozenset(reached - alone),
+            joint=tuple(node.name for node in joint),
+            conditions=tuple(name for name in self.inputs if name in ("class_labels", "pooled")),
+        )
 
     # -- nodes of the block, of the constants, and of the rest ------------------------------------------------
 
@@ -311,10 +363,21 @@ class _Model:
         with self.builder.inside("class_embedding"):
             table = self._weight("class_embedding.weight", 3, EMBEDDING)
             label = self._record(self.finite, aten.embedding.default, table, self.inputs["class_labels"])
+            self.without_timestep.append(label)
             if self.path.class_embedding == "linear":
                 label = self._linear(self.finite, "class_embedding.linear", label, EMBEDDING, EMBEDDING)
                 self.class_linears.append(label)
+                self.without_timestep.append(label)
         return self._record(self.finite, aten.add.Tensor, embedding, label)
+
+    def _add_prompt(self, embedding: fx.Node) -> fx.Node:
+        pooled = self.inputs["pooled"]
+        if self.path.prompt == "linear":
+            with self.builder.inside("add_embedding"):
+                pooled = self._linear(self.prompted, "add_embedding.linear", pooled, EMBEDDING, PROMPT)
+            self.prompt_linears.append(pooled)
+            self.without_timestep.append(pooled)
+        return self._record(self.prompted, aten.add.Tensor, embedding, pooled)
 
     def _inject(self, into: list[fx.Node], hidden: fx.Node, layer: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
         """Bring what a ``g_i`` computes into the feature map; return the map and the features it reads."""
