@@ -51,7 +51,7 @@ def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], inputs: Mapp
             if node.op == "get_attr":
                 environment[node] = read_attribute(graph_module, str(node.target))
             else:
-                environment[node] = _stand_in(node.meta.get("val"), batch, device)
+                environment[node] = _stand_in(known_value(graph_module, node), batch, device)
         return environment[node]
 
     for node in graph_module.graph.nodes:

@@ -262,7 +262,9 @@ class _Model:
             whole = last is embedding
             trunk = linears + self.class_linears * (count > 1) + self.prompt_linears * (count > 2)
             answers.append(self._answer(members, trunk, layers if whole else [], frontier if whole else [last, *ends]))
-        return TemporalGraph(graph_module, path, *answers, self._part(layers if embedding is not second else []))
+        alone, finite, everything = answers
+        part = self._part(layers if embedding is not second else [])
+        return TemporalGraph(graph_module, path, alone, finite, everything, part)
 
     def _part(self, joint: list[fx.Node]) -> ExpectedPart:
         alone = {node.name for node in self.without_timestep}
