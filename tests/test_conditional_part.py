@@ -1,13 +1,15 @@
 """Layers of the timestep and the conditioning: parameters per timestep, calibrated and reconstructed over pairs."""
 
+import copy
 import functools
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from tfmq_fx.passes import UseOneTimestepGroup
-from tfmq_fx.passes.analysis import conditioning_inputs, evaluate_temporal_nodes, find_temporal_block
+from tfmq_fx.passes.analysis import conditioning_inputs, evaluate_temporal_nodes, find_temporal_block, layer_name
 from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP
+from tfmq_fx.passes.predicates import is_weighted
 from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
@@ -111,15 +113,12 @@ def test_what_stands_before_keeps_its_calibrated_range():
     """Running over the pairs leaves no trace in observers with one range for all."""
     scales = {}
     for temporal in ("fsc", "shared"):
-        graph = prepared(temporal=temporal, activation_range="minmax")
-        pool = next(n for n in graph.graph.nodes if "pool" in str(n.args[1:2]) or str(n.target).startswith("pool"))
-        activation = next(iter(pool.users)).args[0] if pool.op == "get_attr" else pool.args[0]
-        scales[temporal] = [
-            module.calculate_qparams()[0].item()
-            for name, module in graph.named_modules()
-            if type(module).__name__ == "MinMaxObserver" and name not in str(activation)
-        ]
-    assert set(scales["fsc"]) <= set(scales["shared"])
+        graph = prepared(temporal=temporal)
+        pool = next(node for node in graph.graph.nodes if layer_name(node) == "pool" and is_weighted(node))
+        observer = graph.get_submodule(str(pool.args[0].target))
+        assert int(observer.batches) == len(BATCHES)
+        scales[temporal] = observer.calculate_qparams()[0]
+    assert torch.equal(scales["fsc"], scales["shared"])
 
 
 def test_the_order_of_batches_and_the_sample_do_not_matter():
@@ -158,8 +157,6 @@ def test_other_groups_of_timesteps_stay_as_they_are():
 
 
 def test_without_our_calibration_a_timestep_that_was_not_seen_takes_the_nearest():
-    import copy
-
     graph = prepare_pt2e(copy.deepcopy(captured()), TFMQQuantizer(QuantizationConfig(), timesteps=TIMESTEPS))
     graph(*inputs((0, 1), (0, 900)))
     program = program_from_graph(convert_pt2e(graph))
@@ -250,8 +247,6 @@ def test_the_reference_mixes_timesteps(temporal):
 def test_a_batch_of_one_timestep_is_quantized_with_its_parameters():
     reference = _final_graph(tfmq_fx.convert(prepared()), tabulate=True)
     assert _apart(reference).tolist() == list(range(10))
-    import copy
-
     one = copy.deepcopy(reference)
     assert UseOneTimestepGroup()(one).modified and not find_grouped_quantizers(one)
     with torch.no_grad():
@@ -385,7 +380,8 @@ def test_a_timestep_for_the_whole_batch_gives_the_same():
     graph = tfmq_fx.prepare(graph_module, QuantizationConfig(weight_bits=4), timesteps=TIMESTEPS)
     tfmq_fx.calibrate(graph, scalar, progress=False)
     (ours,), (theirs,) = observers(graph), observers(prepared())
-    torch.testing.assert_close(ours.high, theirs.high, rtol=1e-3, atol=1e-4)
+    # The prompt's own range is smoothed over other batches.
+    torch.testing.assert_close(ours.high, theirs.high, rtol=1e-2, atol=1e-3)
     unit = learned(graph, batches=scalar)["conditional"]
     assert unit.after < unit.before
 
@@ -441,6 +437,7 @@ def test_sdxl_from_end_to_end(tmp_path):
     assert conditioning_inputs(graph_module, samples) == wide
     graph = tfmq_fx.prepare(graph_module, config, timesteps=TIMESTEPS)
     tfmq_fx.calibrate(graph, batches, progress=False)
+    # One SiLU for all embedding layers; those of the prompt alone see the same at every timestep.
     assert len(observers(graph)) == 1
     nearest = tfmq_fx.convert(graph)
     report = tfmq_fx.reconstruct(graph, batches, progress=False)

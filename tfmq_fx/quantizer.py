@@ -183,13 +183,14 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         count = len(distinct_timesteps(timesteps))
         GroupTimesteps(count, EACH_TIMESTEP)(model)
         path = find_temporal_block(model, self.timestep, finite=(*self.finite, *conditions))
-        roles = find_roles(model, self.timestep)
+        roles, dependence = find_roles(model, self.timestep), data_dependence(model)
 
         def bits(layer: fx.Node) -> int:
             return self.config.for_layer(fqn(layer)).activation_bits
 
         def select(layer: fx.Node, activation: fx.Node) -> bool:
-            inside = layer in path and layer not in block and activation in path
+            # The path has layers of the conditioning alone too: they see the same at every timestep.
+            inside = layer in path and layer not in block and self.timestep in dependence[activation]
             eligible = Q_ANNOTATION_KEY not in layer.meta and bits(layer) < FLOAT_BITS
             return inside and eligible and not self._float_reason(layer, block, roles.get(layer, frozenset()))
 
