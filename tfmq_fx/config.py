@@ -40,6 +40,8 @@ class QuantizationConfig:
             stored per timestep and the block is gone (arXiv 2407.19547); ``"auto"``, per embedding layer
             what is closer to float of the two, as a table; ``"shared"``, one set for all timesteps;
             ``"float"``, the block is left alone.
+            With the first three, layers that depend on the timestep and the conditioning alone (SDXL, LCM, SD3) have
+            one set per timestep too; with the others they are quantized as any layer.
         table: How a table of temporal features is stored: ``"float32"``, ``"float16"`` or ``"int8"``
             (parameters per timestep and feature); None is int8 for ``"cache"`` and ``"auto"``, else float32.
         weight_range: How a weight channel's range is chosen: ``"minmax"`` or ``"mse"`` (L2.4 search);

@@ -34,9 +34,10 @@ class ReconstructionConfig:
         temporal: ``"tiar"``: the temporal block is one unit with its own output as target, over all
             timesteps, then frozen (TFMQ-DM, CVPR 2024, section 5); ``"blocks"``: every embedding layer is
             trained inside the residual block that it feeds, the time embed layer by layer (the baseline of
-            that paper); ``"nearest"``: its weights are rounded to nearest.
+            that paper); ``"nearest"``: its weights are rounded to nearest. Layers that depend on the timestep and the
+            conditioning alone go the same way: with ``"tiar"`` they are a unit that learns over pairs of both.
         iterations: Training steps of every unit but the temporal block.
-        temporal_iterations: Training steps of the temporal block.
+        temporal_iterations: Training steps of the temporal block, and of the conditional part.
         batch_size: Rows of a mini-batch; the temporal block always takes all timesteps at once.
         learning_rate: Adam's step for the rounding variables; None is the paper's 1e-3 at 20,000
             iterations and grows as the training gets shorter, up to 3e-2, so that every variable can

@@ -18,7 +18,7 @@ from tfmq_fx.calibration import Batch
 from tfmq_fx.conditional_calibration import conditioned_path, prepared_conditionings
 from tfmq_fx.conditionings import ConditionedTimesteps
 from tfmq_fx.config import QuantizationConfig
-from tfmq_fx.errors import ConfigError
+from tfmq_fx.errors import ConfigError, ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis import find_temporal_block, find_units, row_columns
@@ -175,6 +175,9 @@ class _Run:
     def _observe(self) -> None:
         if self.temporal and self.inputs:
             observe_temporal_block(self.prepared, self.timestep, self.inputs)
+        self._observe_conditional()
+
+    def _observe_conditional(self) -> None:
         if self.pairs is not None:
             observe_conditional_part(self.prepared, self.path, self.pairs)
 
@@ -227,7 +230,8 @@ class _Run:
             "versions": [torch.__version__, version("tfmq-fx")],
         }
         data = [] if samples is None else samples.tensors()
-        return fingerprint(plain, [*self.prepared.state_dict().values(), *data])
+        conditionings = [] if self.pairs is None else list(self.pairs.conditionings.values())
+        return fingerprint(plain, [*self.prepared.state_dict().values(), *conditionings, *data])
 
     def go(
         self, samples: Samples | None, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
@@ -262,6 +266,8 @@ class _Run:
         return result
 
     def _conditional_result(self, checkpoint: Checkpoint, bar: ReconstructionProgress) -> UnitResult:
+        # What leads to it is final by now.
+        self._observe_conditional()
         (index,) = [1 + i for i, node in enumerate(self.units) if node.meta["tfmq_fx.unit"][1] == "conditional"]
         if self.conditional is None:
             reason = "its weights are not quantized"
@@ -274,11 +280,16 @@ class _Run:
         found = checkpoint.load(index)
         if found is not None:
             load_state(quantizers, found[1])
+            if not self.config.learned_steps:
+                self._observe_conditional()
             return self._resume(found[0], bar)
         bar.start("conditional part")
-        result = reconstruct_conditional_part(
-            self.prepared, self.conditional, self.config, bar.advance, compiled=self._updates_compiled()
-        )
+        try:
+            result = reconstruct_conditional_part(
+                self.prepared, self.conditional, self.config, bar.advance, compiled=self._updates_compiled()
+            )
+        except ReconstructionError as error:
+            return UnitResult("conditional part", "conditional", reason=f"rounded to nearest: {error}")
         checkpoint.save(index, result, state_of(quantizers))
         return result
 
