@@ -126,7 +126,12 @@ class _Search:
             if not circular:
                 return self._named(groups, items)
             # Blocks that feed each other: the largest one is given up, and what is left is looked at again.
-            tied = (groups[position] for position in circular)
+            tied = [groups[position] for position in circular]
+            if any(kind == "conditional" for _, kind, _ in tied):
+                # Its layers go back to the blocks that read them.
+                self.taken -= self.early.pop("conditional")
+                self.reserved = self.taken | {n for n in self.reach.ancestors(self.taken) if n.op != "placeholder"}
+                continue
             refused.add(max((kind == "residual", len(nodes), key) for key, kind, nodes in tied)[2])
 
     # -- the time path ----------------------------------------------------------------------------------------
