@@ -382,8 +382,8 @@ def test_a_timestep_for_the_whole_batch_gives_the_same():
     (ours,), (theirs,) = observers(graph), observers(prepared())
     # The prompt's own range is smoothed over other batches.
     torch.testing.assert_close(ours.high, theirs.high, rtol=1e-2, atol=1e-3)
-    unit = learned(graph, batches=scalar)["conditional"]
-    assert unit.after < unit.before
+    # Its ranges wait for the size of the batch, which circles with the blocks: the layers learn inside these.
+    assert "conditional" not in learned(graph, batches=scalar)
 
 
 # -- a model of diffusers ---------------------------------------------------------------
