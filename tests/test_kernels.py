@@ -1,6 +1,8 @@
 """Our integer kernels: the compiled operators against their definition, and a denoiser that runs on them."""
 
 import importlib
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -160,6 +162,11 @@ def test_a_package_holds_them(program, tmp_path):
     made = tfmq_fx.lower(program, "aot", path=path)
     assert made.report.kernels == "tfmq_fx (AVX-512 VNNI, bf16 between them)"
     assert made.report.integer_kernels == made.report.eligible
+    # A new process knows neither the model nor the class of its result.
+    call = "tfmq_fx.load_denoiser(sys.argv[1])(torch.zeros(1, 2, 8, 8), 300)"
+    script = f"import sys, torch, tfmq_fx; print({call}.sample.shape)"
+    shown = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    assert "[1, 2, 8, 8]" in shown.stdout
     loaded, x = tfmq_fx.load_denoiser(path), torch.randn(3, 2, 8, 8)
     assert loaded.report == made.report
     assert torch.equal(loaded(x, 300).sample, made(x, 300).sample)

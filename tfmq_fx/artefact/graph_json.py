@@ -7,9 +7,7 @@ quantized denoiser can contain before it gets there.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import importlib
 import json
 import re
 from typing import Any
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tfmq_fx._compat import exported_from_dict, exported_to_json
+from tfmq_fx.artefact.output_classes import import_output_classes
 from tfmq_fx.errors import ArtefactError
 
 __all__ = ["graph_from_bytes", "graph_to_bytes"]
@@ -29,8 +28,6 @@ SIZE_NAMES = (
     "|int_oo|oo|[su]\\d+"
 )
 EXPRESSION = re.compile(rf"[\s\d+\-*/(),.='<>]|\b({SIZE_NAMES})\b")
-#: The module of an output class of diffusers, as a structure specification names it.
-OUTPUT_CLASS = re.compile(r"\b(diffusers(?:\.[a-z_]\w*)+)\.[A-Z]\w*")
 #: Metadata that only helps to debug the export; it would be most of the file, and holds local paths.
 DEBUG_METADATA = ("stack_trace", "from_node", "source_fn_stack", "torch_fn")
 
@@ -87,10 +84,7 @@ def _register_outputs(values: Any) -> None:
     for entry in values["graph_module"]["module_call_graph"]:
         signature = entry.get("signature") or {}
         for spec in (signature.get("in_spec", ""), signature.get("out_spec", "")):
-            for name in OUTPUT_CLASS.findall(spec):
-                # A class that is gone from this version is reported by the deserializer, by its name.
-                with contextlib.suppress(ImportError):
-                    importlib.import_module(name)
+            import_output_classes(spec)
 
 
 def _check_operator(target: str) -> None:

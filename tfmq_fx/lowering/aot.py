@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import calling_convention
+from tfmq_fx.artefact.output_classes import import_output_classes
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.lowering.inductor import freezing
 from tfmq_fx.lowering.kernels import KernelCounter
@@ -82,7 +83,8 @@ def load_package(path: Path) -> tuple[Callable[..., Any], dict[str, Any]]:
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.endswith(ABOUT))
             about = json.loads(archive.read(name))
+        import_output_classes(about["result"])
         return torch._inductor.aoti_load_package(str(path)), about
-    except (RuntimeError, StopIteration, ValueError, zipfile.BadZipFile) as error:
+    except (KeyError, RuntimeError, StopIteration, ValueError, zipfile.BadZipFile) as error:
         msg = f"{path} is not a package of tfmq_fx, or it is damaged ({type(error).__name__}); compile it again"
         raise ArtefactError(msg) from error

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import torch._inductor
 from torch import SymInt, Tensor, fx
+from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import HAS_INTEGER_CONVS, CompilerError, calling_convention
+from tfmq_fx._compat import HAS_INTEGER_CONVS, CompilerError, calling_convention, output_structure
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
@@ -163,6 +164,7 @@ def lower(
     if backend == "aot":
         about = {
             "signature": signature.to_dict(),
+            "result": pytree.treespec_dumps(output_structure(reference.graph)),
             "report": report.to_dict(),
             "timesteps": None if table is None else table.tolist(),
             "finite": {name: values.tolist() for name, values in program.finite.items()},
