@@ -38,19 +38,11 @@ demo: venv
 
 # What benchmarks/latency.py compares with, each in an environment of its own: never in this project's.
 PEERS := export openvino onnxruntime
-bench-peers: $(PEERS:%=.peers/%/.installed) .peers/ours/.installed
+bench-peers: $(PEERS:%=.peers/%/.installed)
 
 .peers/%/.installed: benchmarks/peers/%.txt
 	$(PYTHON) -m venv .peers/$*
 	.peers/$*/bin/pip install --quiet --requirement $<
-	touch $@
-
-# Our own backends on those engines: this project's environment with the engines on top.
-.peers/ours/.installed: benchmarks/peers/ours.txt $(VENV)/.installed
-	$(PYTHON) -m venv .peers/ours
-	$(BIN)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
-		> $$(.peers/ours/bin/python -c 'import site; print(site.getsitepackages()[0])')/project.pth
-	.peers/ours/bin/pip install --quiet --requirement $<
 	touch $@
 
 clean:

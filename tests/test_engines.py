@@ -14,6 +14,7 @@ from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
 from tfmq_fx.lowering import LoweringReport, choose, engines
 from tfmq_fx.lowering.engines import ENGINES, available_engines
+from tfmq_fx.lowering.native import precisions
 from tfmq_fx.lowering.report import MISSED, NO_MATMUL, WIDE, ReportEntry, read_kernels
 
 INSTALLED = [
@@ -138,7 +139,12 @@ def test_openvino_runs_symmetric_attention_in_integers():
 
 
 def test_precisions_that_a_backend_lacks_are_refused(program):
-    for backend, words in (("inductor", "it takes none"), ("openvino", "'f32', 'bf16'"), ("onnxruntime", "'f32'")):
+    for backend, words in (
+        ("inductor", "'f32'"),
+        ("reference", "it takes none"),
+        ("openvino", "'f32', 'bf16'"),
+        ("onnxruntime", "'f32'"),
+    ):
         with pytest.raises(LoweringError, match=words):
             tfmq_fx.lower(program, backend, precision="f8")
 
@@ -147,7 +153,7 @@ def test_a_wrong_engine_is_caught_by_the_parity_check(program, monkeypatch):
     def wrong(name, graph_module, batch, precision):
         return lambda *args, **kwargs: graph_module(*args, **kwargs) * 1.1, set()
 
-    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.lower"], "compile_engine", wrong)
+    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.compiling"], "compile_engine", wrong)
     with pytest.raises(LoweringError, match="parts from its reference"):
         tfmq_fx.lower(program, "openvino")
 
@@ -216,5 +222,5 @@ def test_auto_among_the_engines(program, reference, monkeypatch):
 
 
 def test_auto_tries_inductor_and_what_is_installed():
-    assert choose.candidates()[0] == ("inductor", None)
+    assert choose.candidates()[0] == ("inductor", precisions()[0])
     assert {name for name, _ in choose.candidates()} == {"inductor", *available_engines()}

@@ -15,8 +15,7 @@ def _compiled(**settings: Any) -> Engine:
 
 
 def _ours(weight_bits: int, backend: str) -> Engine:
-    environment = "ours" if backend in ("openvino", "onnxruntime") else "project"
-    return Engine(environment, "tfmq", {"weight_bits": weight_bits, "backend": backend}, "int8", dynamic=True)
+    return Engine("project", "tfmq", {"weight_bits": weight_bits, "backend": backend}, "int8", dynamic=True)
 
 
 def _openvino(model: str, precision: str, arithmetic: str) -> Engine:

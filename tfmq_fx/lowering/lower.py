@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch._inductor
 from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import HAS_INTEGER_CONVS, CompilerError, calling_convention, output_structure
+from tfmq_fx._compat import HAS_INTEGER_CONVS, calling_convention, output_structure
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
-from tfmq_fx.lowering.aot import compile_package, describe_package, export_graph, load_package
+from tfmq_fx.lowering.aot import describe_package, load_package
 from tfmq_fx.lowering.choose import lower_fastest
+from tfmq_fx.lowering.compiling import Kernels, compile_graph, compile_stages
 from tfmq_fx.lowering.denoiser import Denoiser, Signature
-from tfmq_fx.lowering.engines import ENGINES, check_precision, compile_engine
-from tfmq_fx.lowering.examples import EXAMPLE_BATCH, example_arguments
-from tfmq_fx.lowering.inductor import compile_inductor
-from tfmq_fx.lowering.native import describe_kernels, on_native_kernels, sums_bytes_exactly
+from tfmq_fx.lowering.engines import ENGINES, check_precision
+from tfmq_fx.lowering.examples import example_arguments
+from tfmq_fx.lowering.native import describe_kernels, sums_bytes_exactly
 from tfmq_fx.lowering.parity import check_parity
 from tfmq_fx.lowering.report import (
     EAGER,
@@ -37,8 +34,7 @@ from tfmq_fx.lowering.report import (
     read_kernels,
     reads_one_channel,
 )
-from tfmq_fx.lowering.staged import StagedProgram
-from tfmq_fx.lowering.stages import Stage, split_stages
+from tfmq_fx.lowering.stages import split_stages
 from tfmq_fx.passes import (
     DequantizeWeights,
     FoldWeightZeroPoints,
@@ -62,9 +58,6 @@ __all__ = ["load_denoiser", "lower"]
 decomposed = torch.ops.quantized_decomposed
 
 BACKENDS = ("inductor", "aot", *ENGINES, "auto", "reference")
-
-#: Integer kernels: how many by module path, or the nodes that run on them; None for the reference, which has none.
-Kernels = Counter[str] | set[str] | None
 
 
 def lower(
@@ -144,9 +137,9 @@ def lower(
         # The stages that see timesteps take them one by one by themselves, and what is left has one set of parameters.
         groups = None
     if stages:
-        run, found = _compile_stages(lowered, stages, args, kwargs, precision)
+        run, found = compile_stages(lowered, stages, args, kwargs, precision)
     else:
-        run, found = _compile(lowered, backend, args, kwargs, path, signature.max_batch, precision)
+        run, found = compile_graph(lowered, backend, args, kwargs, path, signature.max_batch, precision)
     error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs)
     table = program.timesteps
     report = LoweringReport(
@@ -250,56 +243,6 @@ def _one_group(reference: fx.GraphModule) -> fx.GraphModule:
     lowered = copy.deepcopy(reference)
     UseOneTimestepGroup()(lowered)
     return lowered
-
-
-def _compile_stages(
-    lowered: fx.GraphModule,
-    stages: list[Stage],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    precision: str | None,
-) -> tuple[Callable[..., Any], Kernels]:
-    """Compile each stage by itself; return the callable and the integer kernels of all of them."""
-    eager_run = StagedProgram(lowered, stages, [stage.graph_module for stage in stages])
-    runs, kernels = [], Counter[str]()
-    for stage, inputs in zip(stages, eager_run.example_inputs(args, kwargs), strict=True):
-        run, found = _compile(stage.graph_module, "inductor", tuple(inputs), {}, None, None, precision)
-        runs.append(run)
-        kernels += Counter(found)
-    return StagedProgram(lowered, stages, runs), kernels
-
-
-def _compile(
-    reference: fx.GraphModule,
-    backend: str,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    path: str | Path | None,
-    max_batch: int | None,
-    precision: str | None,
-) -> tuple[Callable[..., Any], Kernels]:
-    """Compile; return the callable and its integer kernels."""
-    if backend in ENGINES:
-        return compile_engine(backend, reference, EXAMPLE_BATCH, precision)
-    if backend in ("inductor", "aot"):
-        reference = on_native_kernels(reference, precision)
-    try:
-        if backend == "inductor":
-            run, counter = compile_inductor(reference, args, kwargs)
-            return run, counter.found
-        if backend == "aot":
-            package = Path(str(path))
-            counter = compile_package(export_graph(reference, args, kwargs, max_batch), package)
-            return torch._inductor.aoti_load_package(str(package)), counter.found
-    except CompilerError as error:
-        cause = getattr(error, "inner_exception", error)
-        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        msg = (
-            f"Inductor could not compile this program ({first.strip()}); capture the model with dynamic_batch=False, "
-            "which is easier to compile, or run it with backend='reference'"
-        )
-        raise LoweringError(msg) from error
-    return reference, None
 
 
 def _as_compiled(entries: list[ReportEntry], nodes: list[str], found: Kernels) -> tuple[ReportEntry, ...]:

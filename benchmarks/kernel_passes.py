@@ -1,0 +1,133 @@
+"""What each pass of our integer kernels is worth: the same program without it, all variants timed in turn.
+
+    python benchmarks/kernel_passes.py                       # the cifar UNet at batches 1 and 4
+    python benchmarks/kernel_passes.py --report              # the table of benchmarks/results/kernel_passes.json
+
+Each variant is lowered once, for every batch. A ratio is that of one round to the full pipeline in the same round;
+printed are its median and quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from tfmq_fx.passes import (
+    NATIVE_KERNELS,
+    FuseGroupNorms,
+    FuseQuantizedImages,
+    FuseResidualAdds,
+    LowerIntegerAttention,
+)
+from timing.machine import machine
+from timing.unets import UNETS
+
+import tfmq_fx
+
+native = importlib.import_module("tfmq_fx.lowering.native")
+
+RESULTS = Path(__file__).parent / "results" / "kernel_passes.json"
+FULL = "all of them"
+#: What a variant leaves out of the pipeline, or None for oneDNN's kernels in place of ours.
+VARIANTS: dict[str, tuple[type, ...] | None] = {
+    FULL: (),
+    "without `FuseGroupNorms`": (FuseGroupNorms,),
+    "without `FuseQuantizedImages`": (FuseQuantizedImages,),
+    "without `FuseResidualAdds`": (FuseResidualAdds,),
+    "without `LowerIntegerAttention`": (LowerIntegerAttention,),
+    "without `NarrowActivations` (f32 between the kernels)": (),
+    "oneDNN's kernels instead of ours": None,
+}
+
+
+def lower(program: tfmq_fx.QuantizedProgram, variant: str) -> Callable[..., Any]:
+    """The program, lowered as ``variant`` says."""
+    left_out = VARIANTS[variant]
+    if left_out is None:
+        with patch.object(native, "has_native_kernels", lambda: False):
+            return tfmq_fx.lower(program)
+    kept = tuple(make for make in NATIVE_KERNELS if make not in left_out)
+    with patch.object(native, "NATIVE_KERNELS", kept):
+        return tfmq_fx.lower(program, precision="f32" if "Narrow" in variant else "bf16")
+
+
+def quantize(name: str) -> tfmq_fx.QuantizedProgram:
+    """W8A8 with the default configuration, calibrated on a little noise: only the time is looked at."""
+    unet = UNETS[name]
+    timesteps = unet.schedule().timesteps
+    batches = [{**unet.normal(4, seed), "timestep": timesteps[seed::12][:4]} for seed in range(2)]
+    return tfmq_fx.quantize(unet.build(), None, batches, timesteps=timesteps, progress=False)
+
+
+@torch.no_grad()
+def seconds(runs: Mapping[str, Callable[..., Any]], name: str, batch: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each variant in each round, after three rounds that do not count."""
+    inputs = {**UNETS[name].normal(batch, 9), "timestep": UNETS[name].schedule().timesteps[20]}
+    times: dict[str, list[float]] = {variant: [] for variant in runs}
+    for _ in range(rounds + 3):
+        for variant, run in runs.items():
+            began = time.perf_counter()
+            run(**inputs)
+            times[variant].append(time.perf_counter() - began)
+    return {variant: values[3:] for variant, values in times.items()}
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, median, high = statistics.quantiles(values, n=4)
+    return {"median": median, "low": low, "high": high}
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """A row a variant, a column a batch."""
+    cells = content["cells"]
+    header = " | ".join(f"batch {batch}: ms | × the time" for batch in cells)
+    lines = [f"| {content['unet']} | {header} |", "|---|" + "---|---|" * len(cells)]
+    for variant in VARIANTS:
+        entries = []
+        for rows in cells.values():
+            time_of, ratio = rows[variant]["seconds"], rows[variant]["ratio"]
+            entries.append(f"{1e3 * time_of['median']:.1f}")
+            entries.append(f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})")
+        lines.append(f"| {variant} | {' | '.join(entries)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Lower every variant, time them in turn, write and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--unet", choices=list(UNETS), default="cifar")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    if not options.report:
+        program = quantize(options.unet)
+        runs = {variant: lower(program, variant) for variant in VARIANTS}
+        about = machine(sorted(os.sched_getaffinity(0)), torch.get_num_threads())
+        content: dict[str, Any] = {**about, "unet": options.unet, "rounds": options.rounds, "cells": {}}
+        for batch in options.batches:
+            times = seconds(runs, options.unet, batch, options.rounds)
+            content["cells"][str(batch)] = {
+                variant: {
+                    "seconds": spread(values),
+                    "ratio": spread([a / b for a, b in zip(values, times[FULL], strict=True)]),
+                }
+                for variant, values in times.items()
+            }
+        options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(markdown(json.loads(options.json.read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main()
