@@ -38,8 +38,6 @@ ROOFLINE = BENCHMARKS / "results" / "roofline.json"
 RUNS = BENCHMARKS.parent / "runs" / "latency"
 UNETS = ("bundled", "cifar", "sd15")
 EAGER, REFERENCE = "eager fp32", "compile fp32"
-#: Relative error to eager float32 above which an output is wrong.
-WRONG = 0.15
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -157,9 +155,10 @@ class Cell:
             expected = result if name == EAGER else expected
             error = relative_error(result, expected) if expected is not None else float("inf")
             self.rows[name]["relative_error"] = error
-            if error > WRONG:
-                self.rows[name]["refused"] = f"wrong: relative error {error:.2g} to eager float32, over {WRONG}"
-            if error > WRONG or name not in names:
+            limit = ENGINES[name].wrong
+            if error > limit:
+                self.rows[name]["refused"] = f"wrong: relative error {error:.2g} to eager float32, over {limit}"
+            if error > limit or name not in names:
                 worker.stop()
                 continue
             workers.append(worker)

@@ -29,6 +29,7 @@ class Engine:
         settings: What the module's functions are given.
         arithmetic: The narrowest arithmetic of its convolutions, whose ceiling its time is held against.
         dynamic: Whether what it compiles serves every batch.
+        wrong: Relative error to eager float32 above which its output is wrong.
     """
 
     environment: str
@@ -36,6 +37,7 @@ class Engine:
     settings: Mapping[str, Any] = field(default_factory=dict)
     arithmetic: str = "float32"
     dynamic: bool = False
+    wrong: float = 0.15
 
     @property
     def prepared(self) -> str:

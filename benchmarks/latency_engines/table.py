@@ -15,7 +15,9 @@ def _compiled(**settings: Any) -> Engine:
 
 
 def _ours(weight_bits: int, backend: str) -> Engine:
-    return Engine("project", "tfmq", {"weight_bits": weight_bits, "backend": backend}, "int8", dynamic=True)
+    # 4-bit weights rounded to nearest part from random ones by 0.16; learned rounding is not what is timed here.
+    settings = {"weight_bits": weight_bits, "backend": backend}
+    return Engine("project", "tfmq", settings, "int8", dynamic=True, wrong=0.15 if weight_bits == 8 else 0.3)
 
 
 def _openvino(model: str, precision: str, arithmetic: str) -> Engine:
