@@ -82,8 +82,12 @@ def find_normalization(node: fx.Node) -> Normalization | None:
     return Normalization(node, parts, shift, silu, users[0] if silu else node)  # type: ignore[arg-type]
 
 
-def _is_dead(node: fx.Node) -> bool:
-    return node.op == "call_function" and all(_is_dead(user) for user in node.users)
+def _erase_unread(graph: fx.Graph, node: fx.Node, kept: fx.Node) -> None:
+    """Erase ``node`` and what led to it from ``kept`` on, as far as nothing reads it any more."""
+    while node is not kept and not node.users:
+        source: Any = node.args[0]
+        graph.erase_node(node)
+        node = source
 
 
 class FuseGroupNorms(GraphPass):
@@ -129,13 +133,17 @@ class FuseGroupNorms(GraphPass):
         images = [(user, quantized_borders(user)) for user in norm.last.users if is_byte_quantizer(user)]
         for quantizer, readers in images if node_value(norm.node).ndim == 4 else ():
             for reader, padding in readers:
+                source: Any = reader.args[0]
                 replace_node(reader, self._quantized(graph, norm, arguments, quantizer, padding))
+                _erase_unread(graph, source, norm.last)
         for quantizer in quantized_rows(norm.last):
             image = self._quantized(graph, norm, arguments, quantizer, NONE)
             with graph.inserting_after(image):
                 rows = insert_call(graph, aten.reshape.default, (image, [-1, channels]), anchor=norm.node)
+            source = quantizer.args[0]
             replace_node(quantizer, rows)
-        if any(not _is_dead(user) for user in norm.last.users):
+            _erase_unread(graph, source, norm.last)
+        if norm.last.users:
             self._replace_floats(graph, norm, arguments)
 
     def _arguments(self, graph: fx.Graph, norm: Normalization) -> tuple[Any, ...]:

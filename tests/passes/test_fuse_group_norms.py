@@ -117,3 +117,13 @@ def test_a_quantizer_that_is_read_otherwise_keeps_its_input():
     LowerIntegerConvs()(graph_module)
     result = assert_pass_contract(FuseGroupNorms, graph_module, values((2, 32, 6, 5)), rtol=1e-3, atol=1.01)
     assert not calls(result.graph_module, QUANTIZED)
+
+
+def test_a_norm_that_stands_far_from_the_output():
+    builder = GraphBuilder()
+    x = group_norm(builder, builder.placeholder("x", (1, 16, 2, 2)), "norm")
+    for _ in range(1500):
+        x = builder.call(aten.neg.default, x)
+    graph_module = builder.build(x)
+    assert FuseGroupNorms()(graph_module).modified
+    assert len(calls(graph_module, OPERATORS.group_norm.default)) == 1
