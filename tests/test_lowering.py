@@ -80,7 +80,7 @@ def test_a_program_that_does_not_compile_is_refused_with_a_way_out(program, monk
     def fail(*arguments):
         raise torch._dynamo.exc.BackendCompilerFailed(fail, RuntimeError("no such shape"), None)
 
-    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.lower"], "compile_inductor", fail)
+    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.compiling"], "compile_inductor", fail)
     with pytest.raises(LoweringError, match=r"could not compile this program \(.*no such shape.*dynamic_batch=False"):
         tfmq_fx.lower(program)
 
