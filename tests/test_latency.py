@@ -94,6 +94,7 @@ def test_a_wrong_engine_gets_no_time(tmp_path, monkeypatch):
         return made[name]
 
     monkeypatch.setattr(cell, "load", load)
+    monkeypatch.setattr(latency, "ENGINES", dict.fromkeys(scales, latency.ENGINES[latency.EAGER]))
     workers = cell.loaded(["right", "wrong", "empty"], tmp_path)
     assert [worker.name for worker in workers] == ["right"]
     assert "relative error 1" in cell.rows["wrong"]["refused"]
