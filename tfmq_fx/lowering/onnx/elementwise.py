@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tfmq_fx.lowering.aten import by_overload
 from tfmq_fx.lowering.translation import Operator
 
 if TYPE_CHECKING:
     from tfmq_fx.lowering.onnx.translator import OnnxTranslator
 
 __all__ = ["OPERATORS"]
-
-aten = torch.ops.aten
 
 
 def _unary(operator: str) -> Operator:
@@ -107,60 +106,57 @@ def rsqrt(context: OnnxTranslator, input: Any) -> Any:
     return context.result("Reciprocal", [context.result("Sqrt", [context.cast(input)])])
 
 
+def bitwise_and(context: OnnxTranslator, input: Any, other: Any) -> Any:
+    """Bit by bit; ONNX has an operator of its own for truth values."""
+    operator = "And" if context.dtype == torch.bool else "BitwiseAnd"
+    return context.result(operator, [context.cast(input), context.cast(other)])
+
+
 def argmin(context: OnnxTranslator, input: Any, dim: int, keepdim: bool = False) -> Any:
     """The place of the smallest value along one axis."""
     return context.result("ArgMin", [context.value(input)], axis=dim, keepdims=int(keepdim))
 
 
-OPERATORS: Mapping[Any, Operator] = {
-    aten.abs.default: _unary("Abs"),
-    aten.cos.default: _unary("Cos"),
-    aten.exp.default: _unary("Exp"),
-    aten.log.default: _unary("Log"),
-    aten.neg.default: _unary("Neg"),
-    aten.relu.default: _unary("Relu"),
-    aten.round.default: _unary("Round"),
-    aten.sigmoid.default: _unary("Sigmoid"),
-    aten.sin.default: _unary("Sin"),
-    aten.sqrt.default: _unary("Sqrt"),
-    aten.tanh.default: _unary("Tanh"),
-    aten.reciprocal.default: _unary("Reciprocal"),
-    aten.silu.default: silu,
-    aten.gelu.default: gelu,
-    aten.rsqrt.default: rsqrt,
-    aten.add.Tensor: _scaled("Add"),
-    aten.sub.Tensor: _scaled("Sub"),
-    aten.mul.Tensor: _binary("Mul"),
-    aten.mul.Scalar: _binary("Mul"),
-    aten.div.Tensor: _binary("Div"),
-    aten.maximum.default: _binary("Max"),
-    aten.minimum.default: _binary("Min"),
-    aten.pow.Tensor_Scalar: _binary("Pow"),
-    aten.logical_and.default: _binary("And"),
-    aten.eq.Scalar: _compare("Equal"),
-    aten.eq.Tensor: _compare("Equal"),
-    aten.ge.Scalar: _compare("GreaterOrEqual"),
-    aten.gt.Scalar: _compare("Greater"),
-    aten.le.Scalar: _compare("LessOrEqual"),
-    aten.le.Tensor: _compare("LessOrEqual"),
-    aten.lt.Scalar: _compare("Less"),
-    aten.to.dtype: to_dtype,
-    aten._to_copy.default: to_dtype,
-    aten.clone.default: same,
-    aten.contiguous.default: same,
-    aten.alias.default: same,
-    aten.detach.default: same,
-    aten.clamp.default: clamp,
-    aten.clamp_min.default: clamp,
-    aten.softmax.int: softmax,
-    aten._softmax.default: softmax,
-    aten.where.self: where,
-    aten.where.ScalarOther: where,
-    aten.where.ScalarSelf: where,
-    aten.where.Scalar: where,
-    aten.mean.dim: _reduction("ReduceMean"),
-    aten.sum.dim_IntList: _reduction("ReduceSum"),
-    aten.amax.default: _reduction("ReduceMax"),
-    aten.amin.default: _reduction("ReduceMin"),
-    aten.argmin.default: argmin,
-}
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "abs": _unary("Abs"),
+        "add": _scaled("Add"),
+        "amax": _reduction("ReduceMax"),
+        "amin": _reduction("ReduceMin"),
+        "argmin": argmin,
+        "bitwise_and": bitwise_and,
+        "cast": to_dtype,
+        "clamp": clamp,
+        "cos": _unary("Cos"),
+        "div": _binary("Div"),
+        "eq": _compare("Equal"),
+        "exp": _unary("Exp"),
+        "ge": _compare("GreaterOrEqual"),
+        "gelu": gelu,
+        "gt": _compare("Greater"),
+        "le": _compare("LessOrEqual"),
+        "log": _unary("Log"),
+        "logical_and": _binary("And"),
+        "lt": _compare("Less"),
+        "maximum": _binary("Max"),
+        "mean": _reduction("ReduceMean"),
+        "minimum": _binary("Min"),
+        "mul": _binary("Mul"),
+        "neg": _unary("Neg"),
+        "pow": _binary("Pow"),
+        "reciprocal": _unary("Reciprocal"),
+        "relu": _unary("Relu"),
+        "round": _unary("Round"),
+        "rsqrt": rsqrt,
+        "same": same,
+        "sigmoid": _unary("Sigmoid"),
+        "silu": silu,
+        "sin": _unary("Sin"),
+        "softmax": softmax,
+        "sqrt": _unary("Sqrt"),
+        "sub": _scaled("Sub"),
+        "sum": _reduction("ReduceSum"),
+        "tanh": _unary("Tanh"),
+        "where": where,
+    }
+)

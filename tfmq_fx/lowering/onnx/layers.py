@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tfmq_fx.lowering.aten import by_overload, per_axis
 from tfmq_fx.lowering.onnx.quantization import INTEGERS, IntegerActivation, IntegerWeight
 from tfmq_fx.lowering.translation import Operator
 
@@ -15,12 +16,6 @@ if TYPE_CHECKING:
     from tfmq_fx.lowering.onnx.translator import OnnxTranslator
 
 __all__ = ["OPERATORS"]
-
-aten = torch.ops.aten
-
-
-def _per_axis(value: Any, axes: int) -> list[int]:
-    return [value] * axes if isinstance(value, int) else list(value) * (axes // len(value))
 
 
 def _fits(input: Any, weight: Any) -> bool:
@@ -50,11 +45,11 @@ def conv(context: OnnxTranslator, input: Any, weight: Any, bias: Any = None, str
          dilation: Any = 1, groups: int = 1) -> Any:  # fmt: skip
     """A 1-d, 2-d or 3-d convolution."""
     axes = len(context.shape) - 2
-    border = _per_axis(padding, axes)
+    border = per_axis(padding, axes)
     options = {
-        "strides": _per_axis(stride, axes),
+        "strides": per_axis(stride, axes),
         "pads": [*border, *border],
-        "dilations": _per_axis(dilation, axes),
+        "dilations": per_axis(dilation, axes),
         "group": groups,
     }
     if not _fits(input, weight):
@@ -85,6 +80,11 @@ def matmul(context: OnnxTranslator, input: Any, other: Any) -> Any:
     operands = [x.integers for x in both] + [x.zero_point for x in both]
     sums = context.emit("MatMulInteger", operands, context.shape, torch.int32, name=context.node.name)
     return _restore(context, sums, torch.tensor(input.scale * other.scale))
+
+
+def einsum(context: OnnxTranslator, equation: str, tensors: Sequence[Any], *_: Any, **__: Any) -> Any:
+    """A sum of products in Einstein's notation."""
+    return context.result("Einsum", [context.value(tensor) for tensor in tensors], equation=equation.replace(" ", ""))
 
 
 def attention(context: OnnxTranslator, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
@@ -146,25 +146,23 @@ def average_pool(context: OnnxTranslator, input: Any, kernel_size: Any, stride: 
                  ceil_mode: bool = False, count_include_pad: bool = True, *_: Any) -> Any:  # fmt: skip
     """Averages of windows."""
     axes = len(context.shape) - 2
-    kernel, border = _per_axis(kernel_size, axes), _per_axis(padding, axes)
+    kernel, border = per_axis(kernel_size, axes), per_axis(padding, axes)
     return context.result(
-        "AveragePool", [context.value(input)], kernel_shape=kernel, strides=_per_axis(stride or kernel, axes),
+        "AveragePool", [context.value(input)], kernel_shape=kernel, strides=per_axis(stride or kernel, axes),
         pads=[*border, *border], ceil_mode=int(ceil_mode), count_include_pad=int(count_include_pad),
     )  # fmt: skip
 
 
-OPERATORS: Mapping[Any, Operator] = {
-    aten.conv1d.default: conv,
-    aten.conv2d.default: conv,
-    aten.conv3d.default: conv,
-    aten.linear.default: linear,
-    aten.matmul.default: matmul,
-    aten.bmm.default: matmul,
-    aten.scaled_dot_product_attention.default: attention,
-    aten.group_norm.default: group_norm,
-    aten.layer_norm.default: layer_norm,
-    aten.upsample_nearest1d.vec: upsample_nearest,
-    aten.upsample_nearest2d.vec: upsample_nearest,
-    aten.upsample_nearest3d.vec: upsample_nearest,
-    aten.avg_pool2d.default: average_pool,
-}
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "average_pool": average_pool,
+        "conv": conv,
+        "einsum": einsum,
+        "group_norm": group_norm,
+        "layer_norm": layer_norm,
+        "linear": linear,
+        "matmul": matmul,
+        "scaled_dot_product_attention": attention,
+        "upsample_nearest": upsample_nearest,
+    }
+)

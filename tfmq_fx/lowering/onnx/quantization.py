@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.errors import LoweringError
+from tfmq_fx.lowering.aten import by_overload
 from tfmq_fx.lowering.onnx.graph import Value
 from tfmq_fx.lowering.translation import Operator
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["OPERATORS", "IntegerActivation", "IntegerWeight"]
 
-decomposed = torch.ops.quantized_decomposed
 INTEGERS = (torch.uint8, torch.int8)
 
 
@@ -97,10 +97,10 @@ def dequantize_weight(context: OnnxTranslator, input: Any, scales: Tensor, zero_
     return IntegerWeight(input, scales.float(), axis)
 
 
-OPERATORS: Mapping[Any, Operator] = {
-    decomposed.quantize_per_tensor.default: quantize,
-    decomposed.quantize_per_tensor.tensor: quantize,
-    decomposed.dequantize_per_tensor.default: dequantize,
-    decomposed.dequantize_per_tensor.tensor: dequantize,
-    decomposed.dequantize_per_channel.default: dequantize_weight,
-}
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "dequantize": dequantize,
+        "dequantize_weight": dequantize_weight,
+        "quantize": quantize,
+    }
+)

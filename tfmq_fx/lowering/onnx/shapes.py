@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tfmq_fx.lowering.aten import by_overload, per_side, reversed_axes, swapped_axes
 from tfmq_fx.lowering.translation import Operator
 
 if TYPE_CHECKING:
     from tfmq_fx.lowering.onnx.translator import OnnxTranslator
 
 __all__ = ["OPERATORS"]
-
-aten = torch.ops.aten
 
 
 def reshape(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
@@ -40,14 +39,12 @@ def permute(context: OnnxTranslator, input: Any, dims: Sequence[int]) -> Any:
 
 def transpose(context: OnnxTranslator, input: Any, dim0: int, dim1: int) -> Any:
     """Two axes change places."""
-    order = list(range(len(context.shape)))
-    order[dim0], order[dim1] = order[dim1], order[dim0]
-    return permute(context, input, order)
+    return permute(context, input, swapped_axes(len(context.shape), dim0, dim1))
 
 
 def matrix_transpose(context: OnnxTranslator, input: Any) -> Any:
     """The transpose of a matrix."""
-    return permute(context, input, list(range(len(context.shape)))[::-1])
+    return permute(context, input, reversed_axes(len(context.shape)))
 
 
 def cat(context: OnnxTranslator, tensors: Sequence[Any], dim: int = 0) -> Any:
@@ -110,9 +107,7 @@ def pad(
     context: OnnxTranslator, input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Any:
     """A border; the sizes begin with the last axis."""
-    begins, ends = [0] * len(context.shape), [0] * len(context.shape)
-    for axis in range(len(pad) // 2):
-        begins[-1 - axis], ends[-1 - axis] = pad[2 * axis], pad[2 * axis + 1]
+    begins, ends = per_side(pad, len(context.shape))
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
     filling = context.cast(value or 0.0)
     return context.result(
@@ -146,41 +141,24 @@ def repeat_interleave(context: OnnxTranslator, input: Any, repeats: int, dim: in
     return context.result("Reshape", [many, context.builder.sizes(context.shape)])
 
 
-OPERATORS: Mapping[Any, Operator] = {
-    **dict.fromkeys(
-        (
-            aten.view.default,
-            aten._unsafe_view.default,
-            aten.reshape.default,
-            aten.view_as.default,
-            aten.flatten.using_ints,
-            aten.unflatten.int,
-            aten.unsqueeze.default,
-            aten.squeeze.dim,
-            aten.squeeze.dims,
-            aten.squeeze.default,
-        ),
-        reshape,
-    ),
-    aten.expand.default: expand,
-    aten.expand_as.default: expand,
-    aten.broadcast_to.default: expand,
-    aten.permute.default: permute,
-    aten.transpose.int: transpose,
-    aten.t.default: matrix_transpose,
-    aten.cat.default: cat,
-    aten.concat.default: cat,
-    aten.stack.default: stack,
-    aten.slice.Tensor: slice_,
-    aten.select.int: select,
-    aten.index_select.default: index_select,
-    aten.embedding.default: embedding,
-    aten.split.Tensor: split,
-    aten.split_with_sizes.default: split,
-    aten.chunk.default: split,
-    aten.unbind.int: unbind,
-    aten.pad.default: pad,
-    aten.constant_pad_nd.default: constant_pad,
-    aten.repeat.default: repeat,
-    aten.repeat_interleave.self_int: repeat_interleave,
-}
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "cat": cat,
+        "constant_pad": constant_pad,
+        "embedding": embedding,
+        "expand": expand,
+        "index_select": index_select,
+        "pad": pad,
+        "permute": permute,
+        "repeat": repeat,
+        "repeat_interleave": repeat_interleave,
+        "reshape": reshape,
+        "select": select,
+        "slice": slice_,
+        "split": split,
+        "stack": stack,
+        "t": matrix_transpose,
+        "transpose": transpose,
+        "unbind": unbind,
+    }
+)

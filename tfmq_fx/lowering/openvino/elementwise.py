@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from openvino import opset15 as opset
 
+from tfmq_fx.lowering.aten import by_overload
 from tfmq_fx.lowering.openvino.types import element_type
 from tfmq_fx.lowering.translation import Operator, Translator
 
 __all__ = ["OPERATORS"]
-
-aten = torch.ops.aten
 
 
 def _unary(function: Callable[[Any], Any]) -> Operator:
@@ -80,11 +79,6 @@ def clamp(context: Translator, input: Any, min: Any = None, max: Any = None) -> 
     return value if max is None else opset.minimum(value, cast(context, max)).output(0)
 
 
-def clamp_min(context: Translator, input: Any, min: Any) -> Any:
-    """Clamp from below."""
-    return clamp(context, input, min)
-
-
 def gelu(context: Translator, input: Any, approximate: str = "none") -> Any:
     """The Gaussian error linear unit, or its approximation by tanh."""
     return opset.gelu(context.value(input), "erf" if approximate == "none" else "tanh").output(0)
@@ -105,7 +99,7 @@ def rsqrt(context: Translator, input: Any) -> Any:
     return opset.divide(cast(context, 1), opset.sqrt(cast(context, input))).output(0)
 
 
-def reduction(function: Callable[..., Any]) -> Operator:
+def _reduction(function: Callable[..., Any]) -> Operator:
     """A reduction over some axes, or all of them."""
 
     def translate(context: Translator, input: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
@@ -125,56 +119,46 @@ def argmin(context: Translator, input: Any, dim: int, keepdim: bool = False) -> 
     return found if keepdim else opset.squeeze(found, [axis]).output(0)
 
 
-OPERATORS: Mapping[Any, Operator] = {
-    aten.abs.default: _unary(opset.abs),
-    aten.cos.default: _unary(opset.cos),
-    aten.exp.default: _unary(opset.exp),
-    aten.log.default: _unary(opset.log),
-    aten.neg.default: _unary(opset.negative),
-    aten.relu.default: _unary(opset.relu),
-    aten.round.default: _unary(opset.round),
-    aten.sigmoid.default: _unary(opset.sigmoid),
-    aten.silu.default: _unary(opset.swish),
-    aten.sin.default: _unary(opset.sin),
-    aten.sqrt.default: _unary(opset.sqrt),
-    aten.tanh.default: _unary(opset.tanh),
-    aten.reciprocal.default: reciprocal,
-    aten.rsqrt.default: rsqrt,
-    aten.add.Tensor: _scaled(opset.add),
-    aten.sub.Tensor: _scaled(opset.subtract),
-    aten.mul.Tensor: _binary(opset.multiply),
-    aten.mul.Scalar: _binary(opset.multiply),
-    aten.div.Tensor: _binary(opset.divide),
-    aten.maximum.default: _binary(opset.maximum),
-    aten.minimum.default: _binary(opset.minimum),
-    aten.pow.Tensor_Scalar: _binary(opset.power),
-    aten.bitwise_and.Tensor: _binary(opset.logical_and),
-    aten.logical_and.default: _binary(opset.logical_and),
-    aten.eq.Scalar: _compare(opset.equal),
-    aten.eq.Tensor: _compare(opset.equal),
-    aten.ge.Scalar: _compare(opset.greater_equal),
-    aten.gt.Scalar: _compare(opset.greater),
-    aten.le.Scalar: _compare(opset.less_equal),
-    aten.le.Tensor: _compare(opset.less_equal),
-    aten.lt.Scalar: _compare(opset.less),
-    aten.to.dtype: to_dtype,
-    aten._to_copy.default: to_dtype,
-    aten.clone.default: same,
-    aten.contiguous.default: same,
-    aten.alias.default: same,
-    aten.detach.default: same,
-    aten.clamp.default: clamp,
-    aten.clamp_min.default: clamp_min,
-    aten.gelu.default: gelu,
-    aten.softmax.int: softmax,
-    aten._softmax.default: softmax,
-    aten.where.self: where,
-    aten.where.ScalarOther: where,
-    aten.where.ScalarSelf: where,
-    aten.where.Scalar: where,
-    aten.mean.dim: reduction(opset.reduce_mean),
-    aten.sum.dim_IntList: reduction(opset.reduce_sum),
-    aten.amax.default: reduction(opset.reduce_max),
-    aten.amin.default: reduction(opset.reduce_min),
-    aten.argmin.default: argmin,
-}
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "abs": _unary(opset.abs),
+        "add": _scaled(opset.add),
+        "amax": _reduction(opset.reduce_max),
+        "amin": _reduction(opset.reduce_min),
+        "argmin": argmin,
+        "bitwise_and": _binary(opset.bitwise_and),
+        "cast": to_dtype,
+        "clamp": clamp,
+        "cos": _unary(opset.cos),
+        "div": _binary(opset.divide),
+        "eq": _compare(opset.equal),
+        "exp": _unary(opset.exp),
+        "ge": _compare(opset.greater_equal),
+        "gelu": gelu,
+        "gt": _compare(opset.greater),
+        "le": _compare(opset.less_equal),
+        "log": _unary(opset.log),
+        "logical_and": _binary(opset.logical_and),
+        "lt": _compare(opset.less),
+        "maximum": _binary(opset.maximum),
+        "mean": _reduction(opset.reduce_mean),
+        "minimum": _binary(opset.minimum),
+        "mul": _binary(opset.multiply),
+        "neg": _unary(opset.negative),
+        "pow": _binary(opset.power),
+        "reciprocal": reciprocal,
+        "relu": _unary(opset.relu),
+        "round": _unary(opset.round),
+        "rsqrt": rsqrt,
+        "same": same,
+        "sigmoid": _unary(opset.sigmoid),
+        "silu": _unary(opset.swish),
+        "sin": _unary(opset.sin),
+        "softmax": softmax,
+        "sqrt": _unary(opset.sqrt),
+        "sub": _scaled(opset.subtract),
+        "sum": _reduction(opset.reduce_sum),
+        "tanh": _unary(opset.tanh),
+        "where": where,
+    }
+)

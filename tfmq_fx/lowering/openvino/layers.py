@@ -10,12 +10,11 @@ import torch
 from openvino import opset15 as opset
 from torch import Tensor
 
+from tfmq_fx.lowering.aten import by_overload, per_axis
 from tfmq_fx.lowering.openvino.elementwise import cast
 from tfmq_fx.lowering.translation import Operator, Translator
 
 __all__ = ["OPERATORS"]
-
-aten = torch.ops.aten
 
 #: From this many pixels on, group normalization in parts is faster than in one.
 PIXELS_FOR_PARTS = 256
@@ -25,10 +24,6 @@ def _named(context: Translator, node: Any) -> Any:
     """Name the operator after its node, so that it is found in what the engine compiled."""
     node.set_friendly_name(context.node.name)
     return node.output(0)
-
-
-def _per_axis(value: Any, axes: int) -> list[int]:
-    return [value] * axes if isinstance(value, int) else list(value) * (axes // len(value))
 
 
 def _add_bias(context: Translator, result: Any, bias: Any, axis: int) -> Any:
@@ -43,7 +38,7 @@ def conv(context: Translator, input: Any, weight: Any, bias: Any = None, stride:
          dilation: Any = 1, groups: int = 1) -> Any:  # fmt: skip
     """A 1-d, 2-d or 3-d convolution."""
     axes = len(context.shape) - 2
-    steps = [_per_axis(value, axes) for value in (stride, padding, padding, dilation)]
+    steps = [per_axis(value, axes) for value in (stride, padding, padding, dilation)]
     kernel = context.value(weight)
     if groups == 1:
         return _add_bias(context, _named(context, opset.convolution(context.value(input), kernel, *steps)), bias, 1)
@@ -61,6 +56,11 @@ def linear(context: Translator, input: Any, weight: Any, bias: Any = None) -> An
 def matmul(context: Translator, input: Any, other: Any) -> Any:
     """A product of two activations."""
     return _named(context, opset.matmul(context.value(input), context.value(other), False, False))
+
+
+def einsum(context: Translator, equation: str, tensors: Sequence[Any], *_: Any, **__: Any) -> Any:
+    """A sum of products in Einstein's notation."""
+    return opset.einsum([context.value(tensor) for tensor in tensors], equation.replace(" ", "")).output(0)
 
 
 def attention(context: Translator, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
@@ -140,25 +140,23 @@ def average_pool(context: Translator, input: Any, kernel_size: Any, stride: Any 
                  ceil_mode: bool = False, count_include_pad: bool = True, *_: Any) -> Any:  # fmt: skip
     """Averages of windows."""
     axes = len(context.shape) - 2
-    kernel = _per_axis(kernel_size, axes)
-    steps, border = _per_axis(stride or kernel, axes), _per_axis(padding, axes)
+    kernel = per_axis(kernel_size, axes)
+    steps, border = per_axis(stride or kernel, axes), per_axis(padding, axes)
     rounding = "ceil" if ceil_mode else "floor"
     pooled = opset.avg_pool(context.value(input), steps, border, border, kernel, not count_include_pad, rounding)
     return pooled.output(0)
 
 
-OPERATORS: Mapping[Any, Operator] = {
-    aten.conv1d.default: conv,
-    aten.conv2d.default: conv,
-    aten.conv3d.default: conv,
-    aten.linear.default: linear,
-    aten.matmul.default: matmul,
-    aten.bmm.default: matmul,
-    aten.scaled_dot_product_attention.default: attention,
-    aten.group_norm.default: group_norm,
-    aten.layer_norm.default: layer_norm,
-    aten.upsample_nearest1d.vec: upsample_nearest,
-    aten.upsample_nearest2d.vec: upsample_nearest,
-    aten.upsample_nearest3d.vec: upsample_nearest,
-    aten.avg_pool2d.default: average_pool,
-}
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "average_pool": average_pool,
+        "conv": conv,
+        "einsum": einsum,
+        "group_norm": group_norm,
+        "layer_norm": layer_norm,
+        "linear": linear,
+        "matmul": matmul,
+        "scaled_dot_product_attention": attention,
+        "upsample_nearest": upsample_nearest,
+    }
+)

@@ -15,11 +15,10 @@ from openvino import opset15 as opset
 from torch import Tensor
 
 from tfmq_fx.errors import LoweringError
+from tfmq_fx.lowering.aten import by_overload
 from tfmq_fx.lowering.translation import Operator, Translator
 
 __all__ = ["OPERATORS"]
-
-decomposed = torch.ops.quantized_decomposed
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,10 @@ def dequantize_weight(context: Translator, input: Tensor, scales: Tensor, zero_p
     return opset.multiply(real, context.constant(scales.float().reshape(along))).output(0)
 
 
-OPERATORS: Mapping[Any, Operator] = {
-    decomposed.quantize_per_tensor.default: quantize,
-    decomposed.quantize_per_tensor.tensor: quantize,
-    decomposed.dequantize_per_tensor.default: dequantize,
-    decomposed.dequantize_per_tensor.tensor: dequantize,
-    decomposed.dequantize_per_channel.default: dequantize_weight,
-}
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "dequantize": dequantize,
+        "dequantize_weight": dequantize_weight,
+        "quantize": quantize,
+    }
+)

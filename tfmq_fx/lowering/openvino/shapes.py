@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from openvino import opset15 as opset
 
+from tfmq_fx.lowering.aten import by_overload, per_side, reversed_axes, swapped_axes
 from tfmq_fx.lowering.openvino.elementwise import cast
 from tfmq_fx.lowering.translation import Operator, Translator
 
 __all__ = ["OPERATORS"]
-
-aten = torch.ops.aten
 
 
 def reshape(context: Translator, input: Any, *_: Any, **__: Any) -> Any:
@@ -39,19 +37,23 @@ def permute(context: Translator, input: Any, dims: Sequence[int]) -> Any:
 
 def transpose(context: Translator, input: Any, dim0: int, dim1: int) -> Any:
     """Two axes change places."""
-    order = list(range(len(context.shape)))
-    order[dim0], order[dim1] = order[dim1], order[dim0]
-    return permute(context, input, order)
+    return permute(context, input, swapped_axes(len(context.shape), dim0, dim1))
 
 
 def matrix_transpose(context: Translator, input: Any) -> Any:
     """The transpose of a matrix."""
-    return permute(context, input, list(range(len(context.shape)))[::-1])
+    return permute(context, input, reversed_axes(len(context.shape)))
 
 
 def cat(context: Translator, tensors: Sequence[Any], dim: int = 0) -> Any:
     """Side by side along one axis."""
     return opset.concat([cast(context, tensor) for tensor in tensors], dim % len(context.shape)).output(0)
+
+
+def stack(context: Translator, tensors: Sequence[Any], dim: int = 0) -> Any:
+    """Side by side along a new axis."""
+    axis = dim % len(context.shape)
+    return opset.concat([opset.unsqueeze(cast(context, tensor), [axis]) for tensor in tensors], axis).output(0)
 
 
 def slice_(context: Translator, input: Any, dim: int = 0, start: int | None = None, end: int | None = None,
@@ -81,17 +83,12 @@ def embedding(context: Translator, weight: Any, indices: Any, *_: Any, **__: Any
     return opset.gather(context.value(weight), context.value(indices), 0).output(0)
 
 
-def split(context: Translator, input: Any, split_size: Any, dim: int = 0) -> list[Any]:
+def split(context: Translator, input: Any, split_size: Any = None, dim: int = 0) -> list[Any]:
     """Parts of one axis."""
     value = context.value(input)
     axis = dim % len(list(value.get_shape()))
     lengths = [context.sizes(part.shape)[axis] for part in context.node.meta["val"]]
     return list(opset.variadic_split(value, axis, lengths).outputs())
-
-
-def chunk(context: Translator, input: Any, chunks: int, dim: int = 0) -> list[Any]:
-    """Equal parts of one axis."""
-    return split(context, input, None, dim)
 
 
 def unbind(context: Translator, input: Any, dim: int = 0) -> list[Any]:
@@ -104,9 +101,7 @@ def unbind(context: Translator, input: Any, dim: int = 0) -> list[Any]:
 
 def pad(context: Translator, input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     """A border; the sizes begin with the last axis."""
-    begins, ends = [0] * len(context.shape), [0] * len(context.shape)
-    for axis in range(len(pad) // 2):
-        begins[-1 - axis], ends[-1 - axis] = pad[2 * axis], pad[2 * axis + 1]
+    begins, ends = per_side(pad, len(context.shape))
     modes = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
     return opset.pad(context.value(input), begins, ends, modes[mode], cast(context, value or 0.0)).output(0)
 
@@ -131,37 +126,24 @@ def repeat_interleave(context: Translator, input: Any, repeats: int, dim: int, *
     return opset.reshape(many, context.shape, special_zero=False).output(0)
 
 
-OPERATORS: Mapping[Any, Operator] = {
-    **dict.fromkeys(
-        (
-            aten.view.default,
-            aten._unsafe_view.default,
-            aten.reshape.default,
-            aten.flatten.using_ints,
-            aten.unflatten.int,
-            aten.unsqueeze.default,
-            aten.squeeze.dim,
-            aten.squeeze.dims,
-            aten.squeeze.default,
-        ),
-        reshape,
-    ),
-    aten.expand.default: expand,
-    aten.expand_as.default: expand,
-    aten.permute.default: permute,
-    aten.transpose.int: transpose,
-    aten.t.default: matrix_transpose,
-    aten.cat.default: cat,
-    aten.slice.Tensor: slice_,
-    aten.select.int: select,
-    aten.index_select.default: index_select,
-    aten.embedding.default: embedding,
-    aten.split.Tensor: split,
-    aten.split_with_sizes.default: split,
-    aten.chunk.default: chunk,
-    aten.unbind.int: unbind,
-    aten.pad.default: pad,
-    aten.constant_pad_nd.default: constant_pad,
-    aten.repeat.default: repeat,
-    aten.repeat_interleave.self_int: repeat_interleave,
-}
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "cat": cat,
+        "constant_pad": constant_pad,
+        "embedding": embedding,
+        "expand": expand,
+        "index_select": index_select,
+        "pad": pad,
+        "permute": permute,
+        "repeat": repeat,
+        "repeat_interleave": repeat_interleave,
+        "reshape": reshape,
+        "select": select,
+        "slice": slice_,
+        "split": split,
+        "stack": stack,
+        "t": matrix_transpose,
+        "transpose": transpose,
+        "unbind": unbind,
+    }
+)
