@@ -17,8 +17,9 @@ from tests.reconstruction_cases import BATCHES, SCALAR_BATCHES, ScalarDenoiser, 
 from tfmq_fx import CalibrationError, ConfigError, LoweringError, QuantizationConfig
 from tfmq_fx.fake_quantizers import GroupedQuantizer
 from tfmq_fx.lowering import Denoiser
+from tfmq_fx.lowering.eligibility import classify
 from tfmq_fx.lowering.lower import _final_graph, _signature
-from tfmq_fx.lowering.report import PER_ROW, classify
+from tfmq_fx.lowering.reasons import PER_ROW
 from tfmq_fx.observers import GroupedMSEObserver, GroupedObserver
 
 

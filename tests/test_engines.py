@@ -14,8 +14,10 @@ from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
 from tfmq_fx.lowering import LoweringReport, choose, engines
 from tfmq_fx.lowering.engines import ENGINES, available_engines
+from tfmq_fx.lowering.matching import read_kernels
 from tfmq_fx.lowering.native import precisions
-from tfmq_fx.lowering.report import MISSED, NO_MATMUL, WIDE, ReportEntry, read_kernels
+from tfmq_fx.lowering.reasons import MISSED, NO_MATMUL, WIDE
+from tfmq_fx.lowering.report import ReportEntry
 
 INSTALLED = [
     pytest.param(name, marks=pytest.mark.skipif(name not in available_engines(), reason=f"{name} is not installed"))

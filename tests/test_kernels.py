@@ -15,7 +15,7 @@ from tfmq_fx import LoweringError
 from tfmq_fx.kernels import OPERATORS, block_columns, pack_weight, unpack_weight
 from tfmq_fx.kernels.inductor import has_native_kernels, register_native_kernels
 from tfmq_fx.lowering.inductor import compile_inductor
-from tfmq_fx.lowering.report import NO_EXACT_BYTES
+from tfmq_fx.lowering.reasons import NO_EXACT_BYTES
 
 native = importlib.import_module("tfmq_fx.lowering.native")
 lower = importlib.import_module("tfmq_fx.lowering.lower")

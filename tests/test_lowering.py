@@ -11,8 +11,11 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
+from tfmq_fx.lowering.eligibility import classify
+from tfmq_fx.lowering.matching import match_kernels
 from tfmq_fx.lowering.parity import check_parity
-from tfmq_fx.lowering.report import MISSED, NO_MATMUL, PER_ROW, ReportEntry, classify, match_kernels
+from tfmq_fx.lowering.reasons import MISSED, NO_MATMUL, PER_ROW
+from tfmq_fx.lowering.report import ReportEntry
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,17 @@
 """What the sample does not reach is found, cut out, and computed once per prompt, or per timestep and prompt."""
 
+import json
+
 import pytest
 import torch
 from tfmq_fx.passes.analysis import find_conditional_part
 
 import tfmq_fx
 from tests.models import TIMESTEPS, PromptDenoiser, batch, relative, small_denoiser
+from tfmq_fx._compat import output_structure
 from tfmq_fx.lowering.lower import _final_graph
-from tfmq_fx.lowering.staged import Reused, StagedProgram
-from tfmq_fx.lowering.stages import split_stages
+from tfmq_fx.lowering.staged import Reused, StagedProgram, stage_inputs
+from tfmq_fx.lowering.stages import Layout, split_stages
 
 TOKENS, POOLED = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(7)), torch.linspace(-1, 1, 18).view(3, 6)
 
@@ -31,10 +34,14 @@ def program():
     return prompted()
 
 
-def staged(program):
+def cut(program):
     graph = _final_graph(program, tabulate=True)
-    stages = split_stages(graph, find_conditional_part(graph, {"sample"}))
-    return graph, StagedProgram(graph, stages, [stage.graph_module for stage in stages])
+    return graph, split_stages(graph, find_conditional_part(graph, {"sample"}))
+
+
+def staged(program):
+    graph, stages = cut(program)
+    return graph, StagedProgram(stages.layout, output_structure(graph.graph), stages.graph_modules)
 
 
 def test_the_part_says_which_case_a_model_is(program):
@@ -50,13 +57,13 @@ def test_the_part_says_which_case_a_model_is(program):
 def test_a_model_without_conditions_stays_whole():
     program = tfmq_fx.quantize(small_denoiser(), None, [batch(16)], timesteps=TIMESTEPS, progress=False)
     graph = _final_graph(program, tabulate=True)
-    assert split_stages(graph, find_conditional_part(graph, {"sample"})) == []
+    assert split_stages(graph, find_conditional_part(graph, {"sample"})) is None
 
 
 @pytest.mark.parametrize("changes", [{}, {"temporal": "shared"}, {"weight_bits": 4, "temporal": "cache"}])
 def test_the_stages_are_the_program(changes):
     graph, run = staged(prompted(**changes))
-    assert len(run.stages) == 3 and all(stage.by_row for stage in run.stages)
+    assert len(run.layout.stages) == 3 and all(stage.by_row for stage in run.layout.stages)
     with torch.no_grad():
         for given in (inputs(), inputs((1,), (500,)), inputs((2, 2), (0, 900)), inputs(seed=5)):
             assert relative(run(*given), graph(*given)) < 1e-5
@@ -88,12 +95,12 @@ def test_a_prompt_that_was_changed_in_place_is_another(program):
 
 
 def test_the_least_recently_used_gives_way(program):
-    _, run = staged(program)
-    stage = run.stages[0]
-    one = [value[:1] for value in run.example_inputs(inputs(), {})[0]]
-    size = sum(value.numel() * 4 for value in stage.graph_module(*one))
-    reused = Reused(stage, stage.graph_module, most_bytes=2 * size)
-    ask = [[value[n : n + 1] for value in run.example_inputs(inputs(), {})[0]] for n in range(3)]
+    _, stages = cut(program)
+    stage, run = stages.layout.stages[0], stages.graph_modules[0]
+    given = stage_inputs(stages, inputs(), {})[0]
+    ask = [[value[n : n + 1] for value in given] for n in range(3)]
+    size = sum(value.numel() * 4 for value in run(*ask[0]))
+    reused = Reused(stage, run, most_bytes=2 * size)
     for n in (0, 1, 0, 2, 0):
         reused(*ask[n])
     assert reused.computed == 3
@@ -108,7 +115,7 @@ def test_a_fixed_batch_is_kept_as_one():
     prepared = tfmq_fx.prepare(captured, timesteps=TIMESTEPS)
     tfmq_fx.calibrate(prepared, [inputs()], progress=False)
     graph, run = staged(tfmq_fx.convert(prepared))
-    assert not any(stage.by_row for stage in run.stages)
+    assert not any(stage.by_row for stage in run.layout.stages)
     with torch.no_grad():
         for seed in (1, 2):
             given = inputs(seed=seed)
@@ -126,3 +133,22 @@ def test_compiled(program):
     assert tfmq_fx.lower(program, reuse=False, backend="reference").report.conditioning.endswith(
         "2 with parameters per timestep"
     )
+
+
+def test_the_layout_goes_through_json(program):
+    _, stages = cut(program)
+    assert Layout.from_dict(json.loads(json.dumps(stages.layout.to_dict()))) == stages.layout
+
+
+def test_a_package_reuses_what_it_computed_for_a_prompt(program, tmp_path):
+    path = tmp_path / "prompted.pt2"
+    lowered = tfmq_fx.lower(program, "aot", path=path)
+    assert lowered.report.conditioning.endswith("reused from call to call")
+    assert lowered.report.integer_kernels == lowered.report.eligible >= 8
+    loaded = tfmq_fx.load_denoiser(path)
+    for given in (inputs(), inputs((2,), (900,)), inputs((1, 0, 1), (0, 0, 500))):
+        assert relative(loaded(*given), program(*given)) < 0.02
+    assert [reused.computed for reused in loaded._run.runs[:2]] == [3, 4]
+    whole = tfmq_fx.lower(program, "aot", path=tmp_path / "whole.pt2", reuse=False)
+    assert not whole.report.conditioning.endswith("reused from call to call")
+    assert relative(tfmq_fx.load_denoiser(tmp_path / "whole.pt2")(*inputs()), program(*inputs())) < 0.02

@@ -21,8 +21,10 @@ from torch._export.serde.serialize import (
     _dataclass_to_dict,
     _dict_to_dataclass,
 )
+from torch._inductor.package.package import package_aoti
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import load_pt2
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "enable_python_dispatcher",
     "exported_from_dict",
     "exported_to_json",
+    "load_pt2",
     "no_special_batch_sizes",
     "output_structure",
+    "package_aoti",
 ]
 
 

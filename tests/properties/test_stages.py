@@ -18,17 +18,18 @@ def test_the_stages_together_are_the_model(model):
     assert not any("sample" in dependence[node] for node in (*part.per_prompt, *part.per_timestep))
     assert all((name in dependence[node]) is (node in part.per_timestep)
                for node in (*part.per_prompt, *part.per_timestep))  # fmt: skip
-    stages = split_stages(graph_module, part)
+    staged = split_stages(graph_module, part)
     assert str(graph_module.graph) == before
-    if not stages:
+    if staged is None:
         return
+    stages = staged.layout.stages
     # Every temporal layer is in front of the last stage, and the sample is read by the last alone.
     assert [("sample" in stage.inputs) for stage in stages] == [False] * (len(stages) - 1) + [True]
     inputs = model.example_inputs()
     values = dict(zip((n.name for n in graph_module.graph.nodes if n.op == "placeholder"), inputs, strict=True))
     with torch.no_grad():
-        for stage in stages:
-            outputs = stage.graph_module(*(values[value] for value in stage.inputs))
+        for stage, module in zip(stages, staged.graph_modules, strict=True):
+            outputs = module(*(values[value] for value in stage.inputs))
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             values.update(zip(stage.outputs, outputs, strict=True))
     assert_close(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import calling_convention
+from tfmq_fx._compat import calling_convention, load_pt2, package_aoti
 from tfmq_fx.artefact.output_classes import import_output_classes
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.lowering.inductor import freezing
 from tfmq_fx.lowering.kernels import KernelCounter
 
-__all__ = ["compile_package", "describe_package", "export_graph", "load_package"]
+__all__ = ["compile_package", "describe_package", "export_graph", "load_models", "load_package"]
 
 ABOUT = "extra/tfmq_fx.json"
 
@@ -38,29 +38,42 @@ def export_graph(
         if node.op == "placeholder"
     ]
     structure = pytree.tree_unflatten(shapes, pytree.tree_structure((args, kwargs)))
-    names, _ = calling_convention(graph_module.graph)
-    by_name = {**dict(zip(names, structure[0], strict=False)), **structure[1]}
+    dynamic: Any = structure[0]
+    if kwargs:
+        names, _ = calling_convention(graph_module.graph)
+        dynamic = {**dict(zip(names, structure[0], strict=False)), **structure[1]}
     with torch.no_grad():
-        return torch.export.export(graph_module, args, kwargs, dynamic_shapes=by_name)
+        return torch.export.export(graph_module, args, kwargs, dynamic_shapes=dynamic)
 
 
 @torch.no_grad()
-def compile_package(program: ExportedProgram, path: Path) -> KernelCounter:
-    """Compile ``program`` with frozen weights into the package ``path`` (``.pt2``).
+def compile_package(programs: Mapping[str, ExportedProgram], path: Path) -> KernelCounter:
+    """Compile programs with frozen weights into the package ``path`` (``.pt2``).
 
     Args:
-        program: The exported q/dq graph.
+        programs: Exported q/dq graphs by the name that they are loaded under.
         path: Where the package goes.
 
     Returns:
         The integer kernels in it.
     """
-    counter = KernelCounter()
+    compiled, total = {}, KernelCounter()
+    for name, program in programs.items():
+        counter = KernelCounter()
+        assert program.example_inputs is not None
+        # The counter is not among the options: those are copied, and a copy would do the counting.
+        with freezing(counter):
+            files = torch._inductor.aot_compile(
+                program.module(check_guards=False),
+                *program.example_inputs,
+                options={"aot_inductor.package": True, "freezing": True},
+            )
+        assert isinstance(files, list)
+        compiled[name] = files
+        total.found += counter.found
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The counter is not among inductor_configs: those are copied, and a copy would do the counting.
-    with freezing(counter):
-        torch._inductor.aoti_compile_and_package(program, package_path=str(path), inductor_configs={"freezing": True})
-    return counter
+    package_aoti(str(path), compiled)
+    return total
 
 
 def describe_package(path: Path, about: dict[str, Any]) -> None:
@@ -70,8 +83,13 @@ def describe_package(path: Path, about: dict[str, Any]) -> None:
         archive.writestr(f"{root}/{ABOUT}", json.dumps(about))
 
 
-def load_package(path: Path) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Load a package; return the callable and what :func:`describe_package` wrote.
+def load_models(path: Path) -> dict[str, Callable[..., Any]]:
+    """What :func:`compile_package` compiled, by name."""
+    return dict(load_pt2(str(path)).aoti_runners)
+
+
+def load_package(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]:
+    """Load a package; return its compiled programs by name, and what :func:`describe_package` wrote.
 
     Raises:
         ArtefactError: The file is missing or not a package of ours.
@@ -84,7 +102,7 @@ def load_package(path: Path) -> tuple[Callable[..., Any], dict[str, Any]]:
             name = next(n for n in archive.namelist() if n.endswith(ABOUT))
             about = json.loads(archive.read(name))
         import_output_classes(about["result"])
-        return torch._inductor.aoti_load_package(str(path)), about
+        return load_models(path), about
     except (KeyError, RuntimeError, StopIteration, ValueError, zipfile.BadZipFile) as error:
         msg = f"{path} is not a package of tfmq_fx, or it is damaged ({type(error).__name__}); compile it again"
         raise ArtefactError(msg) from error

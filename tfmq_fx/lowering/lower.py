@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
@@ -16,25 +18,18 @@ from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
 from tfmq_fx.lowering.aot import describe_package, load_package
 from tfmq_fx.lowering.choose import lower_fastest
-from tfmq_fx.lowering.compiling import Kernels, compile_graph, compile_stages
+from tfmq_fx.lowering.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
 from tfmq_fx.lowering.denoiser import Denoiser, Signature
+from tfmq_fx.lowering.eligibility import classify, layers, reads_one_channel
 from tfmq_fx.lowering.engines import ENGINES, check_precision
 from tfmq_fx.lowering.examples import example_arguments
+from tfmq_fx.lowering.matching import in_float, match_kernels, read_kernels
 from tfmq_fx.lowering.native import describe_kernels, sums_bytes_exactly
 from tfmq_fx.lowering.parity import check_parity
-from tfmq_fx.lowering.report import (
-    EAGER,
-    NO_EXACT_BYTES,
-    LoweringReport,
-    ReportEntry,
-    classify,
-    in_float,
-    layers,
-    match_kernels,
-    read_kernels,
-    reads_one_channel,
-)
-from tfmq_fx.lowering.stages import split_stages
+from tfmq_fx.lowering.reasons import EAGER, NO_EXACT_BYTES
+from tfmq_fx.lowering.report import LoweringReport, ReportEntry
+from tfmq_fx.lowering.staged import StagedProgram
+from tfmq_fx.lowering.stages import Layout, split_stages
 from tfmq_fx.passes import (
     DequantizeWeights,
     FoldWeightZeroPoints,
@@ -88,7 +83,7 @@ def lower(
             its layers runs at inference. False keeps it in the graph.
         reuse: Whether what the sample does not reach is kept from call to call: layers that depend on a prompt
             alone run once a prompt, those that depend on the timestep too once a timestep and prompt.
-            ``"inductor"`` only; programs with timestep groups run whole.
+            ``"inductor"`` and ``"aot"`` only; programs with timestep groups run whole.
         path: Where the ``"aot"`` package goes (``.pt2``).
         precision: What passes between integer kernels: ``"bf16"`` or ``"f32"``. Inductor's backends take the first by
             default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.
@@ -132,14 +127,12 @@ def lower(
     samples = {str(node.target) for node in sample_inputs(lowered.graph, program.timestep)}
     part = find_conditional_part(lowered, samples, program.timestep)
     grouped = backend != "reference" and bool(find_grouped_quantizers(reference, (GROUPS,)))
-    stages = split_stages(lowered, part) if reuse and backend == "inductor" and not grouped else []
-    if stages and all(stage.by_row for stage in stages[:-1]):
+    staged = split_stages(lowered, part) if reuse and backend in ("inductor", "aot") and not grouped else None
+    if staged is not None and all(stage.by_row for stage in staged.layout.stages[:-1]):
         # The stages that see timesteps take them one by one by themselves, and what is left has one set of parameters.
         groups = None
-    if stages:
-        run, found = compile_stages(lowered, stages, args, kwargs, precision)
-    else:
-        run, found = compile_graph(lowered, backend, args, kwargs, path, signature.max_batch, precision)
+    settings = (backend, args, kwargs, path, signature.max_batch, precision)
+    run, found = compile_graph(lowered, *settings) if staged is None else compile_stages(lowered, staged, *settings)
     error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs)
     table = program.timesteps
     report = LoweringReport(
@@ -149,7 +142,7 @@ def lower(
         table_rows=0 if table is None else len(table),
         parity_error=error,
         parity_floor=floor,
-        conditioning=_conditioning(part, reused=bool(stages)),
+        conditioning=_conditioning(part, reused=staged is not None),
         temporal_choices=program.temporal_choices,
         kernels=describe_kernels(precision) if backend in ("inductor", "aot") else "",
     )
@@ -158,6 +151,7 @@ def lower(
         about = {
             "signature": signature.to_dict(),
             "result": pytree.treespec_dumps(output_structure(reference.graph)),
+            "stages": None if staged is None else staged.layout.to_dict(),
             "report": report.to_dict(),
             "timesteps": None if table is None else table.tolist(),
             "finite": {name: values.tolist() for name, values in program.finite.items()},
@@ -184,9 +178,9 @@ def load_denoiser(path: str | Path) -> Denoiser:
     Raises:
         ArtefactError: The file is missing, damaged, or not a package of ours.
     """
-    run, about = load_package(Path(path))
+    models, about = load_package(Path(path))
     return Denoiser(
-        run,
+        _run_of(models, about),
         Signature.from_dict(about["signature"]),
         timesteps=None if about["timesteps"] is None else torch.tensor(about["timesteps"], dtype=torch.float64),
         groups=None if about.get("groups") is None else torch.tensor(about["groups"]),
@@ -195,6 +189,15 @@ def load_denoiser(path: str | Path) -> Denoiser:
         config=about["config"],
         finite={name: torch.tensor(values, dtype=torch.float64) for name, values in about["finite"].items()},
     )
+
+
+def _run_of(models: Mapping[str, Callable[..., Any]], about: Mapping[str, Any]) -> Callable[..., Any]:
+    """What runs the programs of a package."""
+    if about.get("stages") is None:
+        return models[WHOLE]
+    layout = Layout.from_dict(about["stages"])
+    runs = [models[stage_name(number)] for number in range(len(layout.stages))]
+    return StagedProgram(layout, pytree.treespec_loads(about["result"]), runs)
 
 
 def _lower_fastest(program: QuantizedProgram, *, tabulate: bool, reuse: bool) -> Denoiser:

@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import output_structure
-from tfmq_fx.lowering.stages import Stage
+from tfmq_fx.lowering.stages import Layout, Stage, StagedGraph
 
-__all__ = ["Reused", "StagedProgram"]
+__all__ = ["Reused", "StagedProgram", "stage_inputs"]
 
 #: Memory for values that are kept, per stage: the keys and values of SDXL's cross attention take some 55 MB a prompt.
 KEPT_BYTES = 2**29
@@ -114,34 +113,31 @@ class StagedProgram:
     """Called like the program that was cut into stages.
 
     Args:
-        graph_module: The program.
-        stages: Its stages (:func:`tfmq_fx.lowering.stages.split_stages`).
-        runs: What runs each of them.
+        layout: How the stages go together.
+        structure: What the program's flat results are put into.
+        runs: What runs each stage.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, stages: Sequence[Stage], runs: Sequence[Run]) -> None:
-        self.stages = list(stages)
-        self.inputs = [node.name for node in graph_module.graph.nodes if node.op == "placeholder"]
-        self.structure = output_structure(graph_module.graph)
-        self.results = pytree.tree_leaves(graph_module.graph.output_node().args[0])
-        last = len(self.stages) - 1
-        self.runs = [run if index == last else Reused(stage, run) for index, (stage, run) in
-                     enumerate(zip(stages, runs, strict=True))]  # fmt: skip
+    def __init__(self, layout: Layout, structure: pytree.TreeSpec, runs: Sequence[Run]) -> None:
+        self.layout, self.structure = layout, structure
+        early = zip(layout.stages[:-1], runs[:-1], strict=True)
+        self.runs: list[Run] = [*(Reused(stage, run) for stage, run in early), runs[-1]]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stages in order."""
-        values: dict[str, Any] = dict(zip(self.inputs, pytree.tree_leaves((args, kwargs)), strict=True))
-        for stage, run in zip(self.stages, self.runs, strict=True):
+        values: dict[str | None, Any] = {None: None}
+        values.update(zip(self.layout.inputs, pytree.tree_leaves((args, kwargs)), strict=True))
+        for stage, run in zip(self.layout.stages, self.runs, strict=True):
             outputs = _as_tuple(run(*(values[name] for name in stage.inputs)))
             values.update(zip(stage.outputs, outputs, strict=True))
-        leaves = [values[leaf.name] if isinstance(leaf, fx.Node) else leaf for leaf in self.results]
-        return pytree.tree_unflatten(leaves, self.structure)
+        return pytree.tree_unflatten([values[name] for name in self.layout.results], self.structure)
 
-    def example_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[list[Any]]:
-        """What each stage is called with for these inputs of the program."""
-        values = dict(zip(self.inputs, pytree.tree_leaves((args, kwargs)), strict=True))
-        seen = []
-        for stage in self.stages:
-            seen.append([values[name] for name in stage.inputs])
-            values.update(zip(stage.outputs, _as_tuple(stage.graph_module(*seen[-1])), strict=True))
-        return seen
+
+def stage_inputs(staged: StagedGraph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """What each stage is called with for these inputs of the program."""
+    values = dict(zip(staged.layout.inputs, pytree.tree_leaves((args, kwargs)), strict=True))
+    seen = []
+    for stage, graph_module in zip(staged.layout.stages, staged.graph_modules, strict=True):
+        seen.append(tuple(values[name] for name in stage.inputs))
+        values.update(zip(stage.outputs, _as_tuple(graph_module(*seen[-1])), strict=True))
+    return seen

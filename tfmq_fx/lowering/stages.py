@@ -10,24 +10,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import SymInt, Tensor, fx
+from torch.utils import _pytree as pytree
 
 from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.analysis.conditional_part import ConditionalPart
 from tfmq_fx.passes.predicates import node_value
 from tfmq_fx.passes.subgraphs import extract_subgraph
 
-__all__ = ["Stage", "split_stages"]
+__all__ = ["Layout", "Stage", "StagedGraph", "split_stages"]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a program.
+    """What a part of a program is called with, and what it returns as a tuple.
 
     Attributes:
-        graph_module: Called with ``inputs`` in order; returns ``outputs`` as a tuple.
         inputs: Names of the program's inputs, and of values of earlier stages.
         outputs: Names of the values that later stages read, and of results of the program.
         by_row: Whether row ``n`` of every output depends on row ``n`` of the inputs alone.
@@ -35,14 +36,51 @@ class Stage:
             of activation parameters a call, and those behind it are the timestep's. None where rows may mix.
     """
 
-    graph_module: fx.GraphModule
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     by_row: bool
     timestep: str | None = None
 
 
-def split_stages(graph_module: fx.GraphModule, part: ConditionalPart) -> list[Stage]:
+@dataclass(frozen=True)
+class Layout:
+    """How the stages of a program go together.
+
+    Attributes:
+        inputs: Names of the program's inputs, in order.
+        stages: Its stages, in order.
+        results: Names of the values that it returns, flat; None where it returns None.
+    """
+
+    inputs: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    results: tuple[str | None, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Layout:
+        """The inverse of :meth:`to_dict`, also after a way through JSON, which has no tuples."""
+        stages = (Stage(tuple(s["inputs"]), tuple(s["outputs"]), s["by_row"], s["timestep"]) for s in values["stages"])
+        return cls(tuple(values["inputs"]), tuple(stages), tuple(values["results"]))
+
+
+@dataclass(frozen=True)
+class StagedGraph:
+    """A graph that was cut into stages.
+
+    Attributes:
+        layout: How they go together.
+        graph_modules: One for each stage.
+    """
+
+    layout: Layout
+    graph_modules: tuple[fx.GraphModule, ...]
+
+
+def split_stages(graph_module: fx.GraphModule, part: ConditionalPart) -> StagedGraph | None:
     """Cut a program in front of what the sample reaches; its last stage computes the results.
 
     Args:
@@ -50,37 +88,52 @@ def split_stages(graph_module: fx.GraphModule, part: ConditionalPart) -> list[St
         part: Its conditional part.
 
     Returns:
-        Two or three stages in order, or none when no layer would be saved, or a stage cannot be cut out because it
+        Two or three stages, or None when no layer would be saved, or a stage cannot be cut out because it
         needs a size that none of its own inputs has.
     """
     prompt, both = part.layers
     cuts = [part.per_prompt] if prompt else []
     cuts += [part.per_timestep if prompt else (*part.per_prompt, *part.per_timestep)] if both else []
-    if not cuts:
-        return []
+    returned = pytree.tree_leaves(graph_module.graph.output_node().args[0])
+    if not cuts or any(not isinstance(leaf, fx.Node | None) for leaf in returned):
+        return None
     computed = [node for node in graph_module.graph.nodes if node.op not in ("placeholder", "output")]
     constants = {node for node, inputs in data_dependence(graph_module).items() if not inputs} & set(computed)
-    timesteps = [n for n in graph_module.graph.nodes if n.op == "placeholder" and str(n.target) == part.timestep]
+    inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    timesteps = [node for node in inputs if str(node.target) == part.timestep]
     rest = set(computed)
-    stages: list[Stage] = []
+    stages: list[tuple[Stage, fx.GraphModule]] = []
     for cut in cuts:
         rest -= set(cut)
         read = {source for node in [*rest, graph_module.graph.output_node()] for source in node.all_input_nodes}
         frontier = [node for node in cut if node in read]
         if not all(isinstance(node_value(node), Tensor) for node in frontier):
-            return []
-        stage = _stage(graph_module, set(cut) | constants, frontier)
-        apart = next((node.name for node in timesteps if node.name in stage.inputs), None)
-        stages.append(replace(stage, timestep=apart))
+            return None
+        stages.append(_stage(graph_module, set(cut) | constants, frontier, timesteps))
     results = [node for node in graph_module.graph.output_node().all_input_nodes if node in rest]
     if not results:
-        return []
+        return None
     stages.append(_stage(graph_module, rest, results))
-    return [] if any(_takes_sizes(stage) for stage in stages) else stages
+    if any(_takes_sizes(module) for _, module in stages):
+        return None
+    layout = Layout(
+        tuple(node.name for node in inputs),
+        tuple(stage for stage, _ in stages),
+        tuple(leaf.name if isinstance(leaf, fx.Node) else None for leaf in returned),
+    )
+    return StagedGraph(layout, tuple(module for _, module in stages))
 
 
-def _stage(graph_module: fx.GraphModule, allowed: set[fx.Node], outputs: Sequence[fx.Node]) -> Stage:
-    """What ``outputs`` need out of ``allowed``; a size is read off the stage's own inputs instead."""
+def _stage(
+    graph_module: fx.GraphModule,
+    allowed: set[fx.Node],
+    outputs: Sequence[fx.Node],
+    timesteps: Sequence[fx.Node] = (),
+) -> tuple[Stage, fx.GraphModule]:
+    """What ``outputs`` need out of ``allowed``; a size is read off the stage's own inputs instead.
+
+    One of ``timesteps`` that is among its inputs keeps rows of other timesteps apart.
+    """
     members: set[fx.Node] = set()
     queue = list(outputs)
     while queue:
@@ -90,7 +143,8 @@ def _stage(graph_module: fx.GraphModule, allowed: set[fx.Node], outputs: Sequenc
             queue.extend(node.all_input_nodes)
     module, inputs = extract_subgraph(graph_module, members, outputs)
     by_row = _all_by_row([node_value(node) for node in inputs], [node_value(node) for node in outputs])
-    return Stage(module, tuple(node.name for node in inputs), tuple(node.name for node in outputs), by_row)
+    names = tuple(node.name for node in inputs), tuple(node.name for node in outputs)
+    return Stage(*names, by_row, next((node.name for node in timesteps if node in inputs), None)), module
 
 
 def _all_by_row(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
@@ -101,7 +155,7 @@ def _all_by_row(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
     return bool(symbols) and symbols[0] is not None and symbols[0].is_Symbol and len(set(symbols)) == 1
 
 
-def _takes_sizes(stage: Stage) -> bool:
+def _takes_sizes(graph_module: fx.GraphModule) -> bool:
     """Whether an input is a size: compiled code would take it for a constant."""
-    placeholders = [node for node in stage.graph_module.graph.nodes if node.op == "placeholder"]
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     return any(not isinstance(node_value(node), Tensor) for node in placeholders)

@@ -1,0 +1,30 @@
+"""Why a layer does not run on an integer kernel, as the report says it."""
+
+from __future__ import annotations
+
+__all__ = [
+    "EAGER",
+    "MISSED",
+    "NO_ACTIVATION",
+    "NO_EXACT_BYTES",
+    "NO_MATMUL",
+    "NO_OPERATOR",
+    "NO_WEIGHT",
+    "ONE_CHANNEL",
+    "PER_ROW",
+    "UNSUPPORTED",
+    "WIDE",
+]
+
+NO_MATMUL = "its operands are quantized, but this backend has no integer kernel for a product of two activations"
+NO_EXACT_BYTES = "this processor has no VNNI: oneDNN's sums of bytes could saturate, so it is computed in float"
+NO_ACTIVATION = "only its weight is quantized"
+NO_WEIGHT = "only its activation is quantized"
+PER_ROW = "its activation has parameters per timestep, and the kernels take one set per call"
+WIDE = "its operands are wider than 8 bits"
+ONE_CHANNEL = "its input has one channel, whose memory layout the compiler of the integer kernel takes for another"
+NO_OPERATOR = "its operands are quantized, but there is no integer kernel for this operator"
+MISSED = "eligible, but the compiler left it in float"
+EAGER = "the reference backend computes quantize/dequantize in float"
+#: Of layers that have quantized operands.
+UNSUPPORTED = (NO_MATMUL, NO_ACTIVATION, NO_WEIGHT, PER_ROW, WIDE, ONE_CHANNEL, NO_OPERATOR)
