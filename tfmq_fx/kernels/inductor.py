@@ -95,7 +95,7 @@ def _conv(
     return _call("conv.h", (batch, rows, columns, channels), dtype, operands, statement)
 
 
-def _any_norm(
+def _quantized_norm(
     x: Sequence[Any],
     shift: Any,
     weight: Any,
@@ -106,7 +106,7 @@ def _any_norm(
     scale: float,
     zero_point: int,
     padding: Sequence[int],
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.uint8,
 ) -> Any:
     images = [inductor_ir.contiguous(part) for part in x]
     constants = [inductor_ir.contiguous(value) for value in (weight, bias)]
@@ -135,22 +135,7 @@ def _any_norm(
 
 
 def _norm(x: Sequence[Any], shift: Any, weight: Any, bias: Any, groups: int, eps: float, silu: bool) -> Any:
-    return _any_norm(x, shift, weight, bias, groups, eps, silu, 1.0, 0, (0, 0, 0, 0), torch.float32)
-
-
-def _quantized_norm(
-    x: Sequence[Any],
-    shift: Any,
-    weight: Any,
-    bias: Any,
-    groups: int,
-    eps: float,
-    silu: bool,
-    scale: float,
-    zero_point: int,
-    padding: Sequence[int],
-) -> Any:
-    return _any_norm(x, shift, weight, bias, groups, eps, silu, scale, zero_point, padding, torch.uint8)
+    return _quantized_norm(x, shift, weight, bias, groups, eps, silu, 1.0, 0, (0, 0, 0, 0), torch.float32)
 
 
 def _image(x: Any, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Any:

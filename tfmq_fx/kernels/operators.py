@@ -175,9 +175,7 @@ def _fake_conv(
     return x.new_empty((x.shape[0], *_out_size(x, kernel, stride), scale.shape[0]), dtype=dtype)
 
 
-def _fake_norm(
-    x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-) -> Tensor:
+def _fake_norm(x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, *_: Any) -> Tensor:
     return x[0].new_empty((*x[0].shape[:3], weight.shape[0]), dtype=torch.float32)
 
 
@@ -187,19 +185,8 @@ def _padded(x: Tensor, channels: int, enlarge: int, padding: Sequence[int]) -> T
     return x.new_empty((x.shape[0], height, width, channels), dtype=torch.uint8)
 
 
-def _fake_quantized_norm(
-    x: Sequence[Tensor],
-    shift: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool,
-    scale: float,
-    zero_point: int,
-    padding: Sequence[int],
-) -> Tensor:
-    return _padded(x[0], weight.shape[0], 1, padding)
+def _fake_quantized_norm(x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, *rest: Any) -> Tensor:
+    return _padded(x[0], weight.shape[0], 1, rest[-1])
 
 
 def _fake_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Tensor:
