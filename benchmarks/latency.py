@@ -48,13 +48,15 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def share_files(unet: str, folder: Path, batches: list[int]) -> None:
-    """Write what the engines share, and the float model for engines that have no torch."""
+def share_files(unet: str, folder: Path, batches: list[int], engines: list[str]) -> None:
+    """Write what the engines share, and the float model for those of them that have no torch."""
     command = [sys.executable, "-m", "timing.run_folder", unet, str(folder), *map(str, batches)]
     subprocess.run(command, check=True, cwd=BENCHMARKS)
     exporter = interpreter("export")
-    if exporter.exists():
-        subprocess.run([exporter, BENCHMARKS / "latency_engines" / "export_files.py", folder], check=True)
+    others = sorted({ENGINES[name].environment for name in engines} - {"project"})
+    if others and exporter.exists():
+        script = BENCHMARKS / "latency_engines" / "export_files.py"
+        subprocess.run([exporter, script, folder, *others], check=True)
 
 
 class Cell:
@@ -233,7 +235,7 @@ def main() -> None:
         lost = set(cells.get(key, {"engines": ()})["engines"]) - set(options.engines)
         if lost:
             parser.error(f"this would drop {len(lost)} engines of the recorded cell {key}; give another file by --json")
-        share_files(unet, RUNS / unet, options.batches)
+        share_files(unet, RUNS / unet, options.batches, options.engines)
         cell = Cell(unet, batch, options)
         rows = cell.measure(options.engines)
         cells[key] = {**machine(cell.cores, options.threads), "unet": unet, "batch": batch, "engines": rows}

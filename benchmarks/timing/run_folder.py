@@ -65,11 +65,8 @@ def write(name: str, folder: Path, batches: list[int]) -> None:
     example = {"sample": example.pop("sample"), "timestep": example.pop("timestep"), **example}
     with torch.no_grad():
         symbol = Dim("batch", min=1, max=MAX_BATCH)
-        shapes: dict[str, object] = {key: {0: symbol} for key in ("sample", "timestep")}
-        further = {key: {0: symbol} for key in unet.conditions}
-        program = torch.export.export(
-            Plain(model), (), example, dynamic_shapes={**shapes, **({"conditions": further} if further else {})}
-        )
+        shapes = {key: {0: symbol} for key in example}
+        program = torch.export.export(Plain(model), (), example, dynamic_shapes=shapes)
     torch.export.save(program, folder / "model.pt2")
     about = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

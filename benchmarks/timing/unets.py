@@ -27,8 +27,9 @@ class Plain(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, sample: Tensor, timestep: Tensor, **conditions: Tensor) -> Tensor:
-        """``sample`` ``[N, C, H, W]`` and ``timestep`` ``[N]`` to the prediction ``[N, C, H, W]``."""
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor | None = None) -> Tensor:
+        """``sample`` ``[N, C, H, W]``, ``timestep`` ``[N]`` and a prompt, if it takes one, to ``[N, C, H, W]``."""
+        conditions = {} if encoder_hidden_states is None else {"encoder_hidden_states": encoder_hidden_states}
         result: Tensor = self.unet(sample, timestep, **conditions).sample
         return result
 
