@@ -139,17 +139,20 @@ class _Search:
     def _early_unit(self, members: set[fx.Node], before: set[fx.Node]) -> set[fx.Node]:
         """Those of ``members``, computed nodes of the time path, that no layer but ``before`` has to run before.
 
-        A node that reads the *shape* of a feature map depends on the timestep alone, and still has to wait.
+        A node that reads the *shape* of a feature map depends on the timestep alone, and still has to wait. One of
+        the temporal block that reads the shape of something in here (a row for every item, of a 0-dim timestep)
+        comes in too.
         """
         kept: set[fx.Node] = set()
         late: set[fx.Node] = set()
         for node in self.order:
             waits = any(source in late for source in self.reach.sources[node])
-            if node in before and not waits:
+            behind = any(source in kept for source in self.reach.sources[node])
+            if node in before and not waits and not behind:
                 continue
-            if node in members and not waits:
+            if (node in members or node in before) and not waits:
                 kept.add(node)
-            elif waits or is_weighted(node) or any(source in kept for source in self.reach.sources[node]):
+            elif waits or is_weighted(node) or behind:
                 late.add(node)
         for node in reversed(self.order):
             if node in kept and not self.dependence[node] and not all(user in kept for user in node.users):

@@ -1,0 +1,50 @@
+"""A small denoiser with a prompt that meets its timestep, at the stages that tests of its conditional part need."""
+
+import functools
+
+import torch
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
+
+import tfmq_fx
+from tests.models import TIMESTEPS, PromptDenoiser
+from tests.test_stages import inputs
+from tfmq_fx import QuantizationConfig
+from tfmq_fx.conditionings import Conditionings
+from tfmq_fx.observers import ConditionalObserver
+
+BATCHES = [inputs((0, 1, 2, 1, 0), TIMESTEPS[n : n + 5].tolist(), seed=n) for n in range(6)]
+CONDITIONS = ("pooled",)
+
+
+@functools.cache
+def captured(model=PromptDenoiser, **options):
+    torch.manual_seed(0)
+    return tfmq_fx.capture(model().eval(), BATCHES[0], **options)
+
+
+def prepared(batches=BATCHES, **config):
+    graph = tfmq_fx.prepare(captured(), QuantizationConfig(**{"weight_bits": 4, **config}), timesteps=TIMESTEPS)
+    tfmq_fx.calibrate(graph, batches, progress=False)
+    return graph
+
+
+def all_pairs():
+    conditionings = Conditionings(CONDITIONS)
+    for given in BATCHES:
+        conditionings.add(captured(), given)
+    assert len(conditionings.rows) == 3
+    return conditionings.with_timesteps(TIMESTEPS.double(), "timestep")
+
+
+def conditional_outputs(graph, pairs=None):
+    """What the embedding layers give for every timestep and prompt, side by side."""
+    path = find_temporal_block(graph, finite=CONDITIONS)
+    columns = (pairs or all_pairs()).columns()
+    outputs = [layer.linear for layer in path.embedding_layers]
+    assert len(outputs) == 2
+    with torch.no_grad():
+        return torch.cat(evaluate_temporal_nodes(graph, path.nodes, outputs, columns), 1)
+
+
+def observers(graph):
+    return [module for module in graph.modules() if isinstance(module, ConditionalObserver)]
