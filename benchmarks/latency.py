@@ -144,7 +144,13 @@ class Cell:
         return {name: row for name, row in self.rows.items() if name in names}
 
     def loaded(self, names: list[str], scratch: Path) -> list[WorkerProcess]:
-        """The engines that load and are right, eager float32 among them only when it is asked for."""
+        """The engines that load and are right, eager float32 among them only when it is asked for.
+
+        All of them prepare before one is loaded: quantizing takes more memory than running.
+        """
+        for name in names:
+            print(f"{self.folder.name}, batch {self.batch}: preparing {name}", file=sys.stderr, flush=True)
+            self.prepare(name)
         workers = []
         expected = None
         for name in dict.fromkeys([EAGER, *names]):

@@ -53,11 +53,11 @@ def find_summand(node: Any) -> Summand | None:
     return None
 
 
-def _fits(conv: fx.Node, other: fx.Node, total: fx.Node) -> bool:
-    value = node_value(other)
-    return (
-        isinstance(value, Tensor) and value.shape == node_value(total).shape and value.dtype == node_value(conv).dtype
-    )
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether both are tensors of one shape and dtype, so that neither is broadcast to the other."""
+    left, right = node_value(one), node_value(other)
+    both = isinstance(left, Tensor) and isinstance(right, Tensor)
+    return both and left.shape == right.shape and left.dtype == right.dtype
 
 
 class FuseResidualAdds(GraphPass):
@@ -89,7 +89,7 @@ class FuseResidualAdds(GraphPass):
             left, right = node.args
             for one, other in ((right, left), (left, right)):
                 summand = find_summand(one) if one is not other else None
-                if summand is not None and isinstance(other, fx.Node) and _fits(summand.conv, other, node):
+                if summand is not None and isinstance(other, fx.Node) and _alike(one, other):
                     self._fuse(graph, node, summand, other)
                     modified = True
                     break

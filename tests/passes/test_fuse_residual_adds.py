@@ -57,6 +57,21 @@ def test_does_not_fire_on_shifts_or_shared_results():
     assert unchanged(FuseResidualAdds(), graph_module)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_result_that_is_broadcast_is_not_added_in_the_kernel(dynamic):
+    """A time embedding: one row of the linear for a whole image, or for all rows of a sequence."""
+    builder = GraphBuilder(dynamic_batch=dynamic)
+    x, time = builder.placeholder("x", (builder.batch, *IMAGE)), builder.placeholder("time", (builder.batch, 16))
+    rows = builder.placeholder("rows", (builder.batch, *ROWS))
+    shift = builder.call(aten.unsqueeze.default, linear(builder, time, "shift", 16), -1)
+    shifted = builder.call(aten.add.Tensor, x, builder.call(aten.unsqueeze.default, shift, -1))
+    moved = builder.call(aten.unsqueeze.default, linear(builder, time, "move", 16), 1)
+    graph_module = builder.build([shifted, builder.call(aten.add.Tensor, moved, rows)])
+    LowerIntegerConvs()(graph_module)
+    assert len(calls(graph_module, CONV)) == 2
+    assert unchanged(FuseResidualAdds(), graph_module)
+
+
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_numerics(dynamic, left):
