@@ -9,7 +9,8 @@ from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import QuantizationConfig, TFMQQuantizer
 from tfmq_fx._compat import Q_ANNOTATION_KEY
 from tfmq_fx.observers import TimestepObserver
-from tfmq_fx.roles import find_roles
+from tfmq_fx.roles import find_roles, sample_inputs
+from tfmq_fx.testing import GraphBuilder
 
 decomposed = torch.ops.quantized_decomposed
 
@@ -100,6 +101,22 @@ def test_roles_follow_the_data_not_the_position():
     program = tfmq_fx.capture(Shuffled(), (torch.randn(2, 2, 4, 4), torch.randn(2, 3, 5)))
     roles = {str(n.args[1].target): r for n, r in find_roles(program).items()}
     assert roles == {"enter.weight": {"input"}, "leave.weight": {"output"}}
+
+
+@pytest.mark.parametrize(("sample", "result", "other"), [
+    ((2, 4, 8, 8), (2, 3, 8, 8), (2, 8, 8, 3)),
+    ((2, 5, 4), (2, 5, 3), (2, 7, 3)),
+    ((2, 3, 8, 4, 4), (2, 3, 4, 4, 4), (2, 7, 8, 4, 4)),
+    ((2, 8, 3, 4, 4), (2, 4, 3, 4, 4), (2, 4, 3, 8, 4)),
+])  # fmt: skip
+def test_the_sample_is_what_is_shaped_like_the_result_but_for_its_channels(sample, result, other):
+    """Images, sequences, videos with their frames in front of the channels and behind."""
+    builder = GraphBuilder()
+    x, y, t = builder.placeholder("x", sample), builder.placeholder("y", other), builder.placeholder("timestep", (2,))
+    sums = [builder.call(torch.ops.aten.sum.default, value) for value in (x, y, t)]
+    total = builder.call(torch.ops.aten.expand.default, sums[0], list(result))
+    graph = builder.build([builder.call(torch.ops.aten.add.Tensor, total, sums[1]), sums[2]]).graph
+    assert {node.name for node in sample_inputs(graph, "timestep")} == {"x"}
 
 
 def test_attention_products_are_quantized_unless_kept_float():

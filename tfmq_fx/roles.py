@@ -13,6 +13,9 @@ from tfmq_fx.passes.predicates import is_matmul, is_weighted, node_value
 
 __all__ = ["find_roles", "output_nodes", "sample_inputs"]
 
+#: Where a sequence has its channels, and a video: before the frames or behind them.
+CHANNELS = {3: (2,), 5: (1, 2)}
+
 
 def find_roles(graph_module: fx.GraphModule, timestep: str = "timestep") -> dict[fx.Node, frozenset[str]]:
     """Map nodes to their roles; nodes without a role are absent.
@@ -45,11 +48,11 @@ def output_nodes(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _looks_like(sample: Tensor, result: Tensor) -> bool:
-    """Same rank and sizes but for the channels: axis 1 of images, the last axis of sequences."""
+    """Same rank and sizes but for the channels, wherever models of that rank have them."""
     if sample.ndim != result.ndim or not sample.is_floating_point():
         return False
-    channel = result.ndim - 1 if result.ndim == 3 else 1
-    return all(a == b for axis, (a, b) in enumerate(zip(sample.shape, result.shape, strict=True)) if axis != channel)
+    different = [axis for axis, (a, b) in enumerate(zip(sample.shape, result.shape, strict=True)) if a != b]
+    return not different or (len(different) == 1 and different[0] in CHANNELS.get(result.ndim, (1,)))
 
 
 def sample_inputs(graph: fx.Graph, timestep: str) -> set[fx.Node]:
