@@ -10,7 +10,8 @@ from tfmq_fx.passes import IndexTimesteps, RemoveGuards, TabulateTemporalBlock
 from tfmq_fx.passes.analysis import data_dependence, evaluate_temporal_nodes, find_temporal_block
 from torch import nn
 
-from tests.models import small_denoiser
+import tfmq_fx
+from tests.models import TIMESTEPS, small_denoiser
 from tfmq_fx.capture import capture
 from tfmq_fx.testing import GraphBuilder, TimePath, build_temporal_graph
 
@@ -376,3 +377,33 @@ def test_a_captured_unet_is_tabulated_without_its_temporal_layers():
     for value in (7, 500):
         got = program(sample, torch.tensor(value))
         assert torch.allclose(got[0] if isinstance(got, tuple) else got.sample, model(sample, value).sample, atol=1e-5)
+
+
+class SharedFrequencies(nn.Module):
+    """A timestep and a guidance scale are embedded with the same frequencies, as in Flux."""
+
+    def __init__(self):
+        super().__init__()
+        self.time, self.guide, self.enter = nn.Linear(8, 8), nn.Linear(8, 8), nn.Conv2d(1, 8, 3, padding=1)
+
+    def forward(self, sample, timestep, guidance):
+        frequencies = torch.exp(-torch.arange(8) / 2)
+        time = self.time(torch.sin(timestep[:, None] * frequencies))
+        both = time + self.guide(torch.sin(guidance[:, None] * frequencies))
+        return self.enter(sample) + both[:, :, None, None]
+
+
+@torch.no_grad()
+def test_constants_that_are_read_outside_the_block_too_are_computed():
+    torch.manual_seed(0)
+    model = SharedFrequencies().eval()
+    given = [(torch.randn(4, 1, 8, 8), TIMESTEPS[n : n + 4], torch.rand(4) * 5) for n in range(6)]
+    graph_module = tfmq_fx.capture(model, given[0])
+    (linear,) = find_temporal_block(graph_module).linears
+    wanted = model.time(torch.sin(TIMESTEPS[:, None] * torch.exp(-torch.arange(8) / 2)))
+    block = find_temporal_block(graph_module)
+    (table,) = evaluate_temporal_nodes(graph_module, block.nodes, [linear], {"timestep": TIMESTEPS})
+    torch.testing.assert_close(table, wanted)
+    program = tfmq_fx.quantize(model, None, given, timesteps=TIMESTEPS, progress=False)
+    denoiser = tfmq_fx.lower(program, backend="reference")
+    torch.testing.assert_close(denoiser(*given[3]), program(*given[3]), rtol=1e-4, atol=1e-5)

@@ -68,6 +68,10 @@ def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], inputs: Mapp
     return environment
 
 
+def _is_computed_tensor(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op in ("call_function", "call_module") and isinstance(known_value(graph_module, node), Tensor)
+
+
 def _needed(outputs: Sequence[fx.Node], members: Collection[fx.Node]) -> set[fx.Node]:
     found: set[fx.Node] = set()
     queue = list(outputs)
@@ -94,7 +98,7 @@ def evaluate_temporal_nodes(
     Args:
         graph_module: The graph.
         members: The nodes that may be computed (those of a temporal block, and what was inserted into it); what
-            else depends on ``inputs`` alone is computed too.
+            else depends on ``inputs`` alone, or on nothing, is computed too.
         outputs: The nodes whose values are wanted.
         inputs: By name of the placeholder, its values, ``[K, ...]`` each: the timestep, and with a block over further
             inputs those. Cast to the placeholder's dtype; its captured shape (0-dim, ``[N, ...]``) is respected.
@@ -113,6 +117,8 @@ def evaluate_temporal_nodes(
     }
     dependence = data_dependence(graph_module)
     reached = {node for node, names in dependence.items() if names and names <= inputs.keys()}
+    # Others may read these too: the frequencies that a timestep and a guidance scale have in common.
+    reached |= {node for node, names in dependence.items() if not names and _is_computed_tensor(graph_module, node)}
     needed = _needed(outputs, reached.union(members).difference(placeholders.values()))
     pieces: list[list[Tensor]] = [[] for _ in outputs]
     for start, kept, batch in _chunks([(values, examples[node]) for node, values in rows.items()]):

@@ -25,6 +25,8 @@ SCALE_FLOOR = 1e-8
 SEARCH_NORM = 2.4
 #: Candidates of the range search: the full range shrunk by 0 %, 1 %, … 79 %.
 SHRINKS = tuple(1.0 - 0.01 * i for i in range(80))
+#: Values that are searched at once: every candidate passes over them some ten times, which the caches should hold.
+BLOCK = 2**17
 
 
 def asymmetric_parameters(low: Tensor, high: Tensor, q_min: int, q_max: int) -> tuple[Tensor, Tensor]:
@@ -71,11 +73,22 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
 def _search(
     x: Tensor, low: Tensor, high: Tensor, q_min: int, q_max: int, *, symmetric: bool, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Best shrink of ``[low, high]`` per row of ``x`` (shape ``[rows, n]``) in the 2.4 norm.
+    """Best shrink of ``[low, high]`` per row of ``x`` (shape ``[rows, n]``) in the 2.4 norm, block by block of rows."""
+    size = max(1, BLOCK // max(1, x.shape[1]))
+    blocks = [slice(first, first + size) for first in range(0, len(x), size)]
+    found = [
+        _search_block(
+            x[rows], low[rows], high[rows], q_min, q_max, symmetric, None if weights is None else weights[rows]
+        )
+        for rows in blocks
+    ]
+    return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
 
-    One candidate at a time over all rows at once: 80 steps whatever the number of channels, and no
-    more memory than a few copies of ``x``.
-    """
+
+def _search_block(
+    x: Tensor, low: Tensor, high: Tensor, q_min: int, q_max: int, symmetric: bool, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """One candidate at a time over all rows at once: 80 steps whatever the number of rows."""
     best_low, best_high = low.clone(), high.clone()
     best = torch.full_like(low, torch.inf)
     for shrink in SHRINKS:
