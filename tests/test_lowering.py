@@ -102,6 +102,11 @@ def test_parity_catches_a_wrong_kernel():
         check_parity(lambda v: torch.relu(v) * 1.05, torch.relu, (x,), {})
     with pytest.raises(LoweringError):
         check_parity(lambda v: v * float("nan"), torch.relu, (x,), {})
+    assert check_parity(lambda v: torch.relu(v) * 1.03, torch.relu, (x,), {}, narrow=True)[0] == pytest.approx(
+        0.03, rel=1e-3
+    )
+    with pytest.raises(LoweringError, match="parts from its reference"):
+        check_parity(lambda v: torch.relu(v) * 1.05, torch.relu, (x,), {}, narrow=True)
 
 
 def test_a_kernel_that_the_compiler_missed_is_reported(program):

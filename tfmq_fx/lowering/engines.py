@@ -13,7 +13,7 @@ from torch import fx
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.lowering.native import precisions
 
-__all__ = ["ENGINES", "Engine", "available_engines", "check_precision", "compile_engine"]
+__all__ = ["ENGINES", "Engine", "available_engines", "compile_engine", "resolve_precision"]
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def available_engines() -> list[str]:
     return [name for name, engine in ENGINES.items() if not _missing(engine)]
 
 
-def check_precision(backend: str, precision: str | None) -> None:
-    """Refuse a precision that the backend does not have.
+def resolve_precision(backend: str, precision: str | None) -> str:
+    """What passes between the backend's kernels: ``precision``, or its default.
 
     Raises:
-        LoweringError: It names the precisions that there are.
+        LoweringError: The backend does not have it; the message names what it has.
     """
     known = ENGINES[backend].precisions if backend in ENGINES else ()
     if backend in ("inductor", "aot"):
@@ -58,6 +58,7 @@ def check_precision(backend: str, precision: str | None) -> None:
         choices = f"use one of {', '.join(map(repr, known))}" if known else "it takes none"
         msg = f"precision={precision!r} is not supported by backend={backend!r}: {choices}"
         raise LoweringError(msg)
+    return precision or (known[0] if known else "f32")
 
 
 def _missing(engine: Engine) -> list[str]:

@@ -21,7 +21,7 @@ from tfmq_fx.lowering.choose import lower_fastest
 from tfmq_fx.lowering.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
 from tfmq_fx.lowering.denoiser import Denoiser, Signature
 from tfmq_fx.lowering.eligibility import classify, layers, reads_one_channel
-from tfmq_fx.lowering.engines import ENGINES, check_precision
+from tfmq_fx.lowering.engines import ENGINES, resolve_precision
 from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.lowering.matching import in_float, match_kernels, read_kernels
 from tfmq_fx.lowering.native import describe_kernels, sums_bytes_exactly
@@ -101,7 +101,7 @@ def lower(
     if backend == "aot" and path is None:
         msg = "backend='aot' needs path=, the .pt2 package to write"
         raise LoweringError(msg)
-    check_precision(backend, precision)
+    narrow = resolve_precision(backend, precision) == "bf16"
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
     if backend == "auto":
@@ -133,7 +133,7 @@ def lower(
         groups = None
     settings = (backend, args, kwargs, path, signature.max_batch, precision)
     run, found = compile_graph(lowered, *settings) if staged is None else compile_stages(lowered, staged, *settings)
-    error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs)
+    error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs, narrow=narrow)
     table = program.timesteps
     report = LoweringReport(
         backend=backend,
