@@ -53,9 +53,9 @@ def find_summand(node: Any) -> Summand | None:
     return None
 
 
-def _alike(one: fx.Node, other: fx.Node) -> bool:
-    """Whether both are tensors of one shape and dtype, so that neither is broadcast to the other."""
-    left, right = node_value(one), node_value(other)
+def _alike(one: Any, other: Any) -> bool:
+    """Whether both are nodes with tensors of one shape and dtype, so that neither is broadcast to the other."""
+    left, right = (node_value(node) if isinstance(node, fx.Node) else None for node in (one, other))
     both = isinstance(left, Tensor) and isinstance(right, Tensor)
     return both and left.shape == right.shape and left.dtype == right.dtype
 
@@ -89,7 +89,7 @@ class FuseResidualAdds(GraphPass):
             left, right = node.args
             for one, other in ((right, left), (left, right)):
                 summand = find_summand(one) if one is not other else None
-                if summand is not None and isinstance(other, fx.Node) and _alike(one, other):
+                if summand is not None and _alike(one, other):
                     self._fuse(graph, node, summand, other)
                     modified = True
                     break
