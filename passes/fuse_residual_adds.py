@@ -53,11 +53,12 @@ def find_summand(node: Any) -> Summand | None:
     return None
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether both are nodes with tensors of one shape and dtype, so that neither is broadcast to the other."""
-    left, right = (node_value(node) if isinstance(node, fx.Node) else None for node in (one, other))
-    both = isinstance(left, Tensor) and isinstance(right, Tensor)
-    return both and left.shape == right.shape and left.dtype == right.dtype
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether both are tensors of one shape and dtype, so that neither is broadcast to the other."""
+    left, right = node_value(one), node_value(other)
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return False
+    return left.shape == right.shape and left.dtype == right.dtype
 
 
 class FuseResidualAdds(GraphPass):
@@ -89,7 +90,9 @@ class FuseResidualAdds(GraphPass):
             left, right = node.args
             for one, other in ((right, left), (left, right)):
                 summand = find_summand(one) if one is not other else None
-                if summand is not None and _alike(one, other):
+                if summand is None or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
+                    continue
+                if _alike(one, other):
                     self._fuse(graph, node, summand, other)
                     modified = True
                     break
