@@ -14,6 +14,7 @@ TITLES = (
     "integer kernels",
     "left float",
     "W8A8",
+    "W8A8, lowered",
     "W4A8",
     "CPU time, peak memory",
 )
@@ -47,6 +48,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         kernels,
         _left_float(row.get("float_because", {})),
         _percent(row, "W8A8"),
+        _percent(row, "lowered"),
         _percent(row, "W4A8"),
         size,
     ]
