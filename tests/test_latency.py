@@ -85,7 +85,11 @@ class Loaded:
 def test_a_wrong_engine_gets_no_time(tmp_path, monkeypatch):
     cell = latency.Cell("bundled", 1, SimpleNamespace(threads=1))
     scales = {latency.EAGER: 1.0, "right": 1.05, "wrong": 2.0, "empty": np.nan}
-    made = {}
+    made, prepared = {}, []
+
+    def prepare(name):
+        assert not made, "quantizing beside loaded engines takes more memory than there may be"
+        prepared.append(name)
 
     def load(name, output):
         cell.rows[name] = {}
@@ -93,9 +97,11 @@ def test_a_wrong_engine_gets_no_time(tmp_path, monkeypatch):
         made[name] = Loaded(name)
         return made[name]
 
+    monkeypatch.setattr(cell, "prepare", prepare)
     monkeypatch.setattr(cell, "load", load)
     monkeypatch.setattr(latency, "ENGINES", dict.fromkeys(scales, latency.ENGINES[latency.EAGER]))
     workers = cell.loaded(["right", "wrong", "empty"], tmp_path)
+    assert prepared == ["right", "wrong", "empty"]
     assert [worker.name for worker in workers] == ["right"]
     assert "relative error 1" in cell.rows["wrong"]["refused"]
     assert "refused" in cell.rows["empty"]
