@@ -17,7 +17,7 @@ from ..nodes import read_attribute
 from ..sizes import concrete_size
 from ..subgraphs import known_value
 from .batch_axis import size_ratio
-from .dependence import data_dependence
+from .dependence import data_arguments, data_dependence
 
 __all__ = ["NodeHook", "evaluate_temporal_nodes"]
 
@@ -57,6 +57,14 @@ def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], inputs: Mapp
     for node in graph_module.graph.nodes:
         if node not in needed or node in environment:
             continue
+        for source in data_arguments(node):
+            # Its shape may be asked for; its values would be those of a stand-in.
+            known = (
+                source in environment
+                or source.op == "get_attr"
+                or not isinstance(known_value(graph_module, source), Tensor)
+            )
+            assert known, f"{node.name!r} reads the values of {source.name!r}, which depends on more than the inputs"
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lookup)
         if node.op == "get_attr":
             result = read_attribute(graph_module, str(node.target))
