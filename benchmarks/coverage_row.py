@@ -144,7 +144,7 @@ def measure(name: str, backend: str) -> dict[str, Any]:
             captured = tfmq_fx.capture(
                 example.model, example_kwargs=example.inputs, dynamic_batch=example.dynamic_batch
             )
-        row["captured"] = captured.meta["tfmq_fx.interface"]["route"]
+        row["captured"] = captured.meta["tfmq_fx.interface"].route
         row["block"] = find(captured, example)
         # What the refusal of a model without a time path tells the user to do.
         no_time_path = row["block"]["reason"] and not row["block"]["conditional_layers"]
@@ -185,7 +185,7 @@ def measure_true_size(name: str) -> dict[str, Any]:
         original = first_tensor(example.model(**example.inputs))
     with stage(row, "capture"):
         captured = tfmq_fx.capture(example.model, example_kwargs=example.inputs, dynamic_batch=example.dynamic_batch)
-    row["captured"], row["block"] = captured.meta["tfmq_fx.interface"]["route"], find(captured, example)
+    row["captured"], row["block"] = captured.meta["tfmq_fx.interface"].route, find(captured, example)
     inputs, timesteps, calibration = example.inputs, example.timesteps, batches(example, 1)
     del example
     with stage(row, "prepare"):

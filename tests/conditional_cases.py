@@ -10,6 +10,8 @@ from tests.models import TIMESTEPS, PromptDenoiser
 from tests.test_stages import inputs
 from tfmq_fx import QuantizationConfig
 from tfmq_fx.conditionings import Conditionings
+from tfmq_fx.frontend.batches import bind_batch
+from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers import ConditionalObserver
 
 BATCHES = [inputs((0, 1, 2, 1, 0), TIMESTEPS[n : n + 5].tolist(), seed=n) for n in range(6)]
@@ -30,8 +32,9 @@ def prepared(batches=BATCHES, **config):
 
 def all_pairs():
     conditionings = Conditionings(CONDITIONS)
-    for given in BATCHES:
-        conditionings.add(captured(), given)
+    graph = captured()
+    for index, given in enumerate(BATCHES):
+        conditionings.add(graph, bind_batch(interface_of(graph), index, given, "timestep"))
     assert len(conditionings.rows) == 3
     return conditionings.with_timesteps(TIMESTEPS.double(), "timestep")
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tfmq_fx import CalibrationError, ConfigError, LoweringError, QuantizationCo
 from tfmq_fx.fake_quantizers import GroupedQuantizer
 from tfmq_fx.lowering import Denoiser
 from tfmq_fx.lowering.eligibility import classify
-from tfmq_fx.lowering.lower import _final_graph, _signature
+from tfmq_fx.lowering.lower import _final_graph
 from tfmq_fx.lowering.reasons import PER_ROW
 from tfmq_fx.observers import GroupedMSEObserver, GroupedObserver
 
@@ -84,7 +85,7 @@ def test_a_mixed_batch_is_its_items_apart_and_the_temporal_block_is_as_before(te
     # The table of features holds no scales.
     reference = tfmq_fx.lower(ours, "reference")
     assert torch.allclose(reference(x, t), ours(x, t), atol=1e-5) and reference.report.temporal_layers == 0
-    assert len(find_grouped_quantizers(reference._run)) == len(find_grouped_quantizers(ours.graph_module)) > 0
+    assert len(find_grouped_quantizers(reference._compiled[0])) == len(find_grouped_quantizers(ours.graph_module)) > 0
     assert sum(entry.reason == PER_ROW for entry in reference.report.entries) == 7
 
 
@@ -210,22 +211,21 @@ def test_the_range_decides_the_observer():
 
 def denoiser_of_kernels(ours, *, integer=True, max_batch=None, calls=None):
     """A denoiser as the compiling backends make it, but eager; ``calls`` collects the timesteps of its calls."""
-    graph_module = _final_graph(ours, tabulate=True)
+    graph_module = _final_graph(ours, tabulate=True, unknown="error")
     UseOneTimestepGroup()(graph_module)
     report = classify(graph_module, ours.kept_float)
     if integer:
         LowerIndexedConvs()(graph_module)
     groups = graph_module.timestep_groups
-    signature = _signature(graph_module, ours)
-    signature.max_batch = max_batch
+    interface = replace(ours.interface, max_batch=max_batch)
 
     def run(x, t):
         if calls is not None:
             calls.append(t.tolist())
         return graph_module(x, t)
 
-    options = {"timesteps": ours.timesteps, "groups": groups, "unknown": "error", "report": report, "config": {}}
-    return Denoiser(run, signature, **options), graph_module
+    options = {"timesteps": ours.timesteps, "groups": groups, "unknown": "error", "report": report}
+    return Denoiser(run, interface, timestep="timestep", **options), graph_module
 
 
 def test_a_batch_that_mixes_groups_is_split_and_put_together():

@@ -67,7 +67,7 @@ def test_an_exported_program_needs_no_example():
     exported = torch.export.export(module, (x, t))
     program = capture(exported)
     assert torch.equal(program(x, t), module(x, t))
-    assert program.meta["tfmq_fx.interface"]["model_class"] == "ExportedProgram"
+    assert program.meta["tfmq_fx.interface"].model_class == "ExportedProgram"
 
 
 def test_module_and_exported_program_give_the_same_graph():
@@ -175,7 +175,7 @@ def test_a_diffusers_model_is_called_as_before_and_its_configuration_travels_wit
     assert inputs(program) == ["sample", "timestep"]
     assert torch.equal(program(x, t).sample, unet(x, t).sample)
     interface = program.meta["tfmq_fx.interface"]
-    assert interface["model_class"] == "UNet2DModel" and interface["config"]["block_out_channels"] == (8, 8)
+    assert interface.model_class == "UNet2DModel" and interface.config["block_out_channels"] == [8, 8]
 
 
 class Scaled(nn.Module):
@@ -212,7 +212,7 @@ def test_the_route_of_a_capture_is_told():
         "exported program": torch.export.export(plain, (x,)),
     }
     for route, what in routes.items():
-        assert capture(what, () if route == "exported program" else (x,)).meta["tfmq_fx.interface"]["route"] == route
+        assert capture(what, () if route == "exported program" else (x,)).meta["tfmq_fx.interface"].route == route
 
 
 # -- batch sizes ------------------------------------------------------------------------------------------------------
@@ -241,9 +241,9 @@ def test_a_limit_of_the_model_on_the_batch_is_kept_and_told():
             return x.sin() if x.shape[0] < 64 else x.cos()
 
     program = capture(Limited(), (torch.randn(2, 3),))
-    assert program.meta["tfmq_fx.interface"]["max_batch"] == 63
+    assert program.meta["tfmq_fx.interface"].max_batch == 63
     assert torch.equal(program(torch.ones(40, 3)), torch.ones(40, 3).sin())
-    assert capture(model(), (torch.randn(2, 4),)).meta["tfmq_fx.interface"]["max_batch"] is None
+    assert capture(model(), (torch.randn(2, 4),)).meta["tfmq_fx.interface"].max_batch is None
 
 
 @pytest.mark.parametrize("frames", [2, 3, 7])
@@ -256,7 +256,7 @@ def test_a_limit_on_a_multiple_of_the_batch_is_kept_and_told(frames):
             return x.sin() if x.shape[0] < 64 else x.cos()
 
     program = capture(Video(), (torch.randn(2, frames, 3),))
-    most = program.meta["tfmq_fx.interface"]["max_batch"]
+    most = program.meta["tfmq_fx.interface"].max_batch
     assert most * frames < 64 <= (most + 1) * frames
     assert torch.equal(program(torch.ones(most, frames, 3)), torch.ones(most * frames, 3).sin())
 
@@ -266,7 +266,9 @@ def test_a_batch_that_cannot_be_dynamic_says_so():
         def forward(self, x):
             return x.sin() if x.shape[0] == 3 else x.cos()
 
-    with pytest.raises(CaptureError, match=r"the batch of Fixed cannot be dynamic .*; pass dynamic_batch=False"):
+    with pytest.raises(
+        CaptureError, match=r"the batch of Fixed cannot be dynamic .*batched=, or pass dynamic_batch=False"
+    ):
         capture(Fixed(), (torch.randn(3, 2),))
     assert capture(Fixed(), (torch.randn(3, 2),), dynamic_batch=False) is not None
 

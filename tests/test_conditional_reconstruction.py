@@ -16,6 +16,8 @@ from tests.test_stages import inputs
 from tfmq_fx import CaptureError, ConfigError, QuantizationConfig, ReconstructionConfig
 from tfmq_fx.conditionings import Conditionings
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, quantizers_of
+from tfmq_fx.frontend.batches import bind_batch
+from tfmq_fx.frontend.interface import interface_of
 
 SHORT = ReconstructionConfig(granularity="none", temporal_iterations=60)
 
@@ -229,7 +231,7 @@ def test_sdxl_from_end_to_end(tmp_path):
         for name, module in (("nearest", nearest.graph_module), ("learned", program.graph_module)):
             found = find_temporal_block(module, finite=wide)
             conditionings = Conditionings(wide)
-            conditionings.add(graph_module, batches[0])
+            conditionings.add(graph_module, bind_batch(interface_of(graph_module), 0, batches[0], "timestep"))
             columns = conditionings.with_timesteps(TIMESTEPS.double(), "timestep").columns()
             ours, theirs = (
                 torch.cat(evaluate_temporal_nodes(m, p.nodes, [g.linear for g in p.embedding_layers], columns), 1)

@@ -110,7 +110,7 @@ def test_parity_catches_a_wrong_kernel():
 
 
 def test_a_kernel_that_the_compiler_missed_is_reported(program):
-    entries = classify(tfmq_fx.lower(program, "reference")._run, program.kept_float)
+    entries = classify(tfmq_fx.lower(program, "reference")._compiled[0], program.kept_float)
     names = [e.name for e in entries if e.eligible]
     matched = match_kernels(entries, Counter(names[1:]))
     assert [e.name for e in matched if e.reason == MISSED] == [names[0]]

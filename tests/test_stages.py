@@ -35,7 +35,7 @@ def program():
 
 
 def cut(program):
-    graph = _final_graph(program, tabulate=True)
+    graph = _final_graph(program, tabulate=True, unknown="error")
     return graph, split_stages(graph, find_conditional_part(graph, {"sample"}))
 
 
@@ -45,7 +45,7 @@ def staged(program):
 
 
 def test_the_part_says_which_case_a_model_is(program):
-    graph = _final_graph(program, tabulate=True)
+    graph = _final_graph(program, tabulate=True, unknown="error")
     part = find_conditional_part(graph, {"sample"})
     assert part.conditions == ("tokens", "pooled") and part.layers == (3, 2)
     assert str(part) == ("3 layers depend on (tokens, pooled) alone and 2 on timestep and them, never on the sample")
@@ -56,7 +56,7 @@ def test_the_part_says_which_case_a_model_is(program):
 
 def test_a_model_without_conditions_stays_whole():
     program = tfmq_fx.quantize(small_denoiser(), None, [batch(16)], timesteps=TIMESTEPS, progress=False)
-    graph = _final_graph(program, tabulate=True)
+    graph = _final_graph(program, tabulate=True, unknown="error")
     assert split_stages(graph, find_conditional_part(graph, {"sample"})) is None
 
 
@@ -148,7 +148,7 @@ def test_a_package_reuses_what_it_computed_for_a_prompt(program, tmp_path):
     loaded = tfmq_fx.load_denoiser(path)
     for given in (inputs(), inputs((2,), (900,)), inputs((1, 0, 1), (0, 0, 500))):
         assert relative(loaded(*given), program(*given)) < 0.02
-    assert [reused.computed for reused in loaded._run.runs[:2]] == [3, 4]
+    assert [reused.computed for reused in loaded._compiled[0].runs[:2]] == [3, 4]
     whole = tfmq_fx.lower(program, "aot", path=tmp_path / "whole.pt2", reuse=False)
     assert not whole.report.conditioning.endswith("reused from call to call")
     assert relative(tfmq_fx.load_denoiser(tmp_path / "whole.pt2")(*inputs()), program(*inputs())) < 0.02

@@ -3,24 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import sympy
 import torch
+from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.codegen.common import KernelArgs
+from torch._inductor.compile_fx import compile_fx
 from torch._inductor.lowering import register_lowering
 from torch._inductor.utils import Placeholder
 from torch._inductor.virtualized import V
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-__all__ = ["CppKernelCall", "contiguous", "contiguous_rows", "register_inductor_lowering"]
+__all__ = ["CppKernelCall", "compile_flat_graph", "contiguous", "contiguous_rows", "register_inductor_lowering"]
 
 #: What the generated signatures name: pointers only, so the types need not be complete, and compiling stays quick.
 DECLARATIONS = "#include <cstdint>\nnamespace c10 { struct BFloat16; }\nnamespace at { using c10::BFloat16; }"
 PROFILER = "#include <torch/csrc/inductor/aoti_runtime/utils.h>"
 #: C++ of a call from the names of its inputs, of its output, and of a number.
 Body = Callable[[Sequence[str], str, Callable[[Any], str]], str]
+
+
+def compile_flat_graph(
+    graph_module: fx.GraphModule, examples: Sequence[Any], mode: FakeTensorMode
+) -> Callable[..., Any]:
+    """Compile a graph that takes tensors and returns a tuple of them, without Dynamo.
+
+    Args:
+        graph_module: The graph; it is changed.
+        examples: The fake tensors of its inputs; symbolic sizes in them stay symbolic.
+        mode: Their fake mode.
+
+    Returns:
+        The compiled code: nothing global refers to it, so nothing global can take it away.
+    """
+    with torch._guards.tracing(torch._guards.TracingContext(mode)):
+        compiled: Any = compile_fx(graph_module, list(examples))
+    return cast("Callable[..., Any]", compiled)
 
 
 def register_inductor_lowering(operator: Any, lowering: Callable[..., Any]) -> None:

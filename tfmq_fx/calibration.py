@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import fx
 
 from tfmq_fx.conditional_calibration import calibrate_conditional_part, prepared_conditionings
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.frontend.batches import Batch, bind_batch
+from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.quantizer import META_KEY
 
 __all__ = ["Batch", "calibrate"]
-
-#: The model's own inputs: positional, by name, or a single tensor.
-Batch = Sequence[Any] | Mapping[str, Any] | Tensor
-
-
-def _arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    return tuple(batch), {}
-
-
-def _check_finite(index: int, batch: Batch) -> None:
-    for leaf in pytree.tree_leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-            msg = f"calibration batch {index} holds NaN or infinite values; remove it, or fix where it comes from"
-            raise CalibrationError(msg)
 
 
 @torch.no_grad()
@@ -58,12 +40,13 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     """
     about = prepared.meta.get(META_KEY, {})
     timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
+    interface = interface_of(prepared)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
     console = Console(stderr=True)
     for batch in track(batches, "calibrating", total=total, disable=not progress, transient=True, console=console):
-        _check_finite(count, batch)
-        args, kwargs = _arguments(batch)
+        call = bind_batch(interface, count, batch, timestep)
+        args, kwargs = call.arguments()
         try:
             prepared(*args, **kwargs)
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -71,7 +54,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
             msg = f"calibration batch {count} does not fit the captured model: {first}"
             raise CalibrationError(msg) from error
         if conditionings is not None:
-            conditionings.add(prepared, batch)
+            conditionings.add(prepared, call)
         count += 1
     if count == 0:
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"

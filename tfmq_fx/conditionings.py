@@ -8,49 +8,21 @@ image takes part.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import calling_convention
-from tfmq_fx.errors import CalibrationError
+from tfmq_fx.frontend.binding import Call
+from tfmq_fx.frontend.tensors import contiguous
 
-__all__ = ["ConditionedTimesteps", "Conditionings", "flat_inputs"]
+__all__ = ["ConditionedTimesteps", "Conditionings"]
 
 #: Pairs of one evaluation over all timesteps; every timestep has one at least.
 MOST_PAIRS = 4096
 #: Numbers in the conditionings of one call: a prompt's tokens are large.
 MOST_NUMBERS = 2**26
-
-
-def flat_inputs(batch: Any, names: Sequence[str], spec: Any) -> list[Any]:
-    """The leaves of one calibration batch in the order of the placeholders.
-
-    Args:
-        batch: A tensor, a sequence, or a mapping by name.
-        names: The arguments that the model was captured with.
-        spec: Their structure ``((args), {kwargs})``.
-
-    Raises:
-        CalibrationError: The batch has too many values, or not these names.
-    """
-    if isinstance(batch, Tensor):
-        batch = (batch,)
-    if not isinstance(batch, Mapping) and len(batch) > len(names):
-        msg = f"a calibration batch has {len(batch)} values; the captured model takes ({', '.join(names)})"
-        raise CalibrationError(msg)
-    given = dict(batch) if isinstance(batch, Mapping) else dict(zip(names, batch, strict=False))
-    for wrong, what in ((set(names) - set(given), "no"), (set(given) - set(names), "an unknown")):
-        if wrong:
-            msg = f"a calibration batch has {what} {min(wrong)!r}; the captured model takes ({', '.join(names)})"
-            raise CalibrationError(msg)
-    positional = spec.children()[0].num_children
-    values = [(name, given[name]) for name in names]
-    return pytree.tree_leaves((tuple(v for _, v in values[:positional]), dict(values[positional:])))
 
 
 @dataclass
@@ -66,11 +38,10 @@ class Conditionings:
     rows: list[tuple[Tensor, ...]] = field(default_factory=list)
     _known: set[bytes] = field(default_factory=set, repr=False)
 
-    def add(self, graph_module: fx.GraphModule, batch: Any) -> None:
-        """Take those of a calibration batch of the graph; raises as :func:`flat_inputs`."""
-        arguments, spec = calling_convention(graph_module.graph)
+    def add(self, graph_module: fx.GraphModule, call: Call) -> None:
+        """Take those of a calibration batch of the graph."""
         placeholders = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
-        leaves = dict(zip(placeholders, flat_inputs(batch, arguments, spec), strict=True))
+        leaves = dict(zip(placeholders, call.leaves, strict=True))
         for row in zip(*(leaves[name] for name in self.names), strict=True):
             key = _digest(row)
             if key not in self._known:
@@ -146,5 +117,5 @@ def _digest(row: Sequence[Tensor]) -> bytes:
     """A hash of the bits of a conditioning."""
     state = hashlib.blake2b(digest_size=16)
     for value in row:
-        state.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        state.update(contiguous(value.cpu()).reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.digest()

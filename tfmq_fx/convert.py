@@ -11,6 +11,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.feature_table import float_table, tabulate
+from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.nodes import read_attribute
@@ -66,13 +67,15 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         finite = {name: distinct_timesteps(values) for name, values in about["finite"].items()}
         choices = tabulate(converted, config, about["timestep"], timesteps, original, finite)
     run_pipeline(converted, FINISH)
+    interface = interface_of(converted)
+    converted.meta[INTERFACE_KEY] = interface
     return QuantizedProgram(
         graph_module=converted,
         config=config,
         timestep=about["timestep"],
         timesteps=timesteps,
         kept_float=dict(about["kept_float"]),
-        interface=dict(converted.meta.get("tfmq_fx.interface", {})),
+        interface=interface,
         temporal_choices=tuple(choices),
     )
 

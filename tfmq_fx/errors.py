@@ -7,6 +7,7 @@ __all__ = [
     "CalibrationError",
     "CaptureError",
     "ConfigError",
+    "InputError",
     "LoweringError",
     "ReconstructionError",
     "TfmqError",
@@ -44,3 +45,7 @@ class ArtefactError(TfmqError, ValueError):
 
 class LoweringError(TfmqError, RuntimeError):
     """A program could not be lowered, or the lowered program parts from its reference."""
+
+
+class InputError(LoweringError, ValueError):
+    """The inputs of a call do not fit what the program was captured with."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import copy
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
 from tfmq_fx.config import QuantizationConfig
+from tfmq_fx.errors import ArtefactError
+from tfmq_fx.frontend.binding import bind
+from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.temporal_choice import TemporalChoice
 
@@ -25,17 +29,17 @@ class QuantizedProgram:
         timestep: Name of the timestep input.
         timesteps: The timesteps that it serves, float64 ``[K]``; None for a model without a temporal block.
         kept_float: Layers that stay float on purpose, with the reason for each.
-        interface: Class name and diffusers configuration of the model that came in.
+        interface: What it is called with, and the class and configuration of the model that came in.
         scheduler: Configuration of the scheduler whose timesteps it serves, when it is known.
         temporal_choices: With ``temporal="auto"``, whose rows the table holds, feature by feature, and both errors.
     """
 
     graph_module: fx.GraphModule
     config: QuantizationConfig
+    interface: Interface
     timestep: str = "timestep"
     timesteps: Tensor | None = None
     kept_float: dict[str, str] = field(default_factory=dict)
-    interface: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     temporal_choices: tuple[TemporalChoice, ...] = ()
 
@@ -53,5 +57,25 @@ class QuantizedProgram:
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the graph eagerly with the captured argument structure."""
-        return self.graph_module(*args, **kwargs)
+        """Run the graph eagerly, called like the model that came in.
+
+        Raises:
+            InputError: The arguments do not fit what was captured.
+            TimestepError: A timestep is outside the table.
+        """
+        positional, named = bind(self.interface, args, kwargs, self.timestep).arguments()
+        return self.graph_module(*positional, **named)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedProgram:
+        """A copy that shares nothing."""
+        values = {entry.name: copy.deepcopy(getattr(self, entry.name), memo) for entry in fields(self)}
+        return QuantizedProgram(**values)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: an artefact is the program as data.
+
+        Raises:
+            ArtefactError: Always.
+        """
+        msg = "a quantized program cannot be pickled: write it with tfmq_fx.save(program, path) and load it from there"
+        raise ArtefactError(msg)

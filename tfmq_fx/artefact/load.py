@@ -17,6 +17,8 @@ from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, MANIFEST, TEN
 from tfmq_fx.artefact.packing import unpack
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ArtefactError, ConfigError
+from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
+from tfmq_fx.frontend.interface_json import model_from_json
 from tfmq_fx.passes import RemoveGuards, StripDeadState, run_pipeline
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.program import QuantizedProgram
@@ -59,13 +61,15 @@ def load(path: str | Path) -> QuantizedProgram:
                 f"{folder}: the timesteps of the manifest differ from the table in the tensors; save the program again"
             )
             raise ArtefactError(msg)
+    interface = model_from_json(Interface.of(graph_module), manifest["interface"])
+    graph_module.meta[INTERFACE_KEY] = interface
     return QuantizedProgram(
         graph_module=graph_module,
         config=config,
+        interface=interface,
         timestep=manifest["timestep"],
         timesteps=timesteps,
         kept_float=manifest["kept_float"],
-        interface=manifest["interface"],
         scheduler=manifest["scheduler"],
         temporal_choices=tuple(TemporalChoice(**choice) for choice in manifest["temporal_choices"]),
     )

@@ -26,6 +26,7 @@ from tfmq_fx.artefact.layout import (
 )
 from tfmq_fx.artefact.packing import needed_bits, pack
 from tfmq_fx.errors import ArtefactError
+from tfmq_fx.frontend.interface_json import model_to_json
 from tfmq_fx.lowering.aot import export_graph
 from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.passes.predicates import module_path
@@ -77,7 +78,7 @@ def save(program: QuantizedProgram, path: str | Path) -> Path:
 
 def _write(program: QuantizedProgram, folder: Path) -> None:
     args, kwargs = example_arguments(program.graph_module, program.indexed)
-    exported = export_graph(program.graph_module, args, kwargs, program.interface.get("max_batch"))
+    exported = export_graph(program.graph_module, args, kwargs, program.interface.max_batch)
     stored, packed = _pack_all({**exported.state_dict, **exported.constants})
     save_file(stored, folder / TENSORS)
     (folder / GRAPH).write_bytes(graph_to_bytes(exported))
@@ -89,7 +90,7 @@ def _write(program: QuantizedProgram, folder: Path) -> None:
         "timestep": program.timestep,
         "timesteps": None if program.timesteps is None else program.timesteps.tolist(),
         "scheduler": program.scheduler,
-        "interface": program.interface,
+        "interface": model_to_json(program.interface),
         "kept_float": program.kept_float,
         "temporal_choices": [choice.to_dict() for choice in program.temporal_choices],
         "layers": _layer_names(program.graph_module),

@@ -59,7 +59,7 @@ def compare(
     stage("loading the float model")
     module, _ = load_model(model)
     _check_same_model(program, module, artefact)
-    shape = sample_shape(program.interface.get("config"), type(module).__name__)
+    shape = sample_shape(program.interface.config, type(module).__name__)
     denoiser = lower_program(program, backend, artefact, package)
 
     noise = torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))
@@ -100,8 +100,10 @@ def _check_same_model(program: QuantizedProgram, module: nn.Module, artefact: Pa
     Raises:
         ConfigError: The artefact was made from another model.
     """
-    here = {"model class": type(module).__name__, **_plain(getattr(module, "config", {}))}
-    there = {"model class": program.interface.get("model_class"), **_plain(program.interface.get("config", {}))}
+    from tfmq_fx.frontend.plain_config import plain_config
+
+    here = {"model class": type(module).__name__, **_plain(plain_config(module))}
+    there = {"model class": program.interface.model_class, **_plain(program.interface.config)}
     for name in here:
         if here[name] != there.get(name):
             msg = (

@@ -93,7 +93,7 @@ def _inspect_artefact(path: Path) -> None:
     block = find_temporal_block(program.graph_module, program.timestep)
     timesteps = program.timesteps
     table = Table(title=f"{path} ({size_text(path_bytes(path))})", show_header=False, title_justify="left")
-    table.add_row("model", str(program.interface.get("model_class", "unknown")))
+    table.add_row("model", program.interface.model_class or "unknown")
     table.add_row("convs and linears", f"{len(weighted)}, {len(quantized)} of them with integer weights")
     table.add_row("temporal block", f"{len(block.linears)} linears" if block else f"none: {block.reason}")
     if timesteps is not None:

@@ -31,7 +31,7 @@ def sample(
 
     program, count = load_program(artefact, steps)
     ddim_scheduler(program.scheduler, count)  # finds impossible steps before lowering does its work
-    shape = sample_shape(program.interface.get("config"), str(program.interface.get("model_class")))
+    shape = sample_shape(program.interface.config, program.interface.model_class)
     denoiser = lower_program(program, backend, artefact, package)
     noise = torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))
     images = sample_with_progress(denoiser, program.scheduler, count, noise, "sampling")

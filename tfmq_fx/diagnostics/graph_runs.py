@@ -17,6 +17,9 @@ from tfmq_fx.diagnostics.temporal_features import (
     temporal_layers,
 )
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.batches import batch_arguments
+from tfmq_fx.frontend.binding import bind
+from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.predicates import node_value
 from tfmq_fx.passes.timestep_row import timestep_row
@@ -43,7 +46,13 @@ class _Watched(fx.Interpreter):
 
 
 @torch.no_grad()
-def run_graph(graph_module: fx.GraphModule, batch: Any, watched: Mapping[fx.Node, Any], watch: NodeValue) -> Any:
+def run_graph(
+    graph_module: fx.GraphModule,
+    batch: Any,
+    watched: Mapping[fx.Node, Any],
+    watch: NodeValue,
+    timestep: str = "timestep",
+) -> Any:
     """Run ``graph_module`` on a batch, showing the values of the ``watched`` nodes to ``watch``.
 
     Args:
@@ -51,21 +60,14 @@ def run_graph(graph_module: fx.GraphModule, batch: Any, watched: Mapping[fx.Node
         batch: The model's own inputs: a tuple, a mapping by argument name, or a single tensor.
         watched: The nodes to show.
         watch: Sees, and may replace, their values.
+        timestep: Name of the timestep input.
 
     Raises:
-        ConfigError: The batch does not have the graph's inputs.
+        InputError: The batch does not have the graph's inputs.
     """
-    names = calling_convention(graph_module.graph)[0]
-    given = dict(batch) if isinstance(batch, Mapping) else (batch,) if isinstance(batch, Tensor) else tuple(batch)
-    if isinstance(given, dict):
-        if missing := [name for name in names if name not in given]:
-            msg = f"the batch has no {missing[0]!r}; the graph takes {', '.join(names)}"
-            raise ConfigError(msg)
-        given = tuple(given[name] for name in names)
-    if len(given) != len(names):
-        msg = f"the batch has {len(given)} inputs; the graph takes {', '.join(names)}"
-        raise ConfigError(msg)
-    return _Watched(graph_module, watched, watch).run(*given)
+    args, kwargs = batch_arguments(batch)
+    call = bind(interface_of(graph_module), args, kwargs, timestep)
+    return _Watched(graph_module, watched, watch).run(*call.leaves)
 
 
 def sample_input(graph_module: fx.GraphModule, timestep: str) -> str:
@@ -111,11 +113,10 @@ def graph_denoiser(
         raise ConfigError(msg)
     placeholder = next(n for n in graph_module.graph.nodes if n.op == "placeholder" and n.target == timestep)
     like: Tensor = node_value(placeholder)
-    spec = calling_convention(graph_module.graph)[1]
+    interface = interface_of(graph_module)
 
     def run_whole(inputs: dict[str, Any]) -> Any:
-        # By position: the graph wants its arguments as they were when it was captured.
-        args, kwargs = pytree.tree_unflatten(pytree.tree_leaves([inputs[name] for name in names]), spec)
+        args, kwargs = bind(interface, (), inputs, timestep).arguments()
         return graph_module(*args, **kwargs)
 
     call = run or run_whole
@@ -181,6 +182,6 @@ def with_temporal_features(
             fits = difference.numel() == value.numel()
             return value + (difference.reshape(value.shape) if fits else difference)
 
-        return run_graph(graph_module, inputs, shifts, shift)
+        return run_graph(graph_module, inputs, shifts, shift, timestep)
 
     return graph_denoiser(graph_module, timestep=timestep, extra=extra, max_batch=max_batch, run=run)

@@ -156,6 +156,7 @@ def layer_errors(
         msg = f"flavour={flavour!r} is not supported: use 'accumulated' or 'local'"
         raise ConfigError(msg)
     graph_module = quantized.graph_module if isinstance(quantized, QuantizedProgram) else quantized
+    timestep = quantized.timestep if isinstance(quantized, QuantizedProgram) else "timestep"
     pairs, unmatched = match_layers(captured, graph_module)
     if not pairs:
         msg = "the two graphs have no layer in common, so the quantized one is of another model"
@@ -163,7 +164,7 @@ def layer_errors(
     totals = {name: [0.0, 0.0] for name in pairs}
     rows = 0
     for batch in batches:
-        rows += _add_batch(captured, graph_module, batch, pairs, totals, local=flavour == "local")
+        rows += _add_batch(captured, graph_module, batch, pairs, totals, local=flavour == "local", timestep=timestep)
         if on_batch is not None:
             on_batch()
     if rows == 0:
@@ -181,6 +182,7 @@ def _add_batch(
     totals: dict[str, list[float]],
     *,
     local: bool,
+    timestep: str,
 ) -> int:
     """Add one batch's squared norms to the totals; return its rows."""
     ours = {node: name for name, (node, _) in pairs.items()}
@@ -200,11 +202,11 @@ def _add_batch(
         return x.to(value.dtype) if local else value
 
     try:
-        run_graph(captured, batch, ours, remember)
+        run_graph(captured, batch, ours, remember, timestep)
     except (TypeError, RuntimeError, IndexError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         msg = f"a batch does not fit the captured model: {first}"
         raise ConfigError(msg) from error
-    run_graph(quantized, batch, theirs, compare)
+    run_graph(quantized, batch, theirs, compare, timestep)
     leaves = torch.utils._pytree.tree_leaves(batch)
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)

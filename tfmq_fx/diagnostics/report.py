@@ -175,7 +175,7 @@ class _Run:
         if self.scheduler is None:
             return self.skip("the program does not name its noise schedule; pass scheduler", *sections)
         timesteps = ddim_scheduler(self.scheduler, self.count).timesteps
-        limit = self.program.interface.get("max_batch")
+        limit = self.program.interface.max_batch
         options: dict[str, Any] = {"timestep": self.timestep, "extra": self.extra, "max_batch": limit}
         try:
             # The program first: it may refuse the timesteps.
@@ -243,7 +243,7 @@ class _Run:
             return []
         timesteps, states = self.float_trajectory.timesteps, self.float_trajectory.states
         picked = torch.linspace(0, len(timesteps) - 1, min(LAYER_STEPS, len(timesteps))).round().long()
-        rows = self.program.interface.get("max_batch") or states.shape[1]
+        rows = self.program.interface.max_batch or states.shape[1]
         return [self.state(states[step][:rows], timesteps[step]) for step in picked.tolist()]
 
     def state(self, x: Tensor, t: Tensor) -> dict[str, Any]:

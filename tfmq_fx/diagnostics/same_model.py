@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.diagnostics.layer_error import match_layers
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes.predicates import is_linear, node_value
 from tfmq_fx.program import QuantizedProgram
 
@@ -27,10 +28,10 @@ def check_same_model(captured: fx.GraphModule, program: QuantizedProgram, label:
     Raises:
         ConfigError: The program was made from another model.
     """
-    here = captured.meta.get("tfmq_fx.interface", {})
-    ours, theirs = _plain(here.get("config")), _plain(program.interface.get("config"))
+    here = interface_of(captured)
+    ours, theirs = _plain(here.config), _plain(program.interface.config)
     if ours and theirs:
-        ours["model class"], theirs["model class"] = here.get("model_class"), program.interface.get("model_class")
+        ours["model class"], theirs["model class"] = here.model_class, program.interface.model_class
         for name in sorted({*ours, *theirs}, key=lambda name: (name != "model class", name)):
             if ours.get(name) != theirs.get(name):
                 difference = f"its {name} is {theirs.get(name)!r}, this model's {ours.get(name)!r}"

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from tfmq_fx._compat import calling_convention, load_pt2, package_aoti
 from tfmq_fx.artefact.output_classes import import_output_classes
 from tfmq_fx.errors import ArtefactError
+from tfmq_fx.frontend.sizes import sizes_of
 from tfmq_fx.lowering.inductor import freezing
 from tfmq_fx.lowering.kernels import KernelCounter
 
@@ -30,13 +31,13 @@ def export_graph(
 ) -> ExportedProgram:
     """Export a captured graph again, with the same symbolic batch."""
     batch = Dim("batch", min=1, max=max_batch) if max_batch else Dim("batch", min=1)
-    shapes = [
-        {axis: batch for axis, size in enumerate(value.shape) if isinstance(size, torch.SymInt)} or None
-        if isinstance(value := node.meta.get("val"), Tensor)
-        else None
-        for node in graph_module.graph.nodes
-        if node.op == "placeholder"
-    ]
+
+    def shape(value: Any) -> dict[int, Any] | None:
+        sizes = sizes_of(value) if isinstance(value, Tensor) else ()
+        grow = {axis: size.times for axis, size in enumerate(sizes) if not isinstance(size, int)}
+        return {axis: batch if times == 1 else times * batch for axis, times in grow.items()} or None
+
+    shapes = [shape(node.meta.get("val")) for node in graph_module.graph.nodes if node.op == "placeholder"]
     structure = pytree.tree_unflatten(shapes, pytree.tree_structure((args, kwargs)))
     dynamic: Any = structure[0]
     if kwargs:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from torch import SymInt, Tensor, fx
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import output_structure
+from tfmq_fx.frontend.sizes import sizes_of
 from tfmq_fx.passes.predicates import node_value
 
 __all__ = ["ByBatch", "Session"]
@@ -47,7 +49,7 @@ class ByBatch:
         """Run the graph."""
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda leaf: leaf is None)
         tensors = [leaves[index] for index in self._tensors]
-        batch = 1 if self._batch is None else int(tensors[self._batch[0]].shape[self._batch[1]])
+        batch = 1 if self._batch is None else self._batch.of(tensors)
         found = iter(self.session(batch)(tensors))
         outputs = [next(found) if isinstance(leaf, fx.Node) else leaf for leaf in self._results]
         return pytree.tree_unflatten(outputs, self._structure)
@@ -62,11 +64,24 @@ class ByBatch:
         return self._sessions[batch]
 
 
-def _batch_place(inputs: list[Any]) -> tuple[int, int] | None:
-    """Which tensor input has the batch as which axis, None when it is fixed."""
+@dataclass(frozen=True)
+class _BatchPlace:
+    """Which tensor input has the batch along which axis, and how many entries for each item."""
+
+    index: int
+    axis: int
+    times: int
+
+    def of(self, tensors: list[Tensor]) -> int:
+        """The batch size of a call."""
+        return int(tensors[self.index].shape[self.axis]) // self.times
+
+
+def _batch_place(inputs: list[Any]) -> _BatchPlace | None:
+    """Where the batch is read off, None when it is fixed."""
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     for index, value in enumerate(tensors):
-        for axis, size in enumerate(value.shape):
-            if isinstance(size, SymInt) and size.node.expr.is_Symbol:
-                return index, axis
+        for axis, size in enumerate(sizes_of(value)):
+            if not isinstance(size, int):
+                return _BatchPlace(index, axis, size.times)
     return None

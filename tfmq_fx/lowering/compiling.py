@@ -44,7 +44,7 @@ def compile_graph(
         reference = on_native_kernels(reference, precision)
     with _said_in_a_sentence():
         if backend == "inductor":
-            run, counter = compile_inductor(reference, args, kwargs)
+            run, counter = compile_inductor(reference)
             return run, counter.found
         if backend == "aot":
             package = Path(str(path))
@@ -77,8 +77,8 @@ def compile_stages(
             models = load_models(package)
             runs = [models[stage_name(n)] for n in range(len(programs))]
         else:
-            for graph_module, given in zip(graphs, inputs, strict=True):
-                run, counter = compile_inductor(graph_module, given, {})
+            for graph_module in graphs:
+                run, counter = compile_inductor(graph_module)
                 runs.append(run)
                 kernels += counter.found
     return StagedProgram(staged.layout, output_structure(lowered.graph), runs), kernels

@@ -2,93 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, Self
 
 import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from tfmq_fx.errors import LoweringError
+from tfmq_fx.errors import ArtefactError, InputError
+from tfmq_fx.frontend.binding import Call, bind_named, named_arguments
+from tfmq_fx.frontend.interface import ConstantInput, Interface
 from tfmq_fx.lowering.report import LoweringReport
 from tfmq_fx.passes.timestep_row import check_timesteps
 
-__all__ = ["Denoiser", "Signature"]
+__all__ = ["Denoiser"]
 
-
-class Signature:
-    """What a captured program accepts: names, structure, shapes and dtypes of its inputs.
-
-    Args:
-        names: Argument names in the captured order.
-        inputs: Per flattened input, ``(shape, dtype)`` with None for the batch axis, or None when the
-            input is no tensor.
-        spec: The input structure ``((args), {kwargs})``.
-        timestep: Name of the timestep argument.
-        max_batch: Largest batch of one call; None when there is no limit.
-    """
-
-    def __init__(self, names: list[str], inputs: list[tuple[list[int | None], torch.dtype] | None], spec: Any,
-                 timestep: str, max_batch: int | None) -> None:  # fmt: skip
-        self.names, self.inputs, self.spec = names, inputs, spec
-        self.timestep, self.max_batch = timestep, max_batch
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "names": self.names,
-            "inputs": [None if i is None else [i[0], str(i[1]).removeprefix("torch.")] for i in self.inputs],
-            "spec": pytree.treespec_dumps(self.spec),
-            "timestep": self.timestep,
-            "max_batch": self.max_batch,
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Signature:
-        """The inverse of :meth:`to_dict`."""
-        inputs = [None if i is None else (i[0], getattr(torch, i[1])) for i in values["inputs"]]
-        return cls(
-            values["names"], inputs, pytree.treespec_loads(values["spec"]), values["timestep"], values["max_batch"]
-        )
-
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Bind a call to the captured argument names; arguments given as None may be left out.
-
-        Raises:
-            LoweringError: An argument is missing, or one was not captured.
-        """
-        if len(args) > len(self.names):
-            msg = f"the denoiser takes {len(self.names)} arguments ({', '.join(self.names)}), not {len(args)}"
-            raise LoweringError(msg)
-        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        extra = [name for name, value in given.items() if name not in self.names and value is not None]
-        missing = [name for name in self.names if name not in given]
-        if extra or missing:
-            what = f"argument {extra[0]!r} was not captured" if extra else f"argument {missing[0]!r} is missing"
-            msg = (
-                f"{what}; this program was captured with ({', '.join(self.names)}): capture it again with what you pass"
-            )
-            raise LoweringError(msg)
-        return {name: given[name] for name in self.names}
-
-    def structured(self, bound: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Turn bound arguments into ``(args, kwargs)`` of the captured structure."""
-        positional = self.spec.children()[0].num_children
-        values = list(bound.items())
-        return tuple(v for _, v in values[:positional]), dict(values[positional:])
-
-    def flat(self, bound: dict[str, Any]) -> list[Any]:
-        """The flattened inputs of a call.
-
-        Raises:
-            LoweringError: The structure is not the captured one.
-        """
-        leaves, spec = pytree.tree_flatten(self.structured(bound))
-        if len(leaves) != len(self.inputs):
-            msg = f"the inputs have {len(leaves)} leaves, the captured ones {len(self.inputs)}: structure {spec}"
-            raise LoweringError(msg)
-        return leaves
+#: diffusers' own switch between its output class and a tuple; it shapes no computation.
+RETURN_DICT = "return_dict"
 
 
 class Denoiser(nn.Module):
@@ -97,7 +30,7 @@ class Denoiser(nn.Module):
     A timestep may be a number, a 0-dim, ``[1]`` or ``[N]`` tensor. A batch over the captured maximum is
     split, and so is one that mixes timestep groups when the kernels take one group a call. It has ``config``,
     ``dtype`` and ``device``, so it can stand in a diffusers pipeline:
-    ``pipe.unet = denoiser``.
+    ``pipe.unet = denoiser``. Its compiled tensors are not its user's to cast or move; a deep copy shares them.
 
     Attributes:
         report: What lowering did (:class:`LoweringReport`).
@@ -106,30 +39,36 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         run: Callable[..., Any],
-        signature: Signature,
+        interface: Interface,
         *,
+        timestep: str,
         timesteps: Tensor | None,
         groups: Tensor | None = None,
         unknown: str,
         report: LoweringReport,
-        config: dict[str, Any],
         finite: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self._run = run
-        self._finite = dict(finite or {})
-        self._signature = signature
+        # In a tuple, so that it is no submodule: Module.to would cast its tensors under the compiled code.
+        self._compiled = (run,)
+        self._interface, self._timestep = interface, timestep
+        self._finite = {name: (interface.find(name), values) for name, values in (finite or {}).items()}
         self._timesteps = timesteps
         self._groups = groups
         self._unknown = unknown
         self.report = report
-        self.config = FrozenDict(config)
+        self.config = FrozenDict(interface.config)
         self.eval()
 
     @property
+    def interface(self) -> Interface:
+        """What it is called with."""
+        return self._interface
+
+    @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the sample, and of everything that is computed in floating point."""
-        return next(dtype for shape, dtype in filter(None, self._signature.inputs) if dtype.is_floating_point)
+        """The dtype of the sample and of the result."""
+        return self._interface.dtype
 
     @property
     def device(self) -> torch.device:
@@ -142,120 +81,129 @@ class Denoiser(nn.Module):
         return self._timesteps
 
     @torch.no_grad()
-    def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the lowered program.
 
         Args:
             *args: The model's own inputs.
-            return_dict: As in diffusers: False returns a tuple.
-            **kwargs: The model's own inputs by name.
+            **kwargs: The model's own inputs by name. ``return_dict=False`` returns a tuple, as in diffusers.
 
         Raises:
-            LoweringError: The inputs do not fit what was captured.
+            InputError: The inputs do not fit what was captured.
             TimestepError: A timestep, or the value of another finite input, is outside the table.
         """
-        bound = self._signature.bind(args, kwargs)
-        batch = self._batch(bound)
-        if self._signature.timestep in bound:
-            bound[self._signature.timestep] = self._timestep(bound[self._signature.timestep], batch)
-        self._check(bound, batch)
-        for name, allowed in self._finite.items():
-            check_timesteps(bound[name].double(), allowed, name)
-        limit = self._signature.max_batch
-        items = self._one_group_each(bound, batch)
-        if limit:
-            items = [part for piece in items for part in torch.split(piece, limit)]
-        if batch is None or len(items) == 1:
-            output = self._call(bound)
+        given = named_arguments(self._interface, args, kwargs)
+        as_tuple = self._as_tuple(given)
+        if self._timestep in given:
+            given[self._timestep] = self._looked_up(given[self._timestep])
+        call = bind_named(self._interface, given, self._timestep)
+        for name, (index, allowed) in self._finite.items():
+            check_timesteps(call.leaves[index].double(), allowed, name)  # type: ignore[index]
+        limit = self._interface.max_batch
+        pieces = self._one_group_each(call)
+        if limit is not None:
+            pieces = [part for piece in pieces for part in torch.split(piece, limit)]
+        if len(pieces) == 1:
+            output = self._call(call)
         else:
-            output = _join([self._call(_take(bound, batch, piece)) for piece in items], torch.cat(items))
-        return output if return_dict else tuple(pytree.tree_leaves(output))
+            output = self._join([self._call(call.take(piece)) for piece in pieces], torch.cat(pieces))
+        return tuple(pytree.tree_leaves(output)) if as_tuple else output
 
-    def _batch(self, bound: dict[str, Any]) -> int | None:
-        """The batch size: axis 0 of the first input with a batch axis that is not the timestep."""
-        timestep = bound.get(self._signature.timestep)
-        for leaf, expected in zip(self._signature.flat(bound), self._signature.inputs, strict=True):
-            if leaf is not timestep and isinstance(leaf, Tensor) and expected and None in expected[0][:1]:
-                return int(leaf.shape[0])
-        return None
+    def _as_tuple(self, given: dict[str, Any]) -> bool:
+        """Whether a tuple is asked for; where the program does not say itself, what is asked is taken out."""
+        asked = given.get(RETURN_DICT, True)
+        if not isinstance(asked, bool):
+            msg = f"return_dict={asked!r} must be True or False"
+            raise InputError(msg)
+        captured = self._interface.find(RETURN_DICT)
+        constant = None if captured is None else self._interface.inputs[captured]
+        if not isinstance(constant, ConstantInput):
+            given.pop(RETURN_DICT, None)
+        elif constant.value is False:
+            given.setdefault(RETURN_DICT, False)
+        else:
+            given[RETURN_DICT] = constant.value
+        return not asked
 
-    def _expected_timestep(self) -> tuple[list[int | None], torch.dtype]:
-        flat = pytree.tree_leaves(self._signature.structured({n: n for n in self._signature.names}))
-        found = self._signature.inputs[flat.index(self._signature.timestep)]
-        assert found is not None
-        return found
-
-    def _timestep(self, timestep: Any, batch: int | None) -> Any:
-        """Bring a timestep into the captured shape and dtype, and check it against the table."""
-        if timestep is None:
-            return None
-        shape, dtype = self._expected_timestep()
-        value = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep)
-        if self._timesteps is not None and self._unknown == "error":
+    def _looked_up(self, timestep: Any) -> Any:
+        """A timestep as the table has it, looked up as it was given: the cast to the captured dtype may round it."""
+        if self._timesteps is None:
+            return timestep
+        value = timestep
+        if isinstance(timestep, (int, float)) and not isinstance(timestep, bool):
+            value = torch.tensor(timestep, dtype=torch.float64)
+        if not isinstance(value, Tensor) or value.device.type != "cpu" or value.dtype is torch.bool:
+            return timestep
+        if self._unknown == "error":
             check_timesteps(value.double(), self._timesteps)
-        if not dtype.is_floating_point and value.is_floating_point() and not torch.equal(value, value.round()):
-            msg = f"timestep {value.flatten()[0].item():g} is fractional, but the program was captured with {dtype}"
-            raise LoweringError(msg)
-        value = value.to(dtype)
-        if not shape:
-            if value.numel() > 1 and not bool((value == value.flatten()[0]).all()):
-                msg = "this program was captured with a 0-dim timestep and cannot mix timesteps; capture it with [N]"
-                raise LoweringError(msg)
-            return value.flatten()[0].clone()
-        size = shape[0] if shape[0] is not None else (batch if batch is not None else value.numel())
-        return value.reshape(-1).expand(size).contiguous()
+            return timestep
+        return self._timesteps[(value.double()[..., None] - self._timesteps).abs().argmin(dim=-1)]
 
-    def _check(self, bound: dict[str, Any], batch: int | None) -> None:
-        """Compiled code has no guards, so every shape and dtype is checked here."""
-        for leaf, expected in zip(self._signature.flat(bound), self._signature.inputs, strict=True):
-            if expected is None:
-                continue
-            shape = [batch if size is None else size for size in expected[0]]
-            if not isinstance(leaf, Tensor) or list(leaf.shape) != shape or leaf.dtype != expected[1]:
-                found = f"{list(leaf.shape)} {leaf.dtype}" if isinstance(leaf, Tensor) else type(leaf).__name__
-                wanted = f"[{', '.join('batch' if size is None else str(size) for size in expected[0])}] {expected[1]}"
-                msg = (
-                    f"an input is {found}, but this program was captured with {wanted}; capture it again for this shape"
-                )
-                raise LoweringError(msg)
+    def _call(self, call: Call) -> Any:
+        args, kwargs = call.arguments()
+        return self._compiled[0](*args, **kwargs)
 
-    def _call(self, bound: dict[str, Any]) -> Any:
-        positional, named = self._signature.structured(bound)
-        return self._run(*positional, **named)
-
-    def _one_group_each(self, bound: dict[str, Any], batch: int | None) -> list[Tensor]:
+    def _one_group_each(self, call: Call) -> list[Tensor]:
         """The items of a batch, those of each timestep group together; all in one piece when groups may mix."""
-        everything = torch.arange(batch or 1)
-        timestep = bound[self._signature.timestep] if self._groups is not None else None
-        if self._groups is None or self._timesteps is None or timestep is None or timestep.ndim == 0:
+        everything = torch.arange(call.batch or 1)
+        index = self._interface.find(self._timestep)
+        if self._groups is None or self._timesteps is None or index is None or call.leaves[index].ndim == 0:
             return [everything]
-        rows = (timestep.double()[:, None] - self._timesteps).abs().argmin(dim=1)
+        rows = (call.leaves[index].double()[:, None] - self._timesteps).abs().argmin(dim=1)
         groups = self._groups[rows]
         found = sorted(set(groups.tolist()))
         if len(found) == 1:
             return [everything]
-        if batch is None:
+        if call.batch is None:
             msg = (
                 f"a batch of timesteps from {len(found)} groups must be split, but this program was captured with a "
                 "fixed batch; capture it with dynamic_batch=True, or call it with one timestep"
             )
-            raise LoweringError(msg)
+            raise InputError(msg)
         return [everything[groups == group] for group in found]
 
+    def _join(self, outputs: Sequence[Any], items: Tensor) -> Any:
+        """Put the outputs of a split batch together, each item in its place."""
+        leaves, spec = zip(*(pytree.tree_flatten(output) for output in outputs), strict=True)
+        places = torch.argsort(items)
+        joined = []
+        for axis, parts in zip(self._interface.results, zip(*leaves, strict=True), strict=True):
+            # What does not grow with the batch is the same in every part.
+            joined.append(parts[0] if axis is None else torch.cat(parts, axis).index_select(axis, places))
+        return pytree.tree_unflatten(joined, spec[0])
 
-def _take(bound: dict[str, Any], batch: int, items: Tensor) -> dict[str, Any]:
-    """The arguments for some items of the batch."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keep dtype and device, whatever ``to``, ``half`` or ``cuda`` ask for: compiled code reads its own tensors."""
+        asked = fn(torch.empty(0, dtype=self.dtype))
+        if asked.dtype != self.dtype or asked.device.type != "cpu":
+            kept = f"{str(self.dtype).removeprefix('torch.')} on cpu"
+            warnings.warn(
+                f"a lowered denoiser stays in {kept}: its compiled tensors cannot be cast or moved; lower the program "
+                "again for another device, or quantize the model in another dtype",
+                stacklevel=3,
+            )
+        return self
 
-    def cut(leaf: Any) -> Any:
-        whole = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
-        return leaf[items] if whole else leaf
+    def __deepcopy__(self, memo: dict[int, Any]) -> Denoiser:
+        """A denoiser of its own on the same compiled program, which no call changes."""
+        new = copy.copy(self)
+        memo[id(self)] = new
+        return new
 
-    taken: dict[str, Any] = pytree.tree_map(cut, bound)
-    return taken
+    def __copy__(self) -> Denoiser:
+        """As a deep copy."""
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: compiled code does not travel.
 
-def _join(outputs: list[Any], items: Tensor) -> Any:
-    """Put the outputs of a split batch together, each item in its place."""
-    leaves, spec = zip(*(pytree.tree_flatten(output) for output in outputs), strict=True)
-    places = torch.argsort(items)
-    return pytree.tree_unflatten([torch.cat(parts)[places] for parts in zip(*leaves, strict=True)], spec[0])
+        Raises:
+            ArtefactError: Always.
+        """
+        msg = (
+            "a lowered denoiser cannot be pickled: save the program (tfmq_fx.save) or lower it to a package "
+            "(backend='aot'), and load that in the other process"
+        )
+        raise ArtefactError(msg)

@@ -10,6 +10,7 @@ from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import calling_convention
+from tfmq_fx.frontend.sizes import sizes_of
 from tfmq_fx.passes.predicates import node_value
 
 __all__ = ["EXAMPLE_BATCH", "batch_symbol", "example_arguments"]
@@ -24,7 +25,7 @@ def batch_symbol(graph_module: fx.GraphModule) -> Any | None:
         if node.op == "placeholder" and isinstance(node_value(node), Tensor):
             for size in node_value(node).shape:
                 if isinstance(size, SymInt):
-                    return size.node.expr
+                    return next(iter(size.node.expr.free_symbols))
     return None
 
 
@@ -32,7 +33,7 @@ def _example(node: fx.Node, indexed: Mapping[str, Tensor], generator: torch.Gene
     value = node_value(node)
     if not isinstance(value, Tensor):
         return value
-    shape = [EXAMPLE_BATCH if isinstance(size, SymInt) else int(size) for size in value.shape]
+    shape = [size if isinstance(size, int) else EXAMPLE_BATCH * size.times for size in sizes_of(value)]
     if str(node.target) in indexed:
         allowed = indexed[str(node.target)]
         count = shape[0] if shape else 1

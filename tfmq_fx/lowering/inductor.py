@@ -1,8 +1,9 @@
-"""The just-in-time backend: ``torch.compile`` with weight freezing, for this one compilation only."""
+"""The just-in-time backend: Inductor with weight freezing, for this one compilation only."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch._inductor.config
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import no_special_batch_sizes
-from tfmq_fx.lowering.examples import batch_symbol
+from tfmq_fx._compat import no_special_batch_sizes, output_structure
 from tfmq_fx.lowering.kernels import KernelCounter
+from tfmq_fx.passes.nodes import fake_mode_of
+from tfmq_fx.passes.predicates import node_value
 
-__all__ = ["compile_inductor", "freezing"]
+__all__ = ["CompiledProgram", "compile_inductor", "freezing"]
 
 
 @contextlib.contextmanager
@@ -29,34 +31,76 @@ def freezing(counter: KernelCounter) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
-def compile_inductor(
-    graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Callable[..., Any], KernelCounter]:
-    """Compile ``graph_module`` once, for every batch size.
+class CompiledProgram:
+    """A graph that Inductor compiled, called like the graph.
 
-    The compiled code has no guards: a call with another shape would run wrong code rather than compile
-    again (without freezing, hence in float). The denoiser checks every call before it gets here.
+    It holds the compiled code itself: nothing in it is looked up, guarded or compiled again, whatever is done to
+    ``torch.compile``'s own state. A call with another shape or dtype would run wrong code; the denoiser checks every
+    call before it gets here.
 
     Args:
-        graph_module: The q/dq graph.
-        args: Example positional inputs.
-        kwargs: Example inputs by name.
+        run: Takes the tensor inputs in order, and returns the tensor results in order.
+        tensors: The numbers of the inputs that are tensors.
+        results: Per leaf of the result, whether it is a tensor; else what is returned there.
+        structure: What the results are put into; None for one alone.
+    """
+
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        tensors: list[int],
+        results: list[Any],
+        structure: pytree.TreeSpec,
+    ) -> None:
+        self._run, self._tensors, self._results, self._structure = run, tensors, results, structure
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the compiled code."""
+        leaves = pytree.tree_leaves((args, kwargs))
+        found = iter(self._run(*[leaves[index] for index in self._tensors]))
+        outputs = [next(found) if isinstance(leaf, fx.Node) else leaf for leaf in self._results]
+        return pytree.tree_unflatten(outputs, self._structure)
+
+
+@torch.no_grad()
+def compile_inductor(graph_module: fx.GraphModule) -> tuple[CompiledProgram, KernelCounter]:
+    """Compile ``graph_module`` once, for every batch size.
+
+    Args:
+        graph_module: The q/dq graph; sizes that are symbolic in its ``meta["val"]`` stay so. It is not changed.
 
     Returns:
         The compiled callable and the integer kernels in it.
     """
+    from tfmq_fx._inductor_compat import compile_flat_graph
+
     counter = KernelCounter()
-    if batch_symbol(graph_module) is not None:
-        for node, leaf in zip(_placeholders(graph_module), pytree.tree_leaves((args, kwargs)), strict=True):
-            for axis, size in enumerate(getattr(node.meta.get("val"), "shape", ())):
-                if isinstance(size, torch.SymInt) and isinstance(leaf, Tensor):
-                    torch._dynamo.mark_dynamic(leaf, axis)
-    compiled = torch.compile(graph_module, options={"guard_filter_fn": lambda guards: [False] * len(guards)})
+    # The weights are read and packed, never written: a copy of them would only double the memory.
+    shared = {id(tensor): tensor for tensor in (*graph_module.parameters(), *graph_module.buffers())}
+    flat = copy.deepcopy(graph_module, shared)
+    output = flat.graph.output_node()
+    results = pytree.tree_leaves(output.args[0])
+    structure = _result_structure(graph_module)
+    output.args = (tuple(leaf for leaf in results if isinstance(leaf, fx.Node)),)
+    placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
+    tensors = [index for index, node in enumerate(placeholders) if isinstance(node_value(node), Tensor)]
+    for index, node in enumerate(placeholders):
+        if index not in tensors:
+            flat.graph.erase_node(node)
+    flat.graph.set_codegen(fx.graph.CodeGen())
+    flat.recompile()
+    mode = fake_mode_of(flat.graph)
+    with mode:
+        # Every caller hands over contiguous tensors; a stage's graph remembers the strides of the whole one.
+        examples = [value.new_empty(value.shape) for value in (node_value(placeholders[index]) for index in tensors)]
     with freezing(counter):
-        compiled(*args, **kwargs)
-    return compiled, counter
+        run = compile_flat_graph(flat, examples, mode)
+    return CompiledProgram(run, tensors, results, structure), counter
 
 
-def _placeholders(graph_module: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+def _result_structure(graph_module: fx.GraphModule) -> pytree.TreeSpec:
+    """The structure of what the graph returns; a stage that was cut out of one has a plain tensor or tuple."""
+    if hasattr(graph_module.graph._codegen, "pytree_info"):
+        structure: pytree.TreeSpec = output_structure(graph_module.graph)
+        return structure
+    return pytree.tree_structure(graph_module.graph.output_node().args[0])

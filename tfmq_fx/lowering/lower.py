@@ -6,20 +6,24 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
-from torch import SymInt, Tensor, fx
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import HAS_INTEGER_CONVS, calling_convention, output_structure
+from tfmq_fx._compat import HAS_INTEGER_CONVS, output_structure
+from tfmq_fx.choices import check_choice
+from tfmq_fx.config import UnknownTimestep
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
+from tfmq_fx.frontend.interface import Interface
+from tfmq_fx.frontend.interface_json import interface_from_json, interface_to_json
 from tfmq_fx.lowering.aot import describe_package, load_package
 from tfmq_fx.lowering.choose import lower_fastest
 from tfmq_fx.lowering.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
-from tfmq_fx.lowering.denoiser import Denoiser, Signature
+from tfmq_fx.lowering.denoiser import Denoiser
 from tfmq_fx.lowering.eligibility import classify, layers, reads_one_channel
 from tfmq_fx.lowering.engines import ENGINES, resolve_precision
 from tfmq_fx.lowering.examples import example_arguments
@@ -40,10 +44,10 @@ from tfmq_fx.passes import (
     TabulateTemporalBlock,
     UseOneTimestepGroup,
 )
-from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block
+from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block, row_lookups
 from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS
 from tfmq_fx.passes.nodes import read_attribute
-from tfmq_fx.passes.predicates import is_call, is_weighted, node_value
+from tfmq_fx.passes.predicates import is_call, is_weighted
 from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.roles import sample_inputs
@@ -63,6 +67,7 @@ def lower(
     reuse: bool = True,
     path: str | Path | None = None,
     precision: str | None = None,
+    unknown_timestep: UnknownTimestep | None = None,
 ) -> Denoiser:
     """Lower a quantized program to kernels and check the result against the reference.
 
@@ -87,6 +92,8 @@ def lower(
         path: Where the ``"aot"`` package goes (``.pt2``).
         precision: What passes between integer kernels: ``"bf16"`` or ``"f32"``. Inductor's backends take the first by
             default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.
+        unknown_timestep: What a timestep outside the table does: ``"error"`` names it, ``"nearest"`` takes the closest
+            row; None as the program was quantized.
 
     Returns:
         A denoiser that is called like the original model; ``denoiser.report`` says what runs where.
@@ -104,9 +111,10 @@ def lower(
     narrow = resolve_precision(backend, precision) == "bf16"
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
+    unknown = _unknown(unknown_timestep, program.config.unknown_timestep)
     if backend == "auto":
-        return _lower_fastest(program, tabulate=tabulate, reuse=reuse)
-    reference = _final_graph(program, tabulate=tabulate)
+        return _lower_fastest(program, tabulate=tabulate, reuse=reuse, unknown=unknown)
+    reference = _final_graph(program, tabulate=tabulate, unknown=unknown)
     groups = None if backend == "reference" else _apart(reference)
     lowered = reference if groups is None else _one_group(reference)
     # The parity check compares on the example, so with groups it has one timestep.
@@ -114,7 +122,7 @@ def lower(
     if groups is not None:
         indexed[program.timestep] = indexed[program.timestep][:1]
     args, kwargs = example_arguments(reference, indexed)
-    signature = _signature(reference, program)
+    interface = Interface.of(reference).called_like(program.interface)
     entries, nodes = classify(lowered, program.kept_float), [node.name for node in layers(lowered)]
     if groups is not None and HAS_INTEGER_CONVS and backend not in ENGINES:
         LowerIndexedConvs()(lowered)
@@ -131,7 +139,7 @@ def lower(
     if staged is not None and all(stage.by_row for stage in staged.layout.stages[:-1]):
         # The stages that see timesteps take them one by one by themselves, and what is left has one set of parameters.
         groups = None
-    settings = (backend, args, kwargs, path, signature.max_batch, precision)
+    settings = (backend, args, kwargs, path, interface.max_batch, precision)
     run, found = compile_graph(lowered, *settings) if staged is None else compile_stages(lowered, staged, *settings)
     error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs, narrow=narrow)
     table = program.timesteps
@@ -146,10 +154,10 @@ def lower(
         temporal_choices=program.temporal_choices,
         kernels=describe_kernels(precision) if backend in ("inductor", "aot") else "",
     )
-    unknown, config = program.config.unknown_timestep, program.interface.get("config", {})
     if backend == "aot":
         about = {
-            "signature": signature.to_dict(),
+            "interface": interface_to_json(interface),
+            "timestep": program.timestep,
             "result": pytree.treespec_dumps(output_structure(reference.graph)),
             "stages": None if staged is None else staged.layout.to_dict(),
             "report": report.to_dict(),
@@ -157,23 +165,28 @@ def lower(
             "finite": {name: values.tolist() for name, values in program.finite.items()},
             "groups": None if groups is None else groups.tolist(),
             "unknown_timestep": unknown,
-            "config": config,
         }
         describe_package(Path(str(path)), about)
     return Denoiser(
         run,
-        signature,
+        interface,
+        timestep=program.timestep,
         timesteps=table,
         groups=groups,
         unknown=unknown,
         report=report,
-        config=config,
         finite=program.finite,
     )
 
 
-def load_denoiser(path: str | Path) -> Denoiser:
+def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None = None) -> Denoiser:
     """Load a package that ``lower(..., backend="aot", path=path)`` wrote; nothing is compiled.
+
+    A package is compiled code: load it only from whom you would run a program of.
+
+    Args:
+        path: The package.
+        unknown_timestep: As in :func:`lower`; the package holds both.
 
     Raises:
         ArtefactError: The file is missing, damaged, or not a package of ours.
@@ -181,12 +194,12 @@ def load_denoiser(path: str | Path) -> Denoiser:
     models, about = load_package(Path(path))
     return Denoiser(
         _run_of(models, about),
-        Signature.from_dict(about["signature"]),
+        interface_from_json(about["interface"], pytree.treespec_loads),
+        timestep=about["timestep"],
         timesteps=None if about["timesteps"] is None else torch.tensor(about["timesteps"], dtype=torch.float64),
         groups=None if about.get("groups") is None else torch.tensor(about["groups"]),
-        unknown=about["unknown_timestep"],
+        unknown=_unknown(unknown_timestep, about["unknown_timestep"]),
         report=LoweringReport.from_dict(about["report"]),
-        config=about["config"],
         finite={name: torch.tensor(values, dtype=torch.float64) for name, values in about["finite"].items()},
     )
 
@@ -200,22 +213,34 @@ def _run_of(models: Mapping[str, Callable[..., Any]], about: Mapping[str, Any]) 
     return StagedProgram(layout, pytree.treespec_loads(about["result"]), runs)
 
 
-def _lower_fastest(program: QuantizedProgram, *, tabulate: bool, reuse: bool) -> Denoiser:
+def _lower_fastest(program: QuantizedProgram, *, tabulate: bool, reuse: bool, unknown: UnknownTimestep) -> Denoiser:
     """Lower with every backend and keep the fastest."""
 
     def lower_with(backend: str, precision: str | None) -> Denoiser:
-        return lower(program, backend, tabulate=tabulate, reuse=reuse, precision=precision)
+        return lower(program, backend, tabulate=tabulate, reuse=reuse, precision=precision, unknown_timestep=unknown)
 
     return lower_fastest(lower_with, *example_arguments(program.graph_module, program.indexed))
 
 
-def _final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule:
+def _unknown(asked: UnknownTimestep | None, quantized: UnknownTimestep) -> UnknownTimestep:
+    """What a timestep outside the table does: what is asked for, else what the program was quantized with.
+
+    Raises:
+        ConfigError: There is no such choice.
+    """
+    check_choice("unknown_timestep", asked, (None, *get_args(UnknownTimestep)))
+    return asked or quantized
+
+
+def _final_graph(program: QuantizedProgram, *, tabulate: bool, unknown: UnknownTimestep) -> fx.GraphModule:
     """The graph that is compiled: a copy with the temporal block as a table and the lookup written out."""
     graph_module = copy.deepcopy(program.graph_module)
+    for lookup in row_lookups(graph_module):
+        if str(lookup.args[0].target) == program.timestep:  # type: ignore[union-attr]
+            lookup.update_arg(2, unknown)
     FoldWeightZeroPoints()(graph_module)
     if tabulate and program.timesteps is not None:
         # A program with parameters per timestep has its row already; then this changes nothing.
-        unknown = program.config.unknown_timestep
         IndexTimesteps(program.timesteps, timestep=program.timestep, unknown=unknown)(graph_module)
         TabulateTemporalBlock(timestep=program.timestep)(graph_module)
         store_table(graph_module, program.config)
@@ -253,17 +278,3 @@ def _as_compiled(entries: list[ReportEntry], nodes: list[str], found: Kernels) -
     if found is None:
         return tuple(in_float(entries, EAGER))
     return match_kernels(entries, found) if isinstance(found, Counter) else read_kernels(entries, nodes, found)
-
-
-def _signature(graph_module: fx.GraphModule, program: QuantizedProgram) -> Signature:
-    names, spec = calling_convention(graph_module.graph)
-    inputs: list[tuple[list[int | None], torch.dtype] | None] = []
-    for node in graph_module.graph.nodes:
-        if node.op != "placeholder":
-            continue
-        value = node_value(node)
-        tensor = isinstance(value, Tensor)
-        inputs.append(
-            ([None if isinstance(s, SymInt) else int(s) for s in value.shape], value.dtype) if tensor else None
-        )
-    return Signature(names, inputs, spec, program.timestep, program.interface.get("max_batch"))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from tfmq_fx.frontend.tensors import contiguous
 from tfmq_fx.lowering.stages import Layout, Stage, StagedGraph
 
 __all__ = ["Reused", "StagedProgram", "stage_inputs"]
@@ -105,7 +106,7 @@ def _digest(row: tuple[Tensor, ...]) -> bytes:
     state = hashlib.blake2b(digest_size=16)
     for value in row:
         state.update(str(tuple(value.shape)).encode())
-        state.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        state.update(contiguous(value).reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.digest()
 
 

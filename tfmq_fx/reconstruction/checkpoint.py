@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tfmq_fx.errors import ReconstructionError
+from tfmq_fx.frontend.tensors import contiguous
 from tfmq_fx.reconstruction.report import UnitResult
 
 __all__ = ["Checkpoint", "fingerprint"]
@@ -29,7 +30,7 @@ def fingerprint(plain: Any, tensors: Iterable[Tensor]) -> str:
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(contiguous(tensor.cpu()).reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tfmq_fx.calibration import Batch
 from tfmq_fx.conditional_calibration import conditioned_path, prepared_conditionings
 from tfmq_fx.conditionings import ConditionedTimesteps
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError, ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
+from tfmq_fx.frontend.batches import Batch, bind_batch
+from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis import find_temporal_block, find_units, row_columns
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
@@ -368,6 +369,7 @@ def _pairs(prepared: fx.GraphModule, about: dict[str, Any], batches: list[Batch]
     conditionings = prepared_conditionings(about)
     if conditionings is None or not batches:
         return None
-    for batch in batches:
-        conditionings.add(prepared, batch)
+    interface = interface_of(prepared)
+    for index, batch in enumerate(batches):
+        conditionings.add(prepared, bind_batch(interface, index, batch, about["timestep"]))
     return conditionings.with_timesteps(distinct_timesteps(about["timesteps"]), about["timestep"])

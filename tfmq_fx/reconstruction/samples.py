@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import calling_convention
-from tfmq_fx.calibration import Batch
-from tfmq_fx.conditionings import flat_inputs
 from tfmq_fx.errors import CalibrationError
+from tfmq_fx.frontend.batches import Batch, bind_batch
+from tfmq_fx.frontend.binding import Call
+from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes.predicates import node_value
-from tfmq_fx.passes.sizes import concrete_size, rows_per_item
+from tfmq_fx.passes.sizes import rows_per_item
+from tfmq_fx.quantizer import META_KEY
 
 __all__ = ["Samples", "Window", "gather_samples"]
 
@@ -99,16 +100,17 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
     Raises:
         CalibrationError: There are none, or one does not fit the graph.
     """
-    names, spec = calling_convention(prepared.graph)
+    interface = interface_of(prepared)
+    timestep = prepared.meta.get(META_KEY, {}).get("timestep", "timestep")
     placeholders = [node for node in prepared.graph.nodes if node.op == "placeholder"]
-    flat = [flat_inputs(batch, names, spec) for batch in batches]
+    calls = [bind_batch(interface, index, batch, timestep) for index, batch in enumerate(batches)]
+    flat = [call.leaves for call in calls]
     if not flat:
         msg = "reconstruction got no batches; pass those that the model was calibrated on"
         raise CalibrationError(msg)
     grows = [_grows(node) for node in placeholders]
-    for index, leaves in enumerate(flat):
-        _check(index, leaves, placeholders, grows)
-    sizes = [_rows(leaves, grows) for leaves in flat]
+    # A graph of a fixed batch: its rows are not told apart.
+    sizes = [_rows(call) for call in calls]
     generator = torch.Generator().manual_seed(seed)
     tensors = [isinstance(node_value(node), Tensor) for node in placeholders]
     if all(grow or not tensor for grow, tensor in zip(grows, tensors, strict=True)):
@@ -136,39 +138,7 @@ def _grows(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and rows_per_item(value.shape[0]) == 1
 
 
-def _rows(leaves: list[Any], grows: list[bool]) -> int:
-    sizes = [len(leaf) for leaf, grow in zip(leaves, grows, strict=True) if grow]
-    if sizes:
-        return sizes[0]
-    # A graph of a fixed batch: its rows are not told apart.
-    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)
-
-
-def _check(index: int, leaves: list[Any], placeholders: list[fx.Node], grows: list[bool]) -> None:
-    if len(leaves) != len(placeholders):
-        msg = f"calibration batch {index} has {len(leaves)} values, the captured model takes {len(placeholders)}"
-        raise CalibrationError(msg)
-    rows: int | None = None
-    for leaf, node, grow in zip(leaves, placeholders, grows, strict=True):
-        expected = node_value(node)
-        if not isinstance(expected, Tensor):
-            continue
-        name = f"calibration batch {index}: {str(node.target)!r}"
-        if not isinstance(leaf, Tensor) or leaf.ndim != expected.ndim:
-            shape = list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
-            msg = f"{name} is {shape}, but was captured with {expected.ndim} axes"
-            raise CalibrationError(msg)
-        if rows is None and grow:
-            rows = len(leaf)
-        wanted = [concrete_size(size, rows or 1) for size in expected.shape]
-        if list(leaf.shape) != wanted:
-            msg = f"{name} has shape {list(leaf.shape)}, but the captured model takes {wanted}"
-            raise CalibrationError(msg)
-        if not leaf.is_floating_point():
-            continue
-        if expected.is_floating_point() and leaf.dtype != expected.dtype:
-            msg = f"{name} is {leaf.dtype}, but was captured as {expected.dtype}"
-            raise CalibrationError(msg)
-        if not bool(torch.isfinite(leaf).all()):
-            msg = f"{name} holds NaN or infinite values; remove the batch, or fix where it comes from"
-            raise CalibrationError(msg)
+def _rows(call: Call) -> int:
+    if call.batch is not None:
+        return call.batch
+    return next((len(leaf) for leaf in call.leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)

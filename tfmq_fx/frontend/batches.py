@@ -1,0 +1,53 @@
+"""Calibration batches: the model's own inputs, in any of the forms that users have them in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from tfmq_fx.errors import CalibrationError, InputError
+from tfmq_fx.frontend.binding import Call, bind
+from tfmq_fx.frontend.interface import Interface
+
+__all__ = ["Batch", "batch_arguments", "bind_batch"]
+
+#: The model's own inputs: positional, by name, or a single tensor.
+Batch = Sequence[Any] | Mapping[str, Any] | Tensor
+
+
+def batch_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch as ``(args, kwargs)``.
+
+    Raises:
+        CalibrationError: It is none.
+    """
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, Sequence) and not isinstance(batch, str):
+        return tuple(batch), {}
+    msg = f"a calibration batch is a {type(batch).__name__}; pass a tuple of inputs, a dictionary by name, or a tensor"
+    raise CalibrationError(msg)
+
+
+def bind_batch(interface: Interface, index: int, batch: Batch, timestep: str) -> Call:
+    """Bind a calibration batch.
+
+    Args:
+        interface: What the model was captured with.
+        index: Number of the batch, for messages.
+        batch: The batch.
+        timestep: Name of the timestep input.
+
+    Raises:
+        CalibrationError: It does not fit; the message names the batch and the argument.
+    """
+    args, kwargs = batch_arguments(batch)
+    try:
+        return bind(interface, args, kwargs, timestep)
+    except InputError as error:
+        msg = f"calibration batch {index} does not fit the captured model: {error}"
+        raise CalibrationError(msg) from error
