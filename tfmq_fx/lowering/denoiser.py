@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.lowering.report import LoweringReport
 from tfmq_fx.passes.timestep_row import check_timesteps
+from tfmq_fx.passes.timestep_values import ValueSearch
 
 __all__ = ["Denoiser", "Signature"]
 
@@ -120,6 +121,7 @@ class Denoiser(nn.Module):
         self._finite = dict(finite or {})
         self._signature = signature
         self._timesteps = timesteps
+        self._search = None if timesteps is None else ValueSearch(timesteps)
         self._groups = groups
         self._unknown = unknown
         self.report = report
@@ -160,7 +162,7 @@ class Denoiser(nn.Module):
             bound[self._signature.timestep] = self._timestep(bound[self._signature.timestep], batch)
         self._check(bound, batch)
         for name, allowed in self._finite.items():
-            check_timesteps(bound[name].double(), allowed, name)
+            check_timesteps(bound[name], allowed, name)
         limit = self._signature.max_batch
         items = self._one_group_each(bound, batch)
         if limit:
@@ -191,8 +193,9 @@ class Denoiser(nn.Module):
             return None
         shape, dtype = self._expected_timestep()
         value = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep)
-        if self._timesteps is not None and self._unknown == "error":
-            check_timesteps(value.double(), self._timesteps)
+        if self._search is not None:
+            # The table's own value: what follows, compiled or not, finds exactly that row.
+            value = self._search.values[self._search.rows(value, self._unknown)]
         if not dtype.is_floating_point and value.is_floating_point() and not torch.equal(value, value.round()):
             msg = f"timestep {value.flatten()[0].item():g} is fractional, but the program was captured with {dtype}"
             raise LoweringError(msg)
@@ -227,10 +230,9 @@ class Denoiser(nn.Module):
         """The items of a batch, those of each timestep group together; all in one piece when groups may mix."""
         everything = torch.arange(batch or 1)
         timestep = bound[self._signature.timestep] if self._groups is not None else None
-        if self._groups is None or self._timesteps is None or timestep is None or timestep.ndim == 0:
+        if self._groups is None or self._search is None or timestep is None or timestep.ndim == 0:
             return [everything]
-        rows = (timestep.double()[:, None] - self._timesteps).abs().argmin(dim=1)
-        groups = self._groups[rows]
+        groups = self._groups[self._search.rows(timestep)]
         found = sorted(set(groups.tolist()))
         if len(found) == 1:
             return [everything]
