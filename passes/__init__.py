@@ -43,6 +43,7 @@ from .subgraphs import extract_subgraph
 from .tabulate_temporal_block import TabulateTemporalBlock
 from .use_one_timestep_group import UseOneTimestepGroup
 from .widen_sequence_convs import WidenSequenceConvs
+from .widen_timesteps import WidenTimesteps
 
 __all__ = [
     "CANONICALIZE",
@@ -84,6 +85,7 @@ __all__ = [
     "TabulateTemporalBlock",
     "UseOneTimestepGroup",
     "WidenSequenceConvs",
+    "WidenTimesteps",
     "extract_subgraph",
     "run_pipeline",
 ]
