@@ -13,6 +13,7 @@ from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import HAS_INTEGER_CONVS, calling_convention, output_structure
+from tfmq_fx.config import UnknownTimestep
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
@@ -47,6 +48,7 @@ from tfmq_fx.passes.predicates import is_call, is_weighted, node_value
 from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.roles import sample_inputs
+from tfmq_fx.unknown_timesteps import check_unknown_timestep, with_unknown_timestep
 
 __all__ = ["load_denoiser", "lower"]
 
@@ -63,6 +65,7 @@ def lower(
     reuse: bool = True,
     path: str | Path | None = None,
     precision: str | None = None,
+    unknown_timestep: UnknownTimestep | None = None,
 ) -> Denoiser:
     """Lower a quantized program to kernels and check the result against the reference.
 
@@ -87,6 +90,8 @@ def lower(
         path: Where the ``"aot"`` package goes (``.pt2``).
         precision: What passes between integer kernels: ``"bf16"`` or ``"f32"``. Inductor's backends take the first by
             default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.
+        unknown_timestep: What a timestep outside the table does: ``"error"`` names it, ``"nearest"`` takes the closest
+            one of the table. By default as the program was quantized.
 
     Returns:
         A denoiser that is called like the original model; ``denoiser.report`` says what runs where.
@@ -104,6 +109,7 @@ def lower(
     narrow = resolve_precision(backend, precision) == "bf16"
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
+    program = with_unknown_timestep(program, unknown_timestep)
     if backend == "auto":
         return _lower_fastest(program, tabulate=tabulate, reuse=reuse)
     reference = _final_graph(program, tabulate=tabulate)
@@ -172,19 +178,25 @@ def lower(
     )
 
 
-def load_denoiser(path: str | Path) -> Denoiser:
+def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None = None) -> Denoiser:
     """Load a package that ``lower(..., backend="aot", path=path)`` wrote; nothing is compiled.
+
+    Args:
+        path: The package.
+        unknown_timestep: As for :func:`lower`; by default as it was lowered.
 
     Raises:
         ArtefactError: The file is missing, damaged, or not a package of ours.
+        ConfigError: ``unknown_timestep`` is not supported.
     """
+    check_unknown_timestep(unknown_timestep)
     models, about = load_package(Path(path))
     return Denoiser(
         _run_of(models, about),
         Signature.from_dict(about["signature"]),
         timesteps=None if about["timesteps"] is None else torch.tensor(about["timesteps"], dtype=torch.float64),
         groups=None if about.get("groups") is None else torch.tensor(about["groups"]),
-        unknown=about["unknown_timestep"],
+        unknown=unknown_timestep or about["unknown_timestep"],
         report=LoweringReport.from_dict(about["report"]),
         config=about["config"],
         finite={name: torch.tensor(values, dtype=torch.float64) for name, values in about["finite"].items()},
