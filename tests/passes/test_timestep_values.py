@@ -63,7 +63,9 @@ def test_a_rounded_timestep_is_matched_at_its_own_precision(dtype, blurred):
 
 def test_a_rounded_timestep_that_may_be_two_rows_is_refused_with_its_dtype():
     assert found([981.0, 979.0], [980.0], torch.bfloat16) == [None]
-    with pytest.raises(TimestepError, match=r"timestep 980 in bfloat16 is not in the table of 2 timesteps \(nearest: 9"):
+    with pytest.raises(
+        TimestepError, match=r"timestep 980 in bfloat16 is not in the table of 2 timesteps \(nearest: 9"
+    ):
         search([981.0, 979.0]).rows(torch.tensor([980.0], dtype=torch.bfloat16))
     # With its own row there is nothing to choose.
     assert found([981.0, 980.0, 979.0], [980.0], torch.bfloat16) == [1]
