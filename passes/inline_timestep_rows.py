@@ -63,11 +63,13 @@ def _search(graph_module: fx.GraphModule, lookup: fx.Node, count: int) -> fx.Nod
 
     timestep, values, unknown = lookup.args[:3]
     table = row_values(graph_module, lookup)
+    seen, tolerances = ValueSearch(table).seen(node_value(timestep).dtype)  # type: ignore[arg-type]
+    if not torch.equal(seen, table):
+        values = constant("timestep_values_seen", seen)
     wide = call(aten.to.dtype, timestep, torch.float64)
     distance = call(aten.abs.default, call(aten.sub.Tensor, call(aten.unsqueeze.default, wide, -1), values))
     if unknown == "error":
-        dtype = node_value(timestep).dtype  # type: ignore[arg-type]
-        bound = constant("timestep_tolerances", ValueSearch(table).tolerance(dtype))
+        bound = constant("timestep_tolerances", tolerances)
     else:
         bound = call(aten.clamp.default, call(aten.amin.default, distance, [-1], True), None, LARGEST)
     numbers = constant("timestep_numbers_of_rows", torch.arange(len(table), device=table.device))

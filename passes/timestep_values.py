@@ -5,9 +5,10 @@ same operators into a graph. With :math:`d_k = |t - v_k|` in float64, row :math:
 
 .. math:: d_k \le \min\bigl(\varepsilon \, |v_k|,\; \tfrac14 \min_{j \ne k} |v_k - v_j|\bigr)
 
-The same timestep is computed in float32 here and in float64 there, so :math:`\varepsilon` is some roundings of float32;
-a timestep that was rounded further, to bfloat16 or float16, is matched at the precision it has. The gap to the next
-value bounds both: at most one row holds a timestep, and tables may span any range. A timestep of 0 is 0 alone.
+The same timestep is computed in float32 here and in float64 there, so :math:`\varepsilon` is some roundings of float32.
+The gap to the next value bounds it: at most one row holds a timestep, and tables may span any range. A timestep of 0 is
+0 alone. A timestep in bfloat16 or float16 is held against the values as that dtype has them: a graph that takes it
+computes with the rounded number, and so do the rows of its table. Values that the dtype cannot tell apart hold nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from tfmq_fx.errors import ConfigError, TimestepError
 
-__all__ = ["LARGEST", "ValueSearch", "as_captured", "distinct_timesteps", "precision_of"]
+__all__ = ["LARGEST", "ValueSearch", "as_captured", "distinct_timesteps", "is_low"]
 
 #: Some roundings of float32: a short formula's result in float32 and in float64 is the same timestep.
 FLOAT32 = 2.0**-18
@@ -47,10 +48,9 @@ def distinct_timesteps(values: Any) -> Tensor:
     return found
 
 
-def precision_of(dtype: torch.dtype) -> tuple[float, float]:
-    """How far a number of this type may lie from what it was rounded from: relative, and for the smallest ones."""
-    held = torch.finfo(dtype if dtype.is_floating_point and dtype.itemsize < 4 else torch.float32)
-    return max(FLOAT32, held.eps), held.tiny * held.eps / 2
+def is_low(dtype: torch.dtype) -> bool:
+    """Whether a float of this type is too short to hold a timestep: bfloat16, float16."""
+    return dtype.is_floating_point and dtype.itemsize < 4
 
 
 def as_captured(values: Tensor, dtype: torch.dtype, name: str = "timestep") -> Tensor:
@@ -82,77 +82,89 @@ class ValueSearch:
     def __init__(self, values: Tensor) -> None:
         self.values = values
         self._numbers = torch.arange(len(values), device=values.device)
-        self._gaps = _gaps(values)
-        self._tolerances: dict[tuple[float, float], Tensor] = {}
+        self._seen: dict[torch.dtype, tuple[Tensor, Tensor]] = {}
 
-    def tolerance(self, dtype: torch.dtype) -> Tensor:
-        """How far a timestep of this type may lie from each value to be it, float64 ``[K]``."""
-        relative, smallest = key = precision_of(dtype)
-        if key not in self._tolerances:
-            near = (self.values.abs() * relative).clamp_min(smallest)
-            self._tolerances[key] = torch.minimum(near, self._gaps * GAP_SHARE)
-        return self._tolerances[key]
+    def seen(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The values as timesteps of this type are held against them, and how far one may lie from each to be it.
+
+        Both float64 ``[K]``.
+        """
+        dtype = dtype if is_low(dtype) else torch.float64
+        if dtype not in self._seen:
+            values = self.values.to(dtype).double()
+            gaps = _gaps(values)
+            tolerances = torch.minimum(values.abs() * FLOAT32, gaps * GAP_SHARE)
+            self._seen[dtype] = values, tolerances.masked_fill(gaps == 0, -1.0)
+        return self._seen[dtype]
 
     def find(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """The row that holds each timestep.
 
         Args:
-            timestep: Any shape, any dtype; its dtype says how precisely it is known.
+            timestep: Any shape, any dtype.
 
         Returns:
             The rows, int64, and whether there is one, both of the shape of ``timestep``. Where there is none the row is
             ``K``, behind the last.
         """
-        return self._first(self._distances(timestep) <= self.tolerance(timestep.dtype))
+        values, tolerances = self.seen(timestep.dtype)
+        return self._first(_distances(timestep, values) <= tolerances)
 
     def nearest(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """The row that is nearest to each timestep, of two equally near ones the first; as :meth:`find`.
 
         Only what is not finite has none.
         """
-        distances = self._distances(timestep)
+        distances = _distances(timestep, self.seen(timestep.dtype)[0])
         return self._first(distances <= distances.amin(-1, keepdim=True).clamp_max(LARGEST))
 
-    def rows(self, timestep: Tensor, unknown: str = "error", name: str = "timestep") -> Tensor:
+    def rows(self, timestep: Tensor, unknown: str = "error", name: str = "timestep",
+             captured: torch.dtype | None = None) -> Tensor:  # fmt: skip
         """The row of each timestep, int64, of its shape.
 
         Args:
             timestep: Any shape, any dtype.
             unknown: What a timestep outside the table does: ``"error"`` names it, ``"nearest"`` takes the closest row.
             name: What the error calls it: ``"timestep"``, or another finite input such as ``"class_labels"``.
+            captured: The dtype that the graph computes with, by default that of ``timestep``. What was rounded to
+                bfloat16 is another timestep for a graph of float32.
 
         Raises:
             TimestepError: Names the first timestep without a row, and the ways out.
         """
-        rows, known = self.nearest(timestep) if unknown == "nearest" else self.find(timestep)
+        given = timestep if captured is None else timestep.to(captured if is_low(captured) else torch.float64)
+        rows, known = self.nearest(given) if unknown == "nearest" else self.find(given)
         if not bool(known.all()):
-            raise TimestepError(self._refusal(timestep[~known].reshape(-1)[:1], unknown, name))
+            raise TimestepError(self._refusal(timestep[~known].reshape(-1)[0], name))
         return rows
-
-    def _distances(self, timestep: Tensor) -> Tensor:
-        return (timestep.to(torch.float64).unsqueeze(-1) - self.values).abs()
 
     def _first(self, found: Tensor) -> tuple[Tensor, Tensor]:
         """The first row that was found along the last axis."""
         rows = torch.where(found, self._numbers, len(self.values)).amin(-1)
         return rows, rows < len(self.values)
 
-    def _refusal(self, timestep: Tensor, unknown: str, name: str) -> str:
-        row, finite = self.nearest(timestep)
+    def _refusal(self, timestep: Tensor, name: str) -> str:
+        row, finite = self.nearest(timestep.double())
         if not bool(finite):
             return f"{name} {float(timestep):g} is no finite number, so it has no row in the table; check the scheduler"
+        count = len(self.values)
         if name != "timestep":
-            count = len(self.values)
-            return (
-                f"{name} {float(timestep):g} is not among the {count} values in the table; quantize with it in finite="
-            )
+            return f"{name} {float(timestep):g} is not among the {count} values in the table; quantize with it in finite="
         first, close = _told_apart(float(timestep), float(self.values[row]))
-        low = timestep.is_floating_point() and timestep.dtype.itemsize < 4
-        kind = f" in {str(timestep.dtype).removeprefix('torch.')}" if low else ""
+        if is_low(timestep.dtype):
+            kind = str(timestep.dtype).removeprefix("torch.")
+            return (
+                f"timestep {first} in {kind} is not in the table of {count} timesteps (nearest: {close}), and {kind} "
+                "rounds timesteps: pass it in float32, or quantize with timesteps=tfmq_fx.recorded_timesteps(batches)"
+            )
         return (
-            f"timestep {first}{kind} is not in the table of {len(self.values)} timesteps (nearest: {close}); "
+            f"timestep {first} is not in the table of {count} timesteps (nearest: {close}); "
             "add it with add_timesteps, or lower with unknown_timestep='nearest'"
         )
+
+
+def _distances(timestep: Tensor, values: Tensor) -> Tensor:
+    return (timestep.to(torch.float64).unsqueeze(-1) - values).abs()
 
 
 def _gaps(values: Tensor) -> Tensor:

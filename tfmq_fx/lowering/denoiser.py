@@ -195,7 +195,7 @@ class Denoiser(nn.Module):
         value = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep)
         if self._search is not None:
             # The table's own value: what follows, compiled or not, finds exactly that row.
-            value = self._search.values[self._search.rows(value, self._unknown)]
+            value = self._search.values[self._search.rows(value, self._unknown, captured=dtype)]
         if not dtype.is_floating_point and value.is_floating_point() and not torch.equal(value, value.round()):
             msg = f"timestep {value.flatten()[0].item():g} is fractional, but the program was captured with {dtype}"
             raise LoweringError(msg)
