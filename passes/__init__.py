@@ -35,6 +35,7 @@ from .remove_dropouts import RemoveDropouts
 from .remove_guards import RemoveGuards
 from .remove_identity_arithmetic import RemoveIdentityArithmetic
 from .remove_noop_casts import RemoveNoopCasts
+from .set_unknown_timesteps import SetUnknownTimesteps
 from .share_temporal_nodes import ShareTemporalNodes
 from .sink_repeated_rows import SinkRepeatedRows
 from .split_concatenated_convs import SplitConcatenatedConvs
@@ -43,6 +44,7 @@ from .subgraphs import extract_subgraph
 from .tabulate_temporal_block import TabulateTemporalBlock
 from .use_one_timestep_group import UseOneTimestepGroup
 from .widen_sequence_convs import WidenSequenceConvs
+from .widen_timesteps import WidenTimesteps
 
 __all__ = [
     "CANONICALIZE",
@@ -77,6 +79,7 @@ __all__ = [
     "RemoveGuards",
     "RemoveIdentityArithmetic",
     "RemoveNoopCasts",
+    "SetUnknownTimesteps",
     "ShareTemporalNodes",
     "SinkRepeatedRows",
     "SplitConcatenatedConvs",
@@ -84,6 +87,7 @@ __all__ = [
     "TabulateTemporalBlock",
     "UseOneTimestepGroup",
     "WidenSequenceConvs",
+    "WidenTimesteps",
     "extract_subgraph",
     "run_pipeline",
 ]

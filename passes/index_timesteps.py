@@ -13,16 +13,11 @@ from .base import GraphPass, PassError
 from .nodes import add_buffer, insert_call, insert_get_attr
 from .predicates import node_value
 from .timestep_row import ROW_OP
+from .timestep_values import distinct_timesteps
 
 __all__ = ["IndexTimesteps", "distinct_timesteps"]
 
 aten = torch.ops.aten
-
-
-def distinct_timesteps(values: Any) -> Tensor:
-    """The values of a schedule in their order, repeated ones once; float64 ``[K]``."""
-    flat = [float(value) for value in torch.as_tensor(values).reshape(-1).tolist()]
-    return torch.tensor(list(dict.fromkeys(flat)), dtype=torch.float64)
 
 
 class IndexTimesteps(GraphPass):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
-from .analysis.table_row import row_columns
+from .analysis.table_row import row_columns, row_values
 from .base import GraphPass
-from .nodes import insert_call, replace_node
-from .predicates import is_call
-from .timestep_row import ROW_OP, TOLERANCE
+from .nodes import add_buffer, insert_call, insert_get_attr, replace_node
+from .predicates import is_call, node_value
+from .timestep_row import ROW_OP
+from .timestep_values import LARGEST, ValueSearch
 
 __all__ = ["InlineTimestepRows"]
 
@@ -19,7 +20,7 @@ aten = torch.ops.aten
 
 
 class InlineTimestepRows(GraphPass):
-    """Replace ``timestep_row`` by a search for the nearest value.
+    """Replace ``timestep_row`` by the operators of :class:`~.timestep_values.ValueSearch`.
 
     Before::
 
@@ -28,12 +29,12 @@ class InlineTimestepRows(GraphPass):
     After::
 
         %d = abs(sub(unsqueeze(to(%timestep, float64), -1), %values))
-        %row = where(le(amin(%d), tolerance), argmin(%d), K)                  # K: behind the last row
+        %row = amin(where(le(%d, %tolerances), %numbers, K), -1)              # K: behind the last row
+        # "nearest": le(%d, clamp(amin(%d, -1, True), None, LARGEST)) instead
 
-    Legality: the same row for every timestep of the table. A timestep outside it cannot be named by
-    compiled code: under ``"error"`` its row is ``K``, which the bounds check of the gather refuses (the
-    denoiser names it before it gets that far); under ``"nearest"`` the closest row is taken, as before.
-    Numerics are preserved to the bit.
+    Legality: the same operators on the same numbers, so the same row for every timestep that has one. One that has none
+    cannot be named by compiled code: its row is ``K``, which the bounds check of the gather refuses (the denoiser names
+    it before it gets that far). Numerics are preserved to the bit.
     Meta: the new nodes take the module stack of the lookup.
     """
 
@@ -41,25 +42,36 @@ class InlineTimestepRows(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace every lookup."""
-        graph = graph_module.graph
-        lookups = [node for node in graph.nodes if is_call(node, ROW_OP)]
+        lookups = [node for node in graph_module.graph.nodes if is_call(node, ROW_OP)]
         # The rows of all inputs together: as the row of one of them, it leads behind the last whatever the others are.
         count = max((len(column) for column in row_columns(graph_module).values()), default=0)
         for node in lookups:
-            timestep, values, unknown = node.args[:3]
-            with graph.inserting_before(node):
-                wide = insert_call(graph, aten.to.dtype, (timestep, torch.float64), anchor=node)
-                column = insert_call(graph, aten.unsqueeze.default, (wide, -1), anchor=node)
-                gap = insert_call(graph, aten.sub.Tensor, (column, values), anchor=node)
-                distance = insert_call(graph, aten.abs.default, (gap,), anchor=node)
-                row = insert_call(graph, aten.argmin.default, (distance, -1), anchor=node)
-                if unknown == "error":
-                    nearest = insert_call(graph, aten.amin.default, (distance, [-1]), anchor=node)
-                    size = insert_call(graph, aten.abs.default, (wide,), anchor=node)
-                    slack = insert_call(graph, aten.clamp_min.default, (size, 1.0), anchor=node)
-                    # Twice the tolerance: it is relative to the timestep here, to the table's value there.
-                    allowed = insert_call(graph, aten.mul.Tensor, (slack, 2 * TOLERANCE), anchor=node)
-                    known = insert_call(graph, aten.le.Tensor, (nearest, allowed), anchor=node)
-                    row = insert_call(graph, aten.where.ScalarOther, (known, row, count), anchor=node)
+            with graph_module.graph.inserting_before(node):
+                row = _search(graph_module, node, count)
             replace_node(node, row)
         return bool(lookups)
+
+
+def _search(graph_module: fx.GraphModule, lookup: fx.Node, count: int) -> fx.Node:
+    """Insert the search of a lookup; what has no row gets ``count``."""
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        return insert_call(graph_module.graph, target, args, anchor=lookup)
+
+    def constant(name: str, value: torch.Tensor) -> fx.Node:
+        return insert_get_attr(graph_module, add_buffer(graph_module, name, value), anchor=lookup)
+
+    timestep, values, unknown = lookup.args[:3]
+    table = row_values(graph_module, lookup)
+    seen, tolerances = ValueSearch(table).seen(node_value(timestep).dtype)  # type: ignore[arg-type]
+    if not torch.equal(seen, table):
+        values = constant("timestep_values_seen", seen)
+    wide = call(aten.to.dtype, timestep, torch.float64)
+    distance = call(aten.abs.default, call(aten.sub.Tensor, call(aten.unsqueeze.default, wide, -1), values))
+    if unknown == "error":
+        bound = constant("timestep_tolerances", tolerances)
+    else:
+        bound = call(aten.clamp.default, call(aten.amin.default, distance, [-1], True), None, LARGEST)
+    numbers = constant("timestep_numbers_of_rows", torch.arange(len(table), device=table.device))
+    found = call(aten.where.ScalarOther, call(aten.le.Tensor, distance, bound), numbers, count)
+    return call(aten.amin.default, found, [-1])

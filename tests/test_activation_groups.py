@@ -211,7 +211,7 @@ def test_the_range_decides_the_observer():
 
 def denoiser_of_kernels(ours, *, integer=True, max_batch=None, calls=None):
     """A denoiser as the compiling backends make it, but eager; ``calls`` collects the timesteps of its calls."""
-    graph_module = _final_graph(ours, tabulate=True, unknown="error")
+    graph_module = _final_graph(ours, tabulate=True)
     UseOneTimestepGroup()(graph_module)
     report = classify(graph_module, ours.kept_float)
     if integer:

@@ -25,7 +25,7 @@ def test_batches_may_be_tuples_mappings_and_generators():
         ([(batch()[0] * float("nan"), batch()[1])], "NaN"),
         ([(batch()[0][:, :, :4], batch()[1])], "does not fit"),
         ([(batch()[0],)], "does not fit"),
-        ([(batch()[0], batch()[1] + 1)], "not in the table"),
+        ([(batch()[0], batch()[1] + 1)], "none of the calibration timesteps"),
     ],
 )
 def test_bad_batches_are_one_clear_sentence(batches, words):

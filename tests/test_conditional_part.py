@@ -185,7 +185,7 @@ def test_the_reference_mixes_timesteps(temporal):
 
 
 def test_a_batch_of_one_timestep_is_quantized_with_its_parameters():
-    reference = _final_graph(tfmq_fx.convert(prepared()), tabulate=True, unknown="error")
+    reference = _final_graph(tfmq_fx.convert(prepared()), tabulate=True)
     assert _apart(reference).tolist() == list(range(10))
     one = copy.deepcopy(reference)
     assert UseOneTimestepGroup()(one).modified and not find_grouped_quantizers(one)

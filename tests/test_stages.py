@@ -35,7 +35,7 @@ def program():
 
 
 def cut(program):
-    graph = _final_graph(program, tabulate=True, unknown="error")
+    graph = _final_graph(program, tabulate=True)
     return graph, split_stages(graph, find_conditional_part(graph, {"sample"}))
 
 
@@ -45,7 +45,7 @@ def staged(program):
 
 
 def test_the_part_says_which_case_a_model_is(program):
-    graph = _final_graph(program, tabulate=True, unknown="error")
+    graph = _final_graph(program, tabulate=True)
     part = find_conditional_part(graph, {"sample"})
     assert part.conditions == ("tokens", "pooled") and part.layers == (3, 2)
     assert str(part) == ("3 layers depend on (tokens, pooled) alone and 2 on timestep and them, never on the sample")
@@ -56,7 +56,7 @@ def test_the_part_says_which_case_a_model_is(program):
 
 def test_a_model_without_conditions_stays_whole():
     program = tfmq_fx.quantize(small_denoiser(), None, [batch(16)], timesteps=TIMESTEPS, progress=False)
-    graph = _final_graph(program, tabulate=True, unknown="error")
+    graph = _final_graph(program, tabulate=True)
     assert split_stages(graph, find_conditional_part(graph, {"sample"})) is None
 
 

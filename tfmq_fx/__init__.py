@@ -7,6 +7,7 @@ everything else, and lowers to integer kernels. From TFMQ-DM (CVPR 2024) and PTQ
 
 from tfmq_fx import _quiet_imports  # isort: skip  (first: it is about how the others import)
 from tfmq_fx.artefact import load, save
+from tfmq_fx.batch_timesteps import recorded_timesteps
 from tfmq_fx.calibration import calibrate
 from tfmq_fx.capture import capture
 from tfmq_fx.config import QuantizationConfig
@@ -67,6 +68,7 @@ __all__ = [
     "quantize",
     "reconstruct",
     "record_trajectories",
+    "recorded_timesteps",
     "sample_trajectories",
     "save",
 ]

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import fx
 
+from tfmq_fx.batch_timesteps import with_table_check
 from tfmq_fx.conditional_calibration import calibrate_conditional_part, prepared_conditionings
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
@@ -36,11 +37,13 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         The number of batches.
 
     Raises:
-        CalibrationError: There is no batch, one does not fit the model, or one holds NaN.
+        CalibrationError: There is no batch, one does not fit the model, one holds NaN, or the table has the timesteps
+            of none.
     """
     about = prepared.meta.get(META_KEY, {})
     timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
     interface = interface_of(prepared)
+    batches = with_table_check(prepared, about, batches)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
     console = Console(stderr=True)

@@ -14,7 +14,7 @@ from tfmq_fx.errors import ConfigError
 from tfmq_fx.presets import find_preset
 from tfmq_fx.reconstruction_config import ReconstructionConfig
 
-__all__ = ["FLOAT_BITS", "QuantizationConfig"]
+__all__ = ["FLOAT_BITS", "QuantizationConfig", "UnknownTimestep"]
 
 #: A bit width that means "leave it in floating point".
 FLOAT_BITS = 32

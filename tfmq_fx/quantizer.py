@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
 from tfmq_fx._compat import Q_ANNOTATION_KEY
+from tfmq_fx.accepted_timesteps import accept_timesteps
 from tfmq_fx.config import FLOAT_BITS, QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.finite_inputs import FiniteInputs, finite_values
@@ -118,6 +119,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         """Bring the graph into the form to annotate: exact rewrites, then the temporal observers."""
         config = self.config
         run_pipeline(model, CANONICALIZE)
+        if self.timesteps is not None:
+            accept_timesteps(model, self.timesteps, self.timestep)
         if config.activation_bits < FLOAT_BITS and "attention" not in config.keep_float:
             DecomposeAttention()(model)
         if config.split_concatenations:
@@ -330,16 +333,17 @@ def _warn_of_ungrouped(model: fx.GraphModule, what: str) -> None:
 
 def _timestep_values(timesteps: Tensor | Iterable[float]) -> Tensor:
     try:
-        values = timesteps if isinstance(timesteps, Tensor) else torch.tensor([float(t) for t in timesteps])
+        given = timesteps if isinstance(timesteps, Tensor) else [float(t) for t in timesteps]
+        values = torch.as_tensor(given, dtype=torch.float64)
     except (TypeError, ValueError) as error:
         msg = f"timesteps must be numbers, such as scheduler.timesteps: {error}"
         raise ConfigError(msg) from error
-    if values.numel() == 0 or not bool(torch.isfinite(values.double()).all()):
+    if values.numel() == 0 or not bool(torch.isfinite(values).all()):
         msg = (
             "timesteps must hold at least one value and only finite ones; pass scheduler.timesteps after set_timesteps"
         )
         raise ConfigError(msg)
-    return values.reshape(-1).double()
+    return values.reshape(-1)
 
 
 def _operands(node: fx.Node) -> list[Any]:

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx.accepted_timesteps import accept_timesteps
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.ranges import asymmetric_parameters
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns, row_lookups
 from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
-from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_call
+from tfmq_fx.passes.timestep_values import ValueSearch, distinct_timesteps
 from tfmq_fx.program import QuantizedProgram
 
 __all__ = ["add_timesteps"]
@@ -57,7 +58,8 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
         timesteps: The timesteps to add; those in the table already are skipped.
 
     Raises:
-        ConfigError: The program has no timestep table, or its table is all that is left of the temporal block.
+        ConfigError: The program has no timestep table, or its table is all that is left of the temporal block. Or a
+            timestep is fractional, and the captured model casts timesteps to integers.
     """
     if program.timesteps is None:
         msg = "this program has no timestep table; quantize a model with a temporal block and pass timesteps"
@@ -71,16 +73,19 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
         raise ConfigError(msg)
     new = copy.deepcopy(program)
     known = program.timesteps
+    search = ValueSearch(known)
     wanted = distinct_timesteps(timesteps if isinstance(timesteps, Tensor) else list(timesteps))
-    added = wanted[~torch.isin(wanted, known)]
+    _, there = search.find(wanted)
+    added = wanted[~there]
     new.timesteps = torch.cat([known, added])
     graph_module = new.graph_module
+    accept_timesteps(graph_module, new.timesteps, program.timestep)
     lookups = row_lookups(graph_module)
     if not lookups or len(added) == 0:
         return new
     block = find_temporal_block(graph_module, program.timestep)
     sites = {site: tables for site, tables in _sites(graph_module).items() if site in block}
-    nearest = (added[:, None] - known[None]).abs().argmin(dim=1)
+    nearest, _ = search.nearest(added)
     for name in (GROUPS, EACH_TIMESTEP):
         if find_groups(graph_module, name) is not None:
             groups: Tensor = read_attribute(graph_module, name)

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from ..nodes import read_attribute
 from ..sizes import concrete_size
 from ..subgraphs import known_value
+from ..timestep_values import as_captured
 from .batch_axis import size_ratio
 from .dependence import data_arguments, data_dependence
 
@@ -116,12 +117,16 @@ def evaluate_temporal_nodes(
         One tensor per output, shape ``[K, ...]``: the leading axis is the output's own batch axis when
         the timestep was captured as ``[N]`` or the output carries a batch of one, else a new axis. An output with
         ``r`` rows an item, such as one a token, has ``[K * r, ...]``.
+
+    Raises:
+        ConfigError: A value is fractional, and the placeholder has integers only.
     """
     placeholders = {str(n.target): n for n in graph_module.graph.nodes if n.op == "placeholder"}
     device = next((p.device for p in pytree.tree_leaves(list(graph_module.parameters()))), torch.device("cpu"))
     examples = {placeholders[name]: placeholders[name].meta["val"] for name in inputs}
     rows = {
-        placeholders[name]: x.to(device=device, dtype=examples[placeholders[name]].dtype) for name, x in inputs.items()
+        placeholders[name]: as_captured(x, examples[placeholders[name]].dtype, name).to(device)
+        for name, x in inputs.items()
     }
     dependence = data_dependence(graph_module)
     reached = {node for node, names in dependence.items() if names and names <= inputs.keys()}

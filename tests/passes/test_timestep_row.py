@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tfmq_fx.passes.timestep_row import TOLERANCE, check_timesteps, timestep_row
+from tfmq_fx.passes.timestep_row import check_timesteps, timestep_row
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tfmq_fx.errors import TimestepError
@@ -31,18 +31,18 @@ def test_nearest_takes_the_closest_row():
     assert timestep_row(torch.tensor([1000, 400, 2, 1, -7]), VALUES, "nearest").tolist() == [0, 1, 2, 3, 3]
 
 
-def test_the_tolerance_is_that_of_float32_and_not_of_a_step():
-    off = torch.tensor([999.0 * (1 + 0.9 * TOLERANCE), 0.9 * TOLERANCE], dtype=torch.float64)
-    assert timestep_row(off, VALUES, "error").tolist() == [0, 3]
-    with pytest.raises(TimestepError, match="timestep 0"):
-        check_timesteps(torch.tensor(2 * TOLERANCE), VALUES)
-    with pytest.raises(TimestepError, match="timestep 999"):
-        check_timesteps(torch.tensor([999.2]), VALUES)
+def test_the_same_timestep_in_another_precision_has_its_row():
+    off = torch.tensor([999.0 * (1 + 2**-19), 3.0 * (1 - 2**-19), 0.0], dtype=torch.float64)
+    assert timestep_row(off, VALUES, "error").tolist() == [0, 2, 3]
+    for other in (1e-6, 999.2, 3.0001):
+        with pytest.raises(TimestepError, match="is not in the table"):
+            check_timesteps(torch.tensor([other]), VALUES)
 
 
 def test_not_a_number_is_not_in_the_table():
-    with pytest.raises(TimestepError, match="nan"):
-        check_timesteps(torch.tensor([3.0, float("nan")]), VALUES)
+    for unknown in ("error", "nearest"):
+        with pytest.raises(TimestepError, match="nan"):
+            timestep_row(torch.tensor([3.0, float("nan")]), VALUES, unknown)
 
 
 def test_the_fake_value_has_the_shape_of_the_timestep():

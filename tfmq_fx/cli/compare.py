@@ -14,7 +14,17 @@ from rich.text import Text
 from rich.tree import Tree
 
 from tfmq_fx.cli.console import console, size_text, stage
-from tfmq_fx.cli.options import ArtefactOption, Backend, BackendOption, Model, PackageOption, Samples, Seed, TableSteps
+from tfmq_fx.cli.options import (
+    ArtefactOption,
+    Backend,
+    BackendOption,
+    Model,
+    PackageOption,
+    Samples,
+    Seed,
+    ServedTimesteps,
+    TableSteps,
+)
 from tfmq_fx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +47,7 @@ def compare(
     out: Annotated[Path, typer.Option(help="The PNG to write: float | quantized.")] = Path("comparison.png"),
     samples: Samples = 16,
     steps: TableSteps = None,
+    unknown_timestep: ServedTimesteps = None,
     rounds: Annotated[int, typer.Option(min=0, help="Timed calls of each model; 0 leaves the speed out.")] = 20,
     json_file: Annotated[
         Path | None,
@@ -54,8 +65,7 @@ def compare(
     from tfmq_fx.models_bundle import load_model
     from tfmq_fx.trajectories.sample_shape import sample_shape
 
-    program, count = load_program(artefact, steps)
-    ddim_scheduler(program.scheduler, count)
+    program, count = load_program(artefact, steps, unknown_timestep)
     stage("loading the float model")
     module, _ = load_model(model)
     _check_same_model(program, module, artefact)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmq_fx.cli.console import stage
-from tfmq_fx.cli.options import Backend
+from tfmq_fx.cli.options import Backend, UnknownTimestep
 from tfmq_fx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,21 +18,37 @@ if TYPE_CHECKING:
 __all__ = ["load_program", "lower_program", "sample_with_progress"]
 
 
-def load_program(artefact: Path, steps: int | None) -> tuple[QuantizedProgram, int]:
+def load_program(
+    artefact: Path, steps: int | None, unknown: UnknownTimestep | None = None
+) -> tuple[QuantizedProgram, int]:
     """The program, and the sampling steps: those given, else as many as its table has rows.
+
+    Args:
+        artefact: Its folder.
+        steps: Sampling steps.
+        unknown: What a timestep outside its table does; None leaves it as it was quantized.
 
     Raises:
         ArtefactError: The artefact cannot be loaded.
-        ConfigError: It does not say which noise schedule it belongs to.
+        ConfigError: It does not say which noise schedule it belongs to, or the steps are not possible with it.
+        TimestepError: The steps visit a timestep outside the table, and such are refused.
     """
     from tfmq_fx.artefact import load
+    from tfmq_fx.comparison import ddim_scheduler
+    from tfmq_fx.passes.timestep_row import check_timesteps
+    from tfmq_fx.unknown_timesteps import with_unknown_timestep
 
-    program = load(artefact)
+    program = with_unknown_timestep(load(artefact), None if unknown is None else unknown.value)
     if not program.scheduler:
         msg = f"{artefact} does not name its noise schedule; set program.scheduler = dict(scheduler.config), then save"
         raise ConfigError(msg)
     timesteps = program.timesteps
-    return program, steps or (50 if timesteps is None else len(timesteps))
+    count = steps or (50 if timesteps is None else len(timesteps))
+    # Whatever is wrong with the steps is found before the minutes of lowering and sampling.
+    wanted = ddim_scheduler(program.scheduler, count).timesteps
+    if timesteps is not None and program.config.unknown_timestep == "error":
+        check_timesteps(wanted, timesteps)
+    return program, count
 
 
 def lower_program(program: QuantizedProgram, backend: Backend, artefact: Path, package: Path | None = None) -> Denoiser:
@@ -51,7 +67,7 @@ def lower_program(program: QuantizedProgram, backend: Backend, artefact: Path, p
     package = package or artefact.parent / f"{artefact.name}.pt2"
     if package.exists() and package.stat().st_mtime > (artefact / MANIFEST).stat().st_mtime:
         stage(f"loading the compiled package {package}")
-        return load_denoiser(package)
+        return load_denoiser(package, unknown_timestep=program.config.unknown_timestep)
     stage(f"compiling to {package}")
     return lower(program, backend="aot", path=package)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfmq_fx.cli.console import console, stage
-from tfmq_fx.cli.options import Model, Samples, Seed, TableSteps
+from tfmq_fx.cli.options import Model, Samples, Seed, ServedTimesteps, TableSteps
 from tfmq_fx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def diagnose(
     model: Model = None,
     samples: Samples = 8,
     steps: TableSteps = None,
+    unknown_timestep: ServedTimesteps = None,
     every_timestep: Annotated[
         bool,
         typer.Option("--every-timestep", help="Compare temporal features at all training timesteps, not the table's."),
@@ -46,17 +47,12 @@ def diagnose(
     from tfmq_fx.capture import capture
     from tfmq_fx.cli.denoising import load_program
     from tfmq_fx.cli.example_inputs import unconditional_inputs
-    from tfmq_fx.comparison import ddim_scheduler
     from tfmq_fx.models_bundle import load_model
-    from tfmq_fx.passes.timestep_row import check_timesteps
 
     # Everything that can be wrong with the command is found before the minutes of sampling.
     _refuse_artefact(out)
-    loaded = [(label, *load_program(path, steps)) for label, path in zip(_labels(artefact), artefact, strict=True)]
-    for _, program, count in loaded:
-        wanted = ddim_scheduler(program.scheduler, count).timesteps
-        if program.timesteps is not None and program.config.unknown_timestep == "error":
-            check_timesteps(wanted, program.timesteps)
+    named = zip(_labels(artefact), artefact, strict=True)
+    loaded = [(label, *load_program(path, steps, unknown_timestep)) for label, path in named]
     stage("loading the float model and capturing its graph")
     module, _ = load_model(model)
     captured = capture(module, example_kwargs=unconditional_inputs(module))

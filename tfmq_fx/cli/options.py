@@ -34,6 +34,7 @@ __all__ = [
     "SamplerOption",
     "Samples",
     "Seed",
+    "ServedTimesteps",
     "Steps",
     "TableSteps",
     "Temporal",
@@ -143,6 +144,14 @@ UnknownTimestepOption = Annotated[
     UnknownTimestep,
     typer.Option(
         "--unknown-timestep", help="A timestep outside the table: an error, or its nearest.", rich_help_panel=SETTINGS
+    ),
+]
+ServedTimesteps = Annotated[
+    UnknownTimestep | None,
+    typer.Option(
+        "--unknown-timestep",
+        help="A timestep outside the artefact's table: an error, or its nearest.  [default: as quantized]",
+        show_default=False,
     ),
 ]
 KeepFloat = Annotated[

@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 __all__ = ["quantize"]
 
-#: Rows per step on average that calibration sees; fewer when there are fewer trajectories.
-ROWS_PER_STEP = 8
-
 
 def quantize(
     context: typer.Context,
@@ -123,7 +120,6 @@ def quantize(
         steps=steps,
         samples=calibration_samples,
         batch_size=batch_size,
-        keep=min(ROWS_PER_STEP, calibration_samples),
         sampler=strategy,
         seed=seed,
     )

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from tfmq_fx.cli.console import console
-from tfmq_fx.cli.options import ArtefactOption, Backend, BackendOption, PackageOption, Samples, Seed, TableSteps
+from tfmq_fx.cli.options import (
+    ArtefactOption,
+    Backend,
+    BackendOption,
+    PackageOption,
+    Samples,
+    Seed,
+    ServedTimesteps,
+    TableSteps,
+)
 
 __all__ = ["sample"]
 
@@ -18,6 +27,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     samples: Samples = 16,
     steps: TableSteps = None,
+    unknown_timestep: ServedTimesteps = None,
     seed: Seed = 0,
     backend: BackendOption = Backend.INDUCTOR,
     package: PackageOption = None,
@@ -26,11 +36,10 @@ def sample(
     import torch
 
     from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
-    from tfmq_fx.comparison import ddim_scheduler, image_grid
+    from tfmq_fx.comparison import image_grid
     from tfmq_fx.trajectories.sample_shape import sample_shape
 
-    program, count = load_program(artefact, steps)
-    ddim_scheduler(program.scheduler, count)  # finds impossible steps before lowering does its work
+    program, count = load_program(artefact, steps, unknown_timestep)
     shape = sample_shape(program.interface.config, program.interface.model_class)
     denoiser = lower_program(program, backend, artefact, package)
     noise = torch.randn((samples, *shape), generator=torch.Generator().manual_seed(seed))

@@ -23,6 +23,7 @@ from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.predicates import node_value
 from tfmq_fx.passes.timestep_row import timestep_row
+from tfmq_fx.passes.timestep_values import as_captured
 
 __all__ = ["NodeValue", "graph_denoiser", "run_graph", "sample_input", "with_temporal_features"]
 
@@ -103,7 +104,8 @@ def graph_denoiser(
         run: Runs the inputs by name; by default the graph itself.
 
     Raises:
-        ConfigError: The graph has no timestep and sample, or needs an input that ``extra`` does not have.
+        ConfigError: The graph has no timestep and sample, or needs an input that ``extra`` does not have; when called:
+            the timestep is fractional, and the graph has integers.
     """
     extra = dict(extra or {})
     sample = sample_input(graph_module, timestep)
@@ -123,7 +125,7 @@ def graph_denoiser(
 
     @torch.no_grad()
     def denoise(x: Tensor, t: Tensor) -> Any:
-        t = torch.as_tensor(t, dtype=like.dtype)
+        t = as_captured(torch.as_tensor(t), like.dtype, timestep)
         pieces = []
         for rows in _pieces(len(x), max_batch):
             value = t.expand(len(x))[rows] if like.ndim else t

@@ -24,6 +24,7 @@ from tfmq_fx.diagnostics.trajectory import Trajectory, record_trajectory, trajec
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.predicates import node_value
+from tfmq_fx.passes.timestep_values import as_captured
 from tfmq_fx.program import QuantizedProgram
 
 __all__ = ["diagnose"]
@@ -250,7 +251,7 @@ class _Run:
         """One state of a trajectory as inputs by name."""
         node = next(n for n in self.captured.graph.nodes if n.op == "placeholder" and n.target == self.timestep)
         like: Tensor = node_value(node)
-        t = t.to(like.dtype)
+        t = as_captured(t, like.dtype, self.timestep)
         inputs = {
             name: value[: len(x)] if isinstance(value, Tensor) and value.ndim else value
             for name, value in (self.extra or {}).items()

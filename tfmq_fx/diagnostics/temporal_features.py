@@ -21,8 +21,8 @@ from tfmq_fx.diagnostics.json_values import number, numbers, tensor
 from tfmq_fx.diagnostics.vectors import cosine_of_chord, ratio, unit
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
-from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.predicates import fqn
+from tfmq_fx.passes.timestep_values import ValueSearch, distinct_timesteps
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.table import add_timesteps
 
@@ -150,7 +150,8 @@ def _serving(program: QuantizedProgram, values: Tensor) -> QuantizedProgram:
     """The program, with rows for all ``values`` where it would refuse them."""
     if program.timesteps is None or program.config.unknown_timestep == "nearest":
         return program
-    if bool(torch.isin(values, program.timesteps).all()):
+    _, known = ValueSearch(program.timesteps).find(values)
+    if bool(known.all()):
         return program
     return add_timesteps(program, values)
 

@@ -14,9 +14,10 @@ from torch.utils import _pytree as pytree
 
 from tfmq_fx.errors import ArtefactError, InputError
 from tfmq_fx.frontend.binding import Call, bind_named, named_arguments
-from tfmq_fx.frontend.interface import ConstantInput, Interface
+from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput
 from tfmq_fx.lowering.report import LoweringReport
 from tfmq_fx.passes.timestep_row import check_timesteps
+from tfmq_fx.passes.timestep_values import ValueSearch
 
 __all__ = ["Denoiser"]
 
@@ -54,6 +55,7 @@ class Denoiser(nn.Module):
         self._interface, self._timestep = interface, timestep
         self._finite = {name: (interface.find(name), values) for name, values in (finite or {}).items()}
         self._timesteps = timesteps
+        self._search = None if timesteps is None else ValueSearch(timesteps)
         self._groups = groups
         self._unknown = unknown
         self.report = report
@@ -98,7 +100,7 @@ class Denoiser(nn.Module):
             given[self._timestep] = self._looked_up(given[self._timestep])
         call = bind_named(self._interface, given, self._timestep)
         for name, (index, allowed) in self._finite.items():
-            check_timesteps(call.leaves[index].double(), allowed, name)  # type: ignore[index]
+            check_timesteps(call.leaves[index], allowed, name)  # type: ignore[index]
         limit = self._interface.max_batch
         pieces = self._one_group_each(call)
         if limit is not None:
@@ -127,17 +129,16 @@ class Denoiser(nn.Module):
 
     def _looked_up(self, timestep: Any) -> Any:
         """A timestep as the table has it, looked up as it was given: the cast to the captured dtype may round it."""
-        if self._timesteps is None:
-            return timestep
+        index = self._interface.find(self._timestep)
+        expected = None if index is None else self._interface.inputs[index]
         value = timestep
         if isinstance(timestep, (int, float)) and not isinstance(timestep, bool):
             value = torch.tensor(timestep, dtype=torch.float64)
-        if not isinstance(value, Tensor) or value.device.type != "cpu" or value.dtype is torch.bool:
+        plain = isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype is not torch.bool
+        if self._search is None or not isinstance(expected, TensorInput) or not plain:
             return timestep
-        if self._unknown == "error":
-            check_timesteps(value.double(), self._timesteps)
-            return timestep
-        return self._timesteps[(value.double()[..., None] - self._timesteps).abs().argmin(dim=-1)]
+        # The table's own value: what follows, compiled or not, finds exactly that row.
+        return self._search.values[self._search.rows(value, self._unknown, captured=expected.dtype)]
 
     def _call(self, call: Call) -> Any:
         args, kwargs = call.arguments()
@@ -147,10 +148,9 @@ class Denoiser(nn.Module):
         """The items of a batch, those of each timestep group together; all in one piece when groups may mix."""
         everything = torch.arange(call.batch or 1)
         index = self._interface.find(self._timestep)
-        if self._groups is None or self._timesteps is None or index is None or call.leaves[index].ndim == 0:
+        if self._groups is None or self._search is None or index is None or call.leaves[index].ndim == 0:
             return [everything]
-        rows = (call.leaves[index].double()[:, None] - self._timesteps).abs().argmin(dim=1)
-        groups = self._groups[rows]
+        groups = self._groups[self._search.rows(call.leaves[index])]
         found = sorted(set(groups.tolist()))
         if len(found) == 1:
             return [everything]

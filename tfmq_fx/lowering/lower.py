@@ -6,14 +6,13 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import HAS_INTEGER_CONVS, output_structure
-from tfmq_fx.choices import check_choice
 from tfmq_fx.config import UnknownTimestep
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
@@ -44,13 +43,14 @@ from tfmq_fx.passes import (
     TabulateTemporalBlock,
     UseOneTimestepGroup,
 )
-from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block, row_lookups
+from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block
 from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_call, is_weighted
 from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.roles import sample_inputs
+from tfmq_fx.unknown_timesteps import check_unknown_timestep, with_unknown_timestep
 
 __all__ = ["load_denoiser", "lower"]
 
@@ -93,7 +93,7 @@ def lower(
         precision: What passes between integer kernels: ``"bf16"`` or ``"f32"``. Inductor's backends take the first by
             default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.
         unknown_timestep: What a timestep outside the table does: ``"error"`` names it, ``"nearest"`` takes the closest
-            row; None as the program was quantized.
+            one of the table. By default as the program was quantized.
 
     Returns:
         A denoiser that is called like the original model; ``denoiser.report`` says what runs where.
@@ -111,10 +111,11 @@ def lower(
     narrow = resolve_precision(backend, precision) == "bf16"
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
-    unknown = _unknown(unknown_timestep, program.config.unknown_timestep)
+    program = with_unknown_timestep(program, unknown_timestep)
+    unknown = program.config.unknown_timestep
     if backend == "auto":
-        return _lower_fastest(program, tabulate=tabulate, reuse=reuse, unknown=unknown)
-    reference = _final_graph(program, tabulate=tabulate, unknown=unknown)
+        return _lower_fastest(program, tabulate=tabulate, reuse=reuse)
+    reference = _final_graph(program, tabulate=tabulate)
     groups = None if backend == "reference" else _apart(reference)
     lowered = reference if groups is None else _one_group(reference)
     # The parity check compares on the example, so with groups it has one timestep.
@@ -186,11 +187,13 @@ def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None 
 
     Args:
         path: The package.
-        unknown_timestep: As in :func:`lower`; the package holds both.
+        unknown_timestep: As for :func:`lower`; by default as it was lowered.
 
     Raises:
         ArtefactError: The file is missing, damaged, or not a package of ours.
+        ConfigError: ``unknown_timestep`` is not supported.
     """
+    check_unknown_timestep(unknown_timestep)
     models, about = load_package(Path(path))
     return Denoiser(
         _run_of(models, about),
@@ -198,7 +201,7 @@ def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None 
         timestep=about["timestep"],
         timesteps=None if about["timesteps"] is None else torch.tensor(about["timesteps"], dtype=torch.float64),
         groups=None if about.get("groups") is None else torch.tensor(about["groups"]),
-        unknown=_unknown(unknown_timestep, about["unknown_timestep"]),
+        unknown=unknown_timestep or about["unknown_timestep"],
         report=LoweringReport.from_dict(about["report"]),
         finite={name: torch.tensor(values, dtype=torch.float64) for name, values in about["finite"].items()},
     )
@@ -213,34 +216,22 @@ def _run_of(models: Mapping[str, Callable[..., Any]], about: Mapping[str, Any]) 
     return StagedProgram(layout, pytree.treespec_loads(about["result"]), runs)
 
 
-def _lower_fastest(program: QuantizedProgram, *, tabulate: bool, reuse: bool, unknown: UnknownTimestep) -> Denoiser:
+def _lower_fastest(program: QuantizedProgram, *, tabulate: bool, reuse: bool) -> Denoiser:
     """Lower with every backend and keep the fastest."""
 
     def lower_with(backend: str, precision: str | None) -> Denoiser:
-        return lower(program, backend, tabulate=tabulate, reuse=reuse, precision=precision, unknown_timestep=unknown)
+        return lower(program, backend, tabulate=tabulate, reuse=reuse, precision=precision)
 
     return lower_fastest(lower_with, *example_arguments(program.graph_module, program.indexed))
 
 
-def _unknown(asked: UnknownTimestep | None, quantized: UnknownTimestep) -> UnknownTimestep:
-    """What a timestep outside the table does: what is asked for, else what the program was quantized with.
-
-    Raises:
-        ConfigError: There is no such choice.
-    """
-    check_choice("unknown_timestep", asked, (None, *get_args(UnknownTimestep)))
-    return asked or quantized
-
-
-def _final_graph(program: QuantizedProgram, *, tabulate: bool, unknown: UnknownTimestep) -> fx.GraphModule:
+def _final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule:
     """The graph that is compiled: a copy with the temporal block as a table and the lookup written out."""
     graph_module = copy.deepcopy(program.graph_module)
-    for lookup in row_lookups(graph_module):
-        if str(lookup.args[0].target) == program.timestep:  # type: ignore[union-attr]
-            lookup.update_arg(2, unknown)
     FoldWeightZeroPoints()(graph_module)
     if tabulate and program.timesteps is not None:
         # A program with parameters per timestep has its row already; then this changes nothing.
+        unknown = program.config.unknown_timestep
         IndexTimesteps(program.timesteps, timestep=program.timestep, unknown=unknown)(graph_module)
         TabulateTemporalBlock(timestep=program.timestep)(graph_module)
         store_table(graph_module, program.config)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.errors import CalibrationError
-from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, nearest_row, read_json, schedule_of, write_json
+from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, read_json, schedule_of, write_json
 from tfmq_fx.trajectories.prediction import predicted
 
 __all__ = ["NoiseStatistics", "collect_noise_statistics"]
@@ -135,7 +135,7 @@ def collect_noise_statistics(
         channels = sample.shape[1]
         output, quantized = (predicted(run(**batch), channels) for run in (model, denoiser))
         for value, mask in groups:
-            row = nearest_row(values, value)
+            row = known_row(values, value)
             if row is not None:
                 rows = mask.to(output.device)
                 moments.setdefault(row, _Moments(output.shape[1])).add(output[rows], (quantized - output)[rows])

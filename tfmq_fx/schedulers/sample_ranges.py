@@ -13,7 +13,8 @@ from torch import Tensor
 from tfmq_fx.choices import check_choice
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.observers import MSEObserver
-from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, nearest_row, read_json, schedule_of, write_json
+from tfmq_fx.passes.timestep_values import ValueSearch
+from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, read_json, schedule_of, write_json
 
 __all__ = ["SampleRanges", "collect_sample_ranges"]
 
@@ -89,7 +90,7 @@ def collect_sample_ranges(
     observers: dict[int, MSEObserver] = {}
     for _, sample, groups in grouped_by_timestep(batches, timestep):
         for value, mask in groups:
-            row = nearest_row(values, value)
+            row = known_row(values, value)
             if row is not None:
                 made = MSEObserver(
                     dtype=torch.uint8, quant_min=0, quant_max=2**bits - 1, qscheme=torch.per_tensor_symmetric
@@ -99,7 +100,8 @@ def collect_sample_ranges(
         msg = "no batch is of a timestep of this schedule: record trajectories with the same scheduler and steps"
         raise CalibrationError(msg)
     chosen = {row: observer.calculate_qparams() for row, observer in observers.items()}
-    rows = [min(chosen, key=lambda known: abs(float(values[known] - value))) for value in values]
+    held = torch.tensor(list(chosen))
+    rows = held[ValueSearch(values[held]).nearest(values)[0]].tolist()
     return SampleRanges(
         scheduler=type(scheduler).__name__,
         steps=steps,

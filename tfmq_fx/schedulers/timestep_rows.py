@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.errors import CalibrationError, ConfigError, TimestepError
-from tfmq_fx.passes.timestep_row import TOLERANCE
+from tfmq_fx.passes.timestep_values import ValueSearch, distinct_timesteps
 
-__all__ = ["check_schedule", "find_row", "grouped_by_timestep", "read_json", "schedule_of", "write_json"]
+__all__ = ["check_schedule", "find_row", "grouped_by_timestep", "known_row", "read_json", "schedule_of", "write_json"]
 
 
 def schedule_of(scheduler: Any, steps: int) -> Tensor:
     """The distinct timesteps that ``scheduler`` visits in this many steps, float64 ``[K]``; it is not changed."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
-    return torch.tensor(list(dict.fromkeys(scheduler.timesteps.double().tolist())), dtype=torch.float64)
+    return distinct_timesteps(scheduler.timesteps)
 
 
-def nearest_row(values: Tensor, timestep: float) -> int | None:
-    """The row of ``values`` that holds ``timestep``, or None."""
-    distances = (values - timestep).abs()
-    row = int(distances.argmin())
-    return row if float(distances[row]) <= TOLERANCE * max(1.0, abs(timestep)) else None
+def known_row(values: Tensor, timestep: Any) -> int | None:
+    """The row of ``values`` that holds ``timestep``, a number or a tensor with one element, or None."""
+    given = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep, dtype=torch.float64)
+    row, known = ValueSearch(values).find(given.detach().reshape(()).cpu())
+    return int(row) if bool(known) else None
 
 
 def find_row(values: Tensor, timestep: Any, what: str) -> int:
@@ -42,7 +42,7 @@ def find_row(values: Tensor, timestep: Any, what: str) -> int:
     Raises:
         TimestepError: The timestep has no row.
     """
-    row = nearest_row(values, float(timestep))
+    row = known_row(values, timestep)
     if row is None:
         msg = (
             f"timestep {float(timestep):g} is not in {what} ({len(values)} timesteps from {float(values.max()):g} to "
@@ -63,13 +63,13 @@ def check_schedule(timesteps: Tensor, values: Tensor, what: str) -> None:
     Raises:
         TimestepError: Names the first timestep without a row.
     """
-    for timestep in timesteps.double().tolist():
+    for timestep in timesteps:
         find_row(values, timestep, what)
 
 
 def grouped_by_timestep(
     batches: Iterable[Mapping[str, Any]], timestep: str
-) -> Iterator[tuple[Mapping[str, Any], Tensor, list[tuple[float, Tensor]]]]:
+) -> Iterator[tuple[Mapping[str, Any], Tensor, list[tuple[Tensor, Tensor]]]]:
     """Go through recorded batches and say which rows belong to which timestep.
 
     Args:
@@ -77,7 +77,7 @@ def grouped_by_timestep(
         timestep: Name of the timestep input.
 
     Yields:
-        The batch, its sample, and pairs of a timestep and a mask over the rows, bool ``[N]``.
+        The batch, its sample, and pairs of a timestep, as it was recorded, and a mask over the rows, bool ``[N]``.
 
     Raises:
         CalibrationError: A batch is not by name, or has no timestep.
@@ -90,8 +90,8 @@ def grouped_by_timestep(
             )
             raise CalibrationError(msg)
         sample = next(value for name, value in batch.items() if name != timestep and isinstance(value, Tensor))
-        times = batch[timestep].detach().double().cpu().reshape(-1).expand(len(sample))
-        yield batch, sample, [(value, times == value) for value in times.unique().tolist()]
+        times = torch.as_tensor(batch[timestep]).detach().cpu().reshape(-1).expand(len(sample))
+        yield batch, sample, [(value, times == value) for value in torch.unique(times)]
 
 
 def write_json(file: str | Path, values: Mapping[str, Any]) -> Path:

@@ -23,6 +23,7 @@ def record_trajectories(
     run: Callable[[Any], Any],
     *,
     component: str = "unet",
+    timestep: str = "timestep",
     keep: int = 8,
     sampler: str | TimestepSampler = "uniform",
     seed: int = 0,
@@ -37,6 +38,7 @@ def record_trajectories(
         run: Called once with the pipeline: ``lambda p: p("a cat", num_inference_steps=20)``; it may call
             it several times, for more prompts.
         component: Attribute that holds the denoiser: ``"unet"``, ``"transformer"`` …
+        timestep: Name of the denoiser's timestep argument: ``"timestep"``, ``"timestep_ratio"`` …
         keep: Rows kept per distinct timestep on average; with fewer at hand, all are kept.
         sampler: As in :func:`tfmq_fx.sample_trajectories`; it needs a scheduler on the pipeline only
             for its number of training timesteps (1,000 without one).
@@ -56,15 +58,15 @@ def record_trajectories(
         raise ConfigError(msg)
     strategy = resolve_sampler(sampler)
     denoiser = _component(pipeline, component)
-    calls = _record(denoiser, lambda: run(pipeline))
+    calls = _record(denoiser, timestep, lambda: run(pipeline))
     if not calls:
         msg = f"run(pipeline) never called pipeline.{component}; call the pipeline in it, or name another component="
         raise CalibrationError(msg)
     for index, call in enumerate(calls):
-        _check_call(index, call)
+        _check_call(index, call, timestep)
     config = getattr(getattr(pipeline, "scheduler", None), "config", None)
     horizon = int(getattr(config, "num_train_timesteps", 1000))
-    return _choose(calls, strategy, keep, horizon, torch.Generator().manual_seed(seed))
+    return _choose(calls, timestep, strategy, keep, horizon, torch.Generator().manual_seed(seed))
 
 
 def _component(pipeline: Any, name: str) -> nn.Module:
@@ -77,7 +79,7 @@ def _component(pipeline: Any, name: str) -> nn.Module:
     return module
 
 
-def _record(denoiser: nn.Module, run: Callable[[], Any]) -> list[dict[str, Any]]:
+def _record(denoiser: nn.Module, timestep: str, run: Callable[[], Any]) -> list[dict[str, Any]]:
     """The inputs of every call during ``run``, by argument name, detached and cloned."""
     signature = inspect.signature(denoiser.forward)
     calls: list[dict[str, Any]] = []
@@ -88,8 +90,8 @@ def _record(denoiser: nn.Module, run: Callable[[], Any]) -> list[dict[str, Any]]
             if parameter.kind is parameter.VAR_KEYWORD:
                 bound.update(bound.pop(name, {}))
         given = {name: value for name, value in bound.items() if value is not None and name != "return_dict"}
-        if isinstance(given.get("timestep"), (int, float)):  # a number could not be an input of a graph
-            given["timestep"] = torch.tensor(given["timestep"])
+        if isinstance(given.get(timestep), (int, float)):  # a number could not be an input of a graph
+            given[timestep] = torch.tensor(given[timestep])
         calls.append(pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), given))
 
     handle = denoiser.register_forward_pre_hook(hook, with_kwargs=True)
@@ -101,9 +103,12 @@ def _record(denoiser: nn.Module, run: Callable[[], Any]) -> list[dict[str, Any]]
     return calls
 
 
-def _check_call(index: int, call: dict[str, Any]) -> None:
-    if "timestep" not in call:
-        msg = f"call {index} of the denoiser had no timestep; its inputs were {', '.join(call)}"
+def _check_call(index: int, call: dict[str, Any], timestep: str) -> None:
+    if not isinstance(call.get(timestep), Tensor):
+        msg = (
+            f"call {index} of the denoiser had no {timestep}; its inputs were {', '.join(call)}: "
+            "name its timestep with timestep="
+        )
         raise CalibrationError(msg)
     for name, value in call.items():
         for leaf in pytree.tree_leaves(value):
@@ -112,19 +117,14 @@ def _check_call(index: int, call: dict[str, Any]) -> None:
                 raise CalibrationError(msg)
 
 
-def _timestep(call: dict[str, Any]) -> float:
-    return float(call["timestep"].flatten()[0])
-
-
-def _batch_size(call: dict[str, Any]) -> int:
+def _batch_size(call: dict[str, Any], timestep: str) -> int:
     """Rows of a call: axis 0 of its first tensor that is not the timestep."""
-    leaves = pytree.tree_leaves({name: value for name, value in call.items() if name != "timestep"})
+    leaves = pytree.tree_leaves({name: value for name, value in call.items() if name != timestep})
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)
 
 
-def _take(call: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """These rows of a call; what has no batch axis stays whole."""
-    batch = _batch_size(call)
+def _take(call: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
+    """These rows of a call of ``batch`` rows; what has no batch axis stays whole."""
 
     def pick(leaf: Tensor) -> Tensor:
         return leaf[rows.to(leaf.device)] if leaf.ndim and len(leaf) == batch else leaf
@@ -134,12 +134,19 @@ def _take(call: dict[str, Any], rows: Tensor) -> dict[str, Any]:
 
 
 def _choose(
-    calls: list[dict[str, Any]], strategy: TimestepSampler, keep: int, horizon: int, generator: torch.Generator
+    calls: list[dict[str, Any]],
+    timestep: str,
+    strategy: TimestepSampler,
+    keep: int,
+    horizon: int,
+    generator: torch.Generator,
 ) -> list[dict[str, Any]]:
     """Keep rows of the calls: as many per timestep as the strategy says, drawn at random among them."""
     by_timestep: dict[float, list[tuple[int, int]]] = {}
+    sizes = [_batch_size(call, timestep) for call in calls]
     for index, call in enumerate(calls):
-        by_timestep.setdefault(_timestep(call), []).extend((index, row) for row in range(_batch_size(call)))
+        value = float(call[timestep].flatten()[0])
+        by_timestep.setdefault(value, []).extend((index, row) for row in range(sizes[index]))
     capacity = torch.tensor([len(rows) for rows in by_timestep.values()])
     timesteps = torch.tensor(list(by_timestep), dtype=torch.float64)
     count = min(keep * len(timesteps), int(capacity.sum()))
@@ -149,6 +156,6 @@ def _choose(
         for position in torch.randperm(len(rows), generator=generator)[:number].tolist():
             index, row = rows[position]
             chosen.setdefault(index, []).append(row)
-    batches = [_take(calls[index], torch.tensor(sorted(rows))) for index, rows in chosen.items()]
+    batches = [_take(calls[index], torch.tensor(sorted(rows)), sizes[index]) for index, rows in chosen.items()]
     order = torch.randperm(len(batches), generator=generator)
     return [batches[i] for i in order.tolist()]

@@ -21,6 +21,9 @@ from tfmq_fx.trajectories.timestep_samplers import TimestepSampler, place_rows, 
 
 __all__ = ["sample_trajectories"]
 
+#: Rows kept per step, unless there are fewer trajectories.
+KEPT_ROWS = 8
+
 
 @torch.no_grad()
 def sample_trajectories(
@@ -30,10 +33,11 @@ def sample_trajectories(
     steps: int = 50,
     samples: int = 64,
     batch_size: int = 16,
-    keep: int = 8,
+    keep: int | None = None,
     sampler: str | TimestepSampler = "uniform",
     shape: Sequence[int] | None = None,
     extra: Mapping[str, Any] | None = None,
+    timestep: str = "timestep",
     timestep_as_batch: bool = True,
     seed: int = 0,
     progress: bool = True,
@@ -45,18 +49,20 @@ def sample_trajectories(
     few trajectories are chosen, every trajectory about equally often.
 
     Args:
-        model: The float denoiser, called by name with its sample (its first argument), ``timestep`` and
+        model: The float denoiser, called by name with its sample (its first argument), the timestep and
             ``extra``. It runs in evaluation mode, which is restored.
         scheduler: A diffusers scheduler. A copy is used; stochastic ones draw from a seeded generator.
         steps: Sampling steps, as for ``scheduler.set_timesteps``.
         samples: Trajectories.
         batch_size: Trajectories that are sampled together, and the most rows of a returned batch.
-        keep: Rows kept per step on average, so that ``keep * S`` are kept in total.
+        keep: Rows kept per step on average, so that ``keep * S`` are kept in total. By default 8, or as many as
+            there are trajectories.
         sampler: How the rows are spread over the steps: ``"uniform"``; ``"ndtc"`` (PTQ4DM's normal
             distribution, :class:`tfmq_fx.NormalTimesteps`); or any :class:`tfmq_fx.TimestepSampler`.
         shape: Shape of one sample, ``[C, ...]``; by default from the model's diffusers configuration.
         extra: Further inputs by name: tensors with one row per trajectory or a single row, or anything
             else, which is passed as it is.
+        timestep: Name of the model's timestep argument.
         timestep_as_batch: Whether the timestep is passed as ``[N]``; otherwise as a 0-dim tensor.
         seed: Seed of the noise, and of the choice of rows.
         progress: Whether to draw a progress bar.
@@ -73,14 +79,17 @@ def sample_trajectories(
     Source: Q-Diffusion (ICCV 2023), calibration data from the float model's own sampling; PTQ4DM
     (CVPR 2023) for ``"ndtc"``.
     """
-    _check_positive(steps=steps, samples=samples, batch_size=batch_size, keep=keep)
+    _check_positive(steps=steps, samples=samples, batch_size=batch_size)
+    if keep is None:
+        keep = min(KEPT_ROWS, samples)
+    _check_positive(keep=keep)
     if keep > samples:
         msg = f"keep={keep} rows per step cannot come from samples={samples} trajectories; keep fewer or sample more"
         raise ConfigError(msg)
     strategy = resolve_sampler(sampler)
     timesteps = _started(scheduler, steps).timesteps
     wanted = _choose_rows(strategy, scheduler, timesteps, samples, keep, seed)
-    inputs = _ModelInputs.of(model, extra or {}, samples, timestep_as_batch)
+    inputs = _ModelInputs.of(model, timestep, extra or {}, samples, timestep_as_batch)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((samples, *_shape(model, shape)), generator=generator)
@@ -94,8 +103,8 @@ def sample_trajectories(
             rows = torch.arange(start, min(start + batch_size, samples))
             walk = _Walk(model, _started(scheduler, steps), inputs, generator)
             x = noise[rows].to(device) * walk.scheduler.init_noise_sigma
-            for step, timestep in enumerate(walk.scheduler.timesteps):
-                seen, x = walk.advance(x, timestep.to(device), rows)
+            for step, now in enumerate(walk.scheduler.timesteps):
+                seen, x = walk.advance(x, now.to(device), rows)
                 here = wanted[step, rows].nonzero().flatten()
                 if len(here):
                     kept[step].append((rows[here], seen[here.to(device)]))
@@ -159,29 +168,35 @@ def _shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _ModelInputs:
-    """How the denoiser is called: the name of its sample, and the rows of its further inputs."""
+    """How the denoiser is called: the names of its sample and timestep, and the rows of its further inputs."""
 
     sample: str
+    timestep: str
     extra: Mapping[str, Any]
     samples: int
     timestep_as_batch: bool
 
     @classmethod
-    def of(cls, model: nn.Module, extra: Mapping[str, Any], samples: int, timestep_as_batch: bool) -> _ModelInputs:
+    def of(
+        cls, model: nn.Module, timestep: str, extra: Mapping[str, Any], samples: int, timestep_as_batch: bool
+    ) -> _ModelInputs:
         """Check the model's signature and the extra inputs.
 
         Raises:
             ConfigError: The model takes no timestep, or an extra tensor has another number of rows.
         """
         names = list(inspect.signature(model.forward).parameters)
-        if not names or "timestep" not in names[1:]:
-            msg = f"{type(model).__name__}.forward takes ({', '.join(names)}), not a sample and a timestep"
+        if timestep not in names[1:]:
+            msg = (
+                f"{type(model).__name__}.forward takes ({', '.join(names)}), not a sample and a {timestep}; "
+                "name the timestep that it takes with timestep="
+            )
             raise ConfigError(msg)
         for name, value in extra.items():
             if isinstance(value, Tensor) and (value.ndim == 0 or len(value) not in (1, samples)):
                 msg = f"extra input {name!r} has shape {list(value.shape)}: its axis 0 must be 1 or samples={samples}"
                 raise ConfigError(msg)
-        return cls(names[0], {k: v for k, v in extra.items() if v is not None}, samples, timestep_as_batch)
+        return cls(names[0], timestep, {k: v for k, v in extra.items() if v is not None}, samples, timestep_as_batch)
 
     def bind(self, x: Tensor, timestep: Tensor, rows: Tensor) -> dict[str, Any]:
         """The inputs by name for these rows (trajectories) at one timestep."""
@@ -194,7 +209,7 @@ class _ModelInputs:
             return value[rows.to(value.device)].to(x.device)
 
         t = timestep.expand(len(rows)).clone() if self.timestep_as_batch else timestep.clone()
-        return {self.sample: x, "timestep": t, **{name: pick(value) for name, value in self.extra.items()}}
+        return {self.sample: x, self.timestep: t, **{name: pick(value) for name, value in self.extra.items()}}
 
 
 class _Walk:

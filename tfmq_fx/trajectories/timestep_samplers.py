@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.passes.timestep_values import ValueSearch
 
 __all__ = ["NormalTimesteps", "TimestepSampler", "UniformTimesteps", "place_rows", "resolve_sampler"]
 
@@ -84,8 +85,8 @@ class NormalTimesteps:
             drawn = torch.randn(2 * count, dtype=torch.float64, generator=generator) * (horizon / 2)
             drawn += self.mean * horizon
             inside = torch.cat([inside, drawn[(drawn >= 0) & (drawn <= horizon - 1)]])
-        distance = (inside[:count, None] - timesteps.to(torch.float64)[None, :]).abs()
-        return distance.argmin(dim=1)
+        rows, _ = ValueSearch(timesteps.to(torch.float64)).nearest(inside[:count])
+        return rows
 
 
 SAMPLERS: dict[str, type[UniformTimesteps] | type[NormalTimesteps]] = {
