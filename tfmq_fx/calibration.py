@@ -12,9 +12,10 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx.conditional_calibration import calibrate_conditional_part, prepared_conditionings
-from tfmq_fx.errors import CalibrationError
+from tfmq_fx.errors import CalibrationError, NonFiniteError
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
 from tfmq_fx.quantizer import META_KEY
+from tfmq_fx.refusal import refused_whole
 
 __all__ = ["Batch", "calibrate"]
 
@@ -55,6 +56,8 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
 
     Raises:
         CalibrationError: There is no batch, one does not fit the model, or one holds NaN.
+        NonFiniteError: A layer sees NaN or infinite values under a batch, at a timestep; the error names all three,
+            and no observer has learnt from that batch.
     """
     about = prepared.meta.get(META_KEY, {})
     timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
@@ -65,7 +68,10 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         _check_finite(count, batch)
         args, kwargs = _arguments(batch)
         try:
-            prepared(*args, **kwargs)
+            with refused_whole(prepared, batch, count, timestep):
+                prepared(*args, **kwargs)
+        except NonFiniteError:
+            raise
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             msg = f"calibration batch {count} does not fit the captured model: {first}"
