@@ -156,6 +156,6 @@ def test_reconstruction_names_unit_batch_and_timestep(scalar):
     good = SCALAR_BATCHES if scalar else [batch(24, seed=1)]
     bad = (torch.full((5, 1, 8, 8), 3e38), TIMESTEPS[3]) if scalar else overflowing(24)
     when = int(bad[1]) if scalar else bad[1][2].item()
-    message = rf"the output of unit '[\w.]+' holds NaN or infinite values in calibration batch {len(good)}, at timestep {when};"
-    with pytest.raises(NonFiniteError, match=message):
+    place = f" in calibration batch {len(good)}, at timestep {when};"
+    with pytest.raises(NonFiniteError, match=rf"the output of unit '[\w.]+' holds NaN or infinite values{place}"):
         rec(calibrated(scalar=scalar), [*good, bad])

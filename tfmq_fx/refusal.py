@@ -61,8 +61,9 @@ def refused_whole(prepared: fx.GraphModule, batch: Any, index: int, timestep: st
             module.load_state_dict(state)
         if not isinstance(error, NonFiniteError):
             raise
-        place = at_timesteps(_timesteps(prepared, batch, timestep, error))
-        raise error.at(f" in calibration batch {index}{',' if place else ''}{place}") from error
+        when = at_timesteps(_timesteps(prepared, batch, timestep, error))
+        place = f" in calibration batch {index}{',' if when else ''}{when}"
+        raise error.at(place) from error
 
 
 def _learning(prepared: nn.Module) -> list[nn.Module]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.ranges import fake_quantize
 from tfmq_fx.schedulers.sample_ranges import SampleRanges
