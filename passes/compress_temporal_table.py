@@ -12,12 +12,14 @@ from .nodes import add_buffer, insert_call, insert_get_attr, read_attribute, rep
 from .predicates import is_call, node_value
 from .timestep_row import ROW_OP
 
-__all__ = ["CompressTemporalTable", "feature_columns", "find_feature_tables", "quantize_rows"]
+__all__ = ["CompressTemporalTable", "feature_columns", "find_feature_tables", "half_rows", "quantize_rows"]
 
 aten = torch.ops.aten
 
-#: Smallest scale of a row, so that a row of zeros divides by something.
-SMALLEST_SCALE = 1e-12
+#: Smallest scale of a row: float32's smallest normal number, so that rows of any size keep their digits.
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+#: Exponents of the largest value of a feature that float16 holds with all its digits, and those of values far below it.
+HALF_EXPONENTS = range(-3, 16)
 
 
 def find_feature_tables(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -49,10 +51,27 @@ def quantize_rows(table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     low, high = table.float().aminmax(dim=1)
     low, high = low.clamp_max(0.0), high.clamp_min(0.0)
-    scale = ((high - low) / 255).clamp_min(SMALLEST_SCALE)
+    # In halves, because the width of float32's own range is infinite in float32; a row of zeros divides by 1.
+    half = high / 2 - low / 2
+    scale = torch.where(half > 0, (half / 127.5).clamp_min(SMALLEST_SCALE), 1.0)
     zero = (-low / scale).round().clamp(0, 255)
     integers = (table.float() / scale[:, None]).round() + zero[:, None]
     return integers.clamp(0, 255).to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+def half_rows(table: Tensor) -> tuple[Tensor, float]:
+    """One feature's rows in float16, and the power of two that they are multiples of.
+
+    Args:
+        table: ``[K, C]``, float.
+
+    Returns:
+        Numbers ``[K, C]`` and the factor, 1 where float16 holds the rows as they are: ``table ~ numbers * factor``.
+    """
+    top = table.float().abs().max()
+    exponent = int(torch.frexp(top).exponent)
+    factor = 1.0 if not bool(top) or exponent in HALF_EXPONENTS else 2.0 ** min(max(exponent, -126), 127)
+    return (table.float() / factor).half(), factor
 
 
 class CompressTemporalTable(GraphPass):
@@ -67,6 +86,10 @@ class CompressTemporalTable(GraphPass):
 
         %q, %s, %z = index_select[%temporal_features_integers | _scale | _zero_point](0, %rows)
         %f = mul(sub(to(slice(%q, 1, a, b), float32), %z[:, i, None]), %s[:, i, None])
+
+    After, with ``"float16"``; the factors, a power of two for each feature, are left out where all are 1::
+
+        %picked = mul(to(index_select[%temporal_features_half](0, %rows), float32), %temporal_features_factor)
 
     Changes numerics: by half a step of ``(max - min) / 255`` of each row and feature, or by float16's
     rounding. The table shrinks to a quarter or a half. Source: the cached temporal features of TFMQ-DM's
@@ -113,11 +136,19 @@ def feature_columns(piece: fx.Node) -> tuple[int, int]:
 def _to_half(graph_module: fx.GraphModule, gather: fx.Node) -> None:
     graph, (table, rows) = graph_module.graph, _table_and_rows(gather)
     values: Tensor = read_attribute(graph_module, str(table.target))
-    name = add_buffer(graph_module, f"{table.target}_half", values.half())
+    halves, factors = torch.zeros(values.shape, dtype=torch.float16), torch.ones(values.shape[1])
+    for piece in gather.users:
+        columns = slice(*feature_columns(piece))
+        halves[:, columns], factors[columns] = half_rows(values[:, columns])
+    name = add_buffer(graph_module, f"{table.target}_half", halves)
     with graph.inserting_before(gather):
         half = insert_get_attr(graph_module, name, anchor=gather)
         picked = insert_call(graph, aten.index_select.default, (half, 0, rows), anchor=gather)
         restored = insert_call(graph, aten.to.dtype, (picked, torch.float32), anchor=gather)
+        if bool((factors != 1).any()):
+            name = add_buffer(graph_module, f"{table.target}_factor", factors)
+            factor = insert_get_attr(graph_module, name, anchor=gather)
+            restored = insert_call(graph, aten.mul.Tensor, (restored, factor), anchor=gather)
     replace_node(gather, restored)
     _drop(graph_module, table)
 

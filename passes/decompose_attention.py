@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .nodes import insert_call
+from .nodes import insert_call, read_attribute
 from .predicates import is_attention, node_value
 
 __all__ = ["DecomposeAttention"]
@@ -40,6 +40,14 @@ def is_plain_attention(node: Any) -> bool:
     )
 
 
+def may_mask_rows(graph_module: fx.GraphModule, mask: fx.Node) -> bool:
+    """Whether a row of an additive mask may be minus infinity throughout; what the mask is known from decides."""
+    if mask.op != "get_attr":
+        return True
+    values: Tensor = read_attribute(graph_module, str(mask.target))
+    return bool((values.amax(-1) == -math.inf).any())
+
+
 class DecomposeAttention(GraphPass):
     """Replace ``scaled_dot_product_attention`` by matmul, softmax, matmul.
 
@@ -52,10 +60,16 @@ class DecomposeAttention(GraphPass):
         %s = mul(%q, scale)         %a = matmul(%s, transpose(%k))      %m = add(%a, %mask)
         %p = softmax(%m, -1)        %y = matmul(%p, %v)
 
+    After, where the mask may hide all keys from a query::
+
+        %r = eq(amax(%mask, [-1], True), -inf)      %m = add(%a, where(%r, 0, %mask))
+        %p = softmax(%m, -1)                        %y = where(%r, 0, matmul(%p, %v))
+
     Legality: the definition of attention (Vaswani et al., 2017, eq. 1), an additive float mask included;
-    causal, boolean-masked, grouped and dropped-out attention is left fused. Numerics are preserved up
-    to the order of float sums. It costs the memory of the attention matrix, so it is run only where the
-    matrix products are to be quantized.
+    causal, boolean-masked, grouped and dropped-out attention is left fused. A query that sees no key gives 0, as in
+    the fused op, where a softmax of minus infinities alone would be NaN; the softmax stays the one before the second
+    product, which later passes look for. Numerics are preserved up to the order of float sums. It costs the memory of
+    the attention matrix, so it is run only where the matrix products are to be quantized.
     Meta: the new nodes take the module stack of the fused op.
     """
 
@@ -70,8 +84,12 @@ class DecomposeAttention(GraphPass):
             scale = attention_option(node, "scale", None)
             if scale is None:
                 scale = 1.0 / math.sqrt(int(node_value(query).shape[-1]))
-            mask = attention_option(node, "attn_mask", None)
+            mask, hidden = attention_option(node, "attn_mask", None), None
             with graph.inserting_before(node):
+                if mask is not None and may_mask_rows(graph_module, mask):
+                    top = insert_call(graph, aten.amax.default, (mask, [-1], True), anchor=node)
+                    hidden = insert_call(graph, aten.eq.Scalar, (top, -math.inf), anchor=node)
+                    mask = insert_call(graph, aten.where.ScalarSelf, (hidden, 0.0, mask), anchor=node)
                 scaled = insert_call(graph, aten.mul.Tensor, (query, scale), anchor=node)
                 turned = insert_call(graph, aten.transpose.int, (key, -2, -1), anchor=node)
                 scores = insert_call(graph, aten.matmul.default, (scaled, turned), anchor=node)
@@ -79,6 +97,8 @@ class DecomposeAttention(GraphPass):
                     scores = insert_call(graph, aten.add.Tensor, (scores, mask), anchor=node)
                 weights = insert_call(graph, aten.softmax.int, (scores, -1), anchor=node)
                 mixed = insert_call(graph, aten.matmul.default, (weights, value), anchor=node)
+                if hidden is not None:
+                    mixed = insert_call(graph, aten.where.ScalarSelf, (hidden, 0.0, mixed), anchor=node)
             node.replace_all_uses_with(mixed)
             graph.erase_node(node)
         return bool(fused)

@@ -13,7 +13,6 @@ from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
 from tfmq_fx.lowering.eligibility import classify
 from tfmq_fx.lowering.matching import match_kernels
-from tfmq_fx.lowering.parity import check_parity
 from tfmq_fx.lowering.reasons import MISSED, NO_MATMUL, PER_ROW
 from tfmq_fx.lowering.report import ReportEntry
 
@@ -93,20 +92,6 @@ def test_unknown_backends_are_refused(program):
         tfmq_fx.lower(program, "cuda")
     with pytest.raises(LoweringError, match="path="):
         tfmq_fx.lower(program, "aot")
-
-
-def test_parity_catches_a_wrong_kernel():
-    x = torch.randn(4, 8)
-    assert check_parity(torch.relu, torch.relu, (x,), {})[0] == 0.0
-    with pytest.raises(LoweringError, match="parts from its reference"):
-        check_parity(lambda v: torch.relu(v) * 1.05, torch.relu, (x,), {})
-    with pytest.raises(LoweringError):
-        check_parity(lambda v: v * float("nan"), torch.relu, (x,), {})
-    assert check_parity(lambda v: torch.relu(v) * 1.03, torch.relu, (x,), {}, narrow=True)[0] == pytest.approx(
-        0.03, rel=1e-3
-    )
-    with pytest.raises(LoweringError, match="parts from its reference"):
-        check_parity(lambda v: torch.relu(v) * 1.05, torch.relu, (x,), {}, narrow=True)
 
 
 def test_a_kernel_that_the_compiler_missed_is_reported(program):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.interface import refresh_interface
 from tfmq_fx.passes import WidenTimesteps
 from tfmq_fx.passes.predicates import node_value
 from tfmq_fx.passes.timestep_values import ValueSearch, distinct_timesteps
@@ -43,6 +44,7 @@ def accept_timesteps(graph_module: fx.GraphModule, timesteps: Tensor, timestep: 
             )
             raise ConfigError(msg)
         WidenTimesteps(timestep=timestep)(graph_module)
+        refresh_interface(graph_module)
         dtype = torch.float32
     rows, _ = ValueSearch(values).find(values.to(dtype))
     blurred = rows != torch.arange(len(values))

@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx._compat import calling_convention
 from tfmq_fx.errors import CalibrationError
+from tfmq_fx.frontend.batches import timestep_of
+from tfmq_fx.frontend.interface import Interface, interface_of
 from tfmq_fx.passes.timestep_values import ValueSearch, distinct_timesteps
 
 __all__ = ["check_table_is_hit", "recorded_timesteps", "with_table_check"]
@@ -95,29 +96,22 @@ def with_table_check(graph_module: fx.GraphModule, about: Mapping[str, Any], bat
     if about.get("timesteps") is None:
         return batches
     values, timestep = torch.as_tensor(about["timesteps"], dtype=torch.float64), str(about["timestep"])
-    names = calling_convention(graph_module.graph)[0]
+    interface = interface_of(graph_module)
     if isinstance(batches, Sequence):
-        check_table_is_hit(values, [t for batch in batches for t in _timesteps(batch, names, timestep)], timestep)
+        check_table_is_hit(values, [t for batch in batches for t in _timesteps(interface, batch, timestep)], timestep)
         return batches
-    return _checked_at_the_end(values, names, timestep, batches)
+    return _checked_at_the_end(values, interface, timestep, batches)
 
 
-def _checked_at_the_end(values: Tensor, names: Sequence[str], timestep: str, batches: Iterable[T]) -> Iterator[T]:
+def _checked_at_the_end(values: Tensor, interface: Interface, timestep: str, batches: Iterable[T]) -> Iterator[T]:
     seen = []
     for batch in batches:
-        seen += _timesteps(batch, names, timestep)
+        seen += _timesteps(interface, batch, timestep)
         yield batch
     check_table_is_hit(values, seen, timestep)
 
 
-def _timesteps(batch: Any, names: Sequence[str], timestep: str) -> list[Tensor]:
+def _timesteps(interface: Interface, batch: Any, timestep: str) -> list[Tensor]:
     """The timestep of a batch; none where the batch does not fit, which is another's to say."""
-    given = batch if isinstance(batch, Mapping) else dict(zip(names, _positional(batch), strict=False))
-    value = given.get(timestep)
-    if isinstance(value, (int, float)):
-        value = torch.tensor(value, dtype=torch.float64)
-    return [value.detach().cpu()] if isinstance(value, Tensor) and not value.is_meta else []
-
-
-def _positional(batch: Any) -> Sequence[Any]:
-    return (batch,) if isinstance(batch, Tensor) else batch
+    value = timestep_of(interface, batch, timestep)
+    return [] if value is None else [value]

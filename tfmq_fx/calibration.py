@@ -11,11 +11,12 @@ from torch import fx
 
 from tfmq_fx.batch_timesteps import with_table_check
 from tfmq_fx.conditional_calibration import calibrate_conditional_part, prepared_conditionings
-from tfmq_fx.errors import CalibrationError
+from tfmq_fx.errors import CalibrationError, NonFiniteError
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.quantizer import META_KEY
+from tfmq_fx.refusal import refused_whole
 
 __all__ = ["Batch", "calibrate"]
 
@@ -39,6 +40,8 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     Raises:
         CalibrationError: There is no batch, one does not fit the model, one holds NaN, or the table has the timesteps
             of none.
+        NonFiniteError: A layer sees NaN or infinite values under a batch, at a timestep; the error names all three,
+            and no observer has learnt from that batch.
     """
     about = prepared.meta.get(META_KEY, {})
     timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
@@ -51,7 +54,10 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         call = bind_batch(interface, count, batch, timestep)
         args, kwargs = call.arguments()
         try:
-            prepared(*args, **kwargs)
+            with refused_whole(prepared, batch, count, timestep):
+                prepared(*args, **kwargs)
+        except NonFiniteError:
+            raise
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             msg = f"calibration batch {count} does not fit the captured model: {first}"

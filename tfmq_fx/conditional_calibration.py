@@ -26,6 +26,7 @@ from tfmq_fx.passes.analysis import (
     outside_block,
 )
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
+from tfmq_fx.refusal import refused_rows
 
 __all__ = ["calibrate_conditional_part", "conditioned_path", "observe_pairs", "prepared_conditionings"]
 
@@ -93,6 +94,9 @@ def observe_pairs(
         sites: Calls of observers with parameters per timestep, in the order of the graph.
         pairs: Timesteps and conditionings.
         hook: Gives the other nodes the values that the quantized model will see.
+
+    Raises:
+        NonFiniteError: A layer sees NaN or infinite values at a timestep; the error names both.
     """
     for site in sites:
         observer = graph_module.get_submodule(str(site.target))
@@ -109,7 +113,8 @@ def observe_pairs(
             return args[1]
 
         for columns in pairs.chunks():
-            evaluate_temporal_nodes(graph_module, path.nodes, [site], columns, hook=watch)
+            with refused_rows(pairs.timesteps, columns[path.timestep]):
+                evaluate_temporal_nodes(graph_module, path.nodes, [site], columns, hook=watch)
 
 
 def _all_quantized(prepared: fx.GraphModule) -> NodeHook:

@@ -16,7 +16,7 @@ from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.fake_quantizers import quantizers_of
 from tfmq_fx.passes import CompressTemporalTable, IndexTimesteps, TabulateTemporalBlock
-from tfmq_fx.passes.compress_temporal_table import feature_columns, find_feature_tables, quantize_rows
+from tfmq_fx.passes.compress_temporal_table import feature_columns, find_feature_tables, half_rows, quantize_rows
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.tabulate_temporal_block import LAYER
 from tfmq_fx.quantizer import META_KEY
@@ -81,7 +81,10 @@ def stored_rows(rows: Tensor, storage: str) -> Tensor:
     if storage == "int8":
         integers, scale, zero = quantize_rows(rows)
         return (integers.float() - zero[:, None].float()) * scale[:, None]
-    return rows.half().float() if storage == "float16" else rows
+    if storage == "float16":
+        halves, factor = half_rows(rows)
+        return halves.float() * factor
+    return rows
 
 
 @torch.no_grad()
@@ -94,9 +97,10 @@ def _keep_closer(converted: fx.GraphModule, original: fx.GraphModule, storage: s
         for piece in ours.users:
             columns = slice(*feature_columns(piece))
             wanted = reference[:, columns]
-            size = wanted.norm().clamp_min(torch.finfo(torch.float32).tiny)
+            size = wanted.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
             cached, quantized = (
-                float((stored_rows(rows, storage) - wanted).norm() / size) for rows in (wanted, table[:, columns])
+                float((stored_rows(rows, storage) - wanted).double().norm() / size)
+                for rows in (wanted, table[:, columns])
             )
             if cached < quantized:
                 table[:, columns] = wanted

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.observers import PerChannelWeightObserver, TimestepObserver
 from tfmq_fx.passes.analysis import NodeHook, evaluate_temporal_nodes, find_temporal_block, row_columns
+from tfmq_fx.refusal import refused_rows
 
 __all__ = ["calibrate_temporal_block", "quantized_values", "timestep_sites"]
 
@@ -29,6 +30,9 @@ def calibrate_temporal_block(prepared: fx.GraphModule, timestep: str = "timestep
 
     Returns:
         The number of observers that were calibrated; 0 when the graph has none.
+
+    Raises:
+        NonFiniteError: A layer sees NaN or infinite values at a timestep; the error names both.
     """
     columns = row_columns(prepared)
     block = find_temporal_block(prepared, timestep)
@@ -39,7 +43,8 @@ def calibrate_temporal_block(prepared: fx.GraphModule, timestep: str = "timestep
     for observer in observers:
         assert isinstance(observer, TimestepObserver)
         observer.reset()
-    evaluate_temporal_nodes(prepared, block.nodes, block.linears, columns, hook=quantized_values(prepared))
+    with refused_rows(columns[timestep], columns[timestep]):
+        evaluate_temporal_nodes(prepared, block.nodes, block.linears, columns, hook=quantized_values(prepared))
     return len(observers)
 
 

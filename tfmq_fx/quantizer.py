@@ -28,6 +28,7 @@ from tfmq_fx.observers import (
     PerChannelWeightObserver,
     TimestepObserver,
 )
+from tfmq_fx.observers.finite import input_of, output_of, weight_of
 from tfmq_fx.passes import (
     CANONICALIZE,
     DecomposeAttention,
@@ -159,7 +160,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         count = len(row_columns(model)[self.timestep])
 
         def make_observer(linear: fx.Node) -> TimestepObserver:
-            return TimestepObserver(count, self.config.for_layer(fqn(linear)).activation_bits)
+            name = fqn(linear)
+            return TimestepObserver(count, self.config.for_layer(name).activation_bits, input_of(name))
 
         ObserveTemporalBlock(make_observer, timestep=self.timestep, select=self._indexes)(model)
         calibrate_temporal_block(model, self.timestep)
@@ -198,7 +200,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             return inside and eligible and not self._float_reason(layer, block, roles.get(layer, frozenset()))
 
         def make_observer(layer: fx.Node) -> ConditionalObserver:
-            return ConditionalObserver(count, bits(layer))
+            return ConditionalObserver(count, bits(layer), input_of(fqn(layer)))
 
         ObserveTimestepGroups(make_observer, select=select, key=bits, groups=EACH_TIMESTEP)(model)
         _warn_of_ungrouped(model, "timesteps")
@@ -227,8 +229,9 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             return reached and eligible and not self._float_reason(layer, block, roles.get(layer, frozenset()))
 
         def make_observer(layer: fx.Node) -> GroupedObserver:
-            bits = self.config.for_layer(fqn(layer)).activation_bits
-            return GROUPED_OBSERVERS[self.config.activation_range](count, bits)
+            name = fqn(layer)
+            bits = self.config.for_layer(name).activation_bits
+            return GROUPED_OBSERVERS[self.config.activation_range](count, bits, input_of(name))
 
         def key(layer: fx.Node) -> int:
             return self.config.for_layer(fqn(layer)).activation_bits
@@ -295,7 +298,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         return ""
 
     def _annotate(self, node: fx.Node, temporal: bool) -> None:
-        config = self.config.for_layer(fqn(node))
+        name = fqn(node)
+        config = self.config.for_layer(name)
         specs: dict[fx.Node, QuantizationSpec] = {}
         activations = list(node.args[:2]) if is_matmul(node) else [node.args[0]]
         if config.activation_bits < FLOAT_BITS:
@@ -305,19 +309,19 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
                     softmax = is_matmul(node) and is_softmax_output(activation)
                     symmetric = config.symmetric_activations or (is_matmul(node) and config.symmetric_attention)
                     specs[activation] = _activation_spec(
-                        config, shared_temporal=temporal, softmax=softmax, symmetric=symmetric
+                        config, name, shared_temporal=temporal, softmax=softmax, symmetric=symmetric
                     )
         if not is_matmul(node) and config.weight_bits < FLOAT_BITS:
             weight = node.args[1]
             assert isinstance(weight, fx.Node)
-            specs[weight] = _weight_spec(config)
+            specs[weight] = _weight_spec(config, name)
         node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
 
     def _annotate_output(self, node: fx.Node) -> None:
         """Quantize what the model returns; a layer that is annotated already keeps its inputs' annotation."""
         annotation = node.meta.setdefault(Q_ANNOTATION_KEY, QuantizationAnnotation(_annotated=True))
         if annotation.output_qspec is None:
-            annotation.output_qspec = _output_spec(self.config)
+            annotation.output_qspec = _output_spec(self.config, node.name)
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to check: every annotation is made from a valid configuration."""
@@ -351,36 +355,37 @@ def _operands(node: fx.Node) -> list[Any]:
 
 
 def _activation_spec(
-    config: QuantizationConfig, *, shared_temporal: bool, softmax: bool, symmetric: bool
+    config: QuantizationConfig, layer: str, *, shared_temporal: bool, softmax: bool, symmetric: bool
 ) -> QuantizationSpec:
     # A temporal range shared by all timesteps is the union of theirs; smoothing it would clip some.
     observer: Any = MinMaxObserver if shared_temporal else ACTIVATION_OBSERVERS[config.activation_range]
     bits = (config.softmax_bits if softmax else None) or config.activation_bits
     # Nothing of a softmax is negative: its zero point comes out as 0, and the middle would waste a bit.
-    return _per_tensor_spec(observer, bits, symmetric=symmetric and not softmax)
+    return _per_tensor_spec(observer, bits, input_of(layer), symmetric=symmetric and not softmax)
 
 
-def _output_spec(config: QuantizationConfig) -> QuantizationSpec:
+def _output_spec(config: QuantizationConfig, output: str) -> QuantizationSpec:
     assert config.output_bits is not None
     observer = ACTIVATION_OBSERVERS[config.activation_range]
-    return _per_tensor_spec(observer, config.output_bits, symmetric=config.symmetric_activations)
+    return _per_tensor_spec(observer, config.output_bits, output_of(output), symmetric=config.symmetric_activations)
 
 
-def _per_tensor_spec(observer: Any, bits: int, *, symmetric: bool) -> QuantizationSpec:
+def _per_tensor_spec(observer: Any, bits: int, subject: str, *, symmetric: bool) -> QuantizationSpec:
     return QuantizationSpec(
         dtype=torch.uint8 if bits <= 8 else torch.int32,
-        observer_or_fake_quant_ctr=observer.with_args(),
+        observer_or_fake_quant_ctr=observer.with_args(subject=subject),
         quant_min=0,
         quant_max=2**bits - 1,
         qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
     )
 
 
-def _weight_spec(config: QuantizationConfig) -> QuantizationSpec:
+def _weight_spec(config: QuantizationConfig, layer: str) -> QuantizationSpec:
     observer = PerChannelWeightObserver.with_args(
         bits=config.weight_bits,
         symmetric=config.resolved_symmetric_weights,
         search=config.resolved_weight_range == "mse",
+        subject=weight_of(layer),
     )
     wide = config.weight_bits > 8
     return QuantizationSpec(

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.accepted_timesteps import accept_timesteps
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers.ranges import asymmetric_parameters
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns, row_lookups
 from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
@@ -80,6 +81,7 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
     new.timesteps = torch.cat([known, added])
     graph_module = new.graph_module
     accept_timesteps(graph_module, new.timesteps, program.timestep)
+    new.interface = interface_of(graph_module).called_like(program.interface)
     lookups = row_lookups(graph_module)
     if not lookups or len(added) == 0:
         return new

@@ -3,6 +3,7 @@
 from .conditional_part import ConditionalPart, conditioning_inputs, find_conditional_part, outside_block
 from .dependence import data_arguments, data_dependence
 from .layer_names import layer_name, weight_source
+from .mask_inputs import mask_inputs
 from .reconstruction_units import ReconstructionUnit, find_units
 from .table_row import find_row, row_columns, row_lookups, row_values
 from .temporal_block import EmbeddingLayer, TemporalBlock, find_temporal_block
@@ -23,6 +24,7 @@ __all__ = [
     "find_temporal_block",
     "find_units",
     "layer_name",
+    "mask_inputs",
     "outside_block",
     "row_columns",
     "row_lookups",

@@ -48,7 +48,43 @@ def test_fires(options):
     assert DecomposeAttention()(graph_module).modified
     found = operators(graph_module)
     assert found[FUSED] == 0 and found[aten.matmul.default] == 2 and found[aten.softmax.int] == 1
-    assert found[aten.add.Tensor] == ("mask" in options)
+    assert found[aten.add.Tensor] == ("mask" in options) and found[aten.where.ScalarSelf] == 0
+
+
+def hiding(*shape, rows=(1, 3), value=-torch.inf):
+    """A mask that hides all keys from some queries, and the first key from all."""
+    mask = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    mask[..., 0] = -torch.inf
+    mask[..., [row for row in rows if row < shape[-2]], :] = value
+    return mask
+
+
+HIDING = [hiding(5, 5), hiding(1, 5), hiding(1, 5, rows=(0,)), hiding(2, 5, 5), hiding(2, 1, 1, 5, rows=(0,))]
+
+
+@pytest.mark.parametrize("mask", HIDING, ids=lambda mask: str(list(mask.shape)))
+@pytest.mark.parametrize("given", ["buffer", "input"])
+def test_queries_that_see_nothing_give_zero(mask, given):
+    builder = GraphBuilder()
+    q, k, v = (builder.placeholder(name, (2, 2, 5, 8)) for name in "qkv")
+    node = builder.buffer("mask", mask) if given == "buffer" else builder.placeholder("mask", tuple(mask.shape))
+    graph_module = builder.build(builder.call(FUSED, q, k, v, node))
+    example = (*inputs(), *((mask,) if given == "input" else ()))
+    # Shown once to be what the fused op does, once to be kept by the pass.
+    hidden = (mask == -torch.inf).all(-1).expand(2, 2, 5)
+    assert torch.equal((graph_module(*example) == 0).all(-1), hidden)
+    result = assert_pass_contract(DecomposeAttention, graph_module, example, rtol=1e-5).graph_module
+    assert torch.equal((result(*example) == 0).all(-1), hidden)
+    second = [node for node in result.graph.nodes if node.target is aten.matmul.default][1]
+    assert second.args[0].target is aten.softmax.int
+    assert operators(result)[aten.where.ScalarSelf] == (2 if given == "input" or bool(hidden.any()) else 0)
+
+
+def test_the_smallest_number_hides_nothing():
+    mask = hiding(5, 5, value=torch.finfo(torch.float32).min)
+    graph_module = attention(mask=mask)
+    assert not bool((graph_module(*inputs()) == 0).all(-1).any())
+    assert_pass_contract(DecomposeAttention, graph_module, inputs(), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.fake_quantizers.straight_through import drop_quantization, fake_quantize_fixed, quantize_straight_through
 from tfmq_fx.observers.activation import per_tensor_parameters
+from tfmq_fx.observers.finite import input_of, require_finite
 
 __all__ = ["ActivationQuantizer"]
 
@@ -29,6 +30,7 @@ class ActivationQuantizer(ObserverBase):  # type: ignore[misc]
     def __init__(self, observer: ObserverBase) -> None:
         super().__init__(observer.dtype)
         self.quant_min, self.quant_max, self.qscheme = observer.quant_min, observer.quant_max, observer.qscheme
+        self.subject: str = getattr(observer, "subject", input_of(""))
         scale, zero = observer.calculate_qparams()
         self.register_buffer("scale", scale.detach().clone().reshape(-1).to(torch.float32))
         self.register_buffer("zero_point", zero.detach().clone().reshape(-1).to(torch.int64))
@@ -52,6 +54,7 @@ class ActivationQuantizer(ObserverBase):  # type: ignore[misc]
             return x
         if self.observing:
             low, high = torch.aminmax(x.detach())
+            require_finite(low, high, x, self.subject)
             self.scale, self.zero_point = per_tensor_parameters(
                 low.reshape(1).float(), high.reshape(1).float(), self.quant_min, self.quant_max, self.qscheme
             )

@@ -27,7 +27,7 @@ class TimestepQuantizer(TimestepObserver):
     """
 
     def __init__(self, observer: TimestepObserver) -> None:
-        super().__init__(len(observer.seen), observer.quant_max.bit_length())
+        super().__init__(len(observer.seen), observer.quant_max.bit_length(), observer.subject)
         low, high = observer.observed_ranges()
         self.low.copy_(low)
         self.high.copy_(high)
@@ -42,7 +42,7 @@ class TimestepQuantizer(TimestepObserver):
         if not self.enabled:
             return x
         if self.observing:
-            low, high = x.detach().to(torch.float32).flatten(1).aminmax(dim=1)
+            low, high = self.ranges_of(x, rows)
             # Zero belongs to every range, as for the observer, whose tables start at zero.
             self.low[rows] = torch.zeros_like(self.low).scatter_reduce(0, rows, low, "amin")[rows]
             self.high[rows] = torch.zeros_like(self.high).scatter_reduce(0, rows, high, "amax")[rows]

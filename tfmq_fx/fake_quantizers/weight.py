@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.observers import PerChannelWeightObserver
-from tfmq_fx.passes.fold_weight_zero_points import fold_zero_points
 
 __all__ = ["AdaRoundQuantizer"]
 
@@ -28,7 +27,9 @@ class AdaRoundQuantizer(PerChannelWeightObserver):
     """
 
     def __init__(self, observer: PerChannelWeightObserver, weight: Tensor) -> None:
-        super().__init__(observer.bits, observer.symmetric, observer.search, observer.axis, observer.dtype)
+        super().__init__(
+            observer.bits, observer.symmetric, observer.search, observer.axis, observer.dtype, observer.subject
+        )
         observer.forward(weight)
         scale, zero = observer.calculate_qparams()
         self.register_buffer("scale", scale)
@@ -44,13 +45,11 @@ class AdaRoundQuantizer(PerChannelWeightObserver):
 
     def _aligned(self, values: Tensor) -> Tensor:
         """One value per channel, shaped to broadcast against the weight."""
-        assert self.weight is not None
-        return values.reshape([-1 if i == self.axis else 1 for i in range(self.weight.ndim)])
+        return values.reshape([-1 if i == self.axis else 1 for i in range(self.up.ndim)])
 
     def ratio(self) -> Tensor:
         """``w / s``, float32, the shape of the weight."""
-        assert self.weight is not None
-        return self.weight.to(torch.float32) / self._aligned(self.scale)
+        return self.seen_weight().to(torch.float32) / self._aligned(self.scale)
 
     def round_to_nearest(self) -> None:
         """Choose the nearer grid point for every weight."""
@@ -74,6 +73,4 @@ class AdaRoundQuantizer(PerChannelWeightObserver):
         integers = (self.ratio().floor() + self.up + zero).clamp(*self.bounds).to(torch.int64)
         if self.bits == 16:
             return integers.to(torch.int16), self.scale
-        folded = fold_zero_points(integers, self.zero_point, self.axis)
-        assert folded is not None, "asymmetric weights have at most 7 bits, which always fit"
-        return folded, self.scale
+        return self.folded(integers, self.zero_point), self.scale

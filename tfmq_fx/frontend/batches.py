@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tfmq_fx.errors import CalibrationError, InputError
-from tfmq_fx.frontend.binding import Call, bind
+from tfmq_fx.frontend.binding import Call, bind, named_arguments
 from tfmq_fx.frontend.interface import Interface
 
-__all__ = ["Batch", "batch_arguments", "bind_batch"]
+__all__ = ["Batch", "batch_arguments", "bind_batch", "timestep_of"]
 
 #: The model's own inputs: positional, by name, or a single tensor.
 Batch = Sequence[Any] | Mapping[str, Any] | Tensor
@@ -51,3 +52,14 @@ def bind_batch(interface: Interface, index: int, batch: Batch, timestep: str) ->
     except InputError as error:
         msg = f"calibration batch {index} does not fit the captured model: {error}"
         raise CalibrationError(msg) from error
+
+
+def timestep_of(interface: Interface, batch: Batch, timestep: str) -> Tensor | None:
+    """The timestep of a batch as it was given; None where the batch does not fit, which binding it says."""
+    try:
+        value = named_arguments(interface, *batch_arguments(batch)).get(timestep)
+    except (CalibrationError, InputError):
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = torch.tensor(value, dtype=torch.float64)
+    return value.detach().cpu() if isinstance(value, Tensor) and not value.is_meta else None

@@ -14,6 +14,7 @@ from tfmq_fx._compat import calling_convention
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.plain_config import plain_config
 from tfmq_fx.frontend.sizes import BatchSize, Size, batch_axis, check_one_symbol, sizes_of, text_of_sizes
+from tfmq_fx.passes.analysis.mask_inputs import mask_inputs
 from tfmq_fx.passes.predicates import node_value
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Parameter",
     "TensorInput",
     "interface_of",
+    "refresh_interface",
 ]
 
 #: Where a captured graph carries its interface.
@@ -141,7 +143,10 @@ class Interface:
         if len(paths) != len(placeholders):
             msg = f"the graph has {len(placeholders)} inputs, but is called with {len(paths)} values: capture it again"
             raise CaptureError(msg)
-        inputs = tuple(_input(node, path) for node, path in zip(placeholders, paths, strict=True))
+        masks = mask_inputs(graph_module)
+        inputs = tuple(
+            _input(node, path, mask=str(node.target) in masks) for node, path in zip(placeholders, paths, strict=True)
+        )
         return cls(tuple(names), spec, inputs, results=_results(graph))
 
     def of_model(self, model: Any, *, route: str, max_batch: int | None) -> Interface:
@@ -194,6 +199,13 @@ def interface_of(graph_module: fx.GraphModule) -> Interface:
     return found if isinstance(found, Interface) else Interface.of(graph_module)
 
 
+def refresh_interface(graph_module: fx.GraphModule) -> None:
+    """Read the interface that a graph carries off it again, after a rewrite of its inputs."""
+    known = graph_module.meta.get(INTERFACE_KEY)
+    if isinstance(known, Interface):
+        graph_module.meta[INTERFACE_KEY] = Interface.of(graph_module).called_like(known)
+
+
 def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
     """The parameters of a model's ``forward``; what ``*args`` and ``**kwargs`` take has no name of its own."""
     found = []
@@ -234,10 +246,10 @@ def dict_keys(spec: pytree.TreeSpec) -> list[Any] | None:
     return list(context[1]) if len(context) == 2 and isinstance(context[1], list) else list(context)
 
 
-def _input(node: fx.Node, name: str) -> Input:
+def _input(node: fx.Node, name: str, *, mask: bool) -> Input:
     value = node_value(node)
     if isinstance(value, Tensor):
-        return TensorInput(name, sizes_of(value), value.dtype, value.device.type)
+        return TensorInput(name, sizes_of(value), value.dtype, value.device.type, mask)
     if value is None or isinstance(value, (bool, int, float, str)):
         return ConstantInput(name, value)
     msg = f"input {name!r} was captured as a {type(value).__name__}; pass tensors, numbers, strings, lists or None"

@@ -29,6 +29,7 @@ from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.lowering.matching import in_float, match_kernels, read_kernels
 from tfmq_fx.lowering.native import describe_kernels, sums_bytes_exactly
 from tfmq_fx.lowering.parity import check_parity
+from tfmq_fx.lowering.parity_examples import parity_examples
 from tfmq_fx.lowering.reasons import EAGER, NO_EXACT_BYTES
 from tfmq_fx.lowering.report import LoweringReport, ReportEntry
 from tfmq_fx.lowering.staged import StagedProgram
@@ -118,7 +119,7 @@ def lower(
     reference = _final_graph(program, tabulate=tabulate)
     groups = None if backend == "reference" else _apart(reference)
     lowered = reference if groups is None else _one_group(reference)
-    # The parity check compares on the example, so with groups it has one timestep.
+    # With groups the example has one timestep.
     indexed = program.indexed
     if groups is not None:
         indexed[program.timestep] = indexed[program.timestep][:1]
@@ -142,7 +143,11 @@ def lower(
         groups = None
     settings = (backend, args, kwargs, path, interface.max_batch, precision)
     run, found = compile_graph(lowered, *settings) if staged is None else compile_stages(lowered, staged, *settings)
-    error, floor = (0.0, 0.0) if found is None else check_parity(run, reference, args, kwargs, narrow=narrow)
+    error, floor = 0.0, 0.0
+    if found is not None:
+        # Against the program as it came in: the rewrites above are checked together with the compiler.
+        examples = parity_examples(program.graph_module, program.indexed, program.timestep, alone=groups is not None)
+        error, floor = check_parity(run, program.graph_module, examples, narrow=narrow)
     table = program.timesteps
     report = LoweringReport(
         backend=backend,

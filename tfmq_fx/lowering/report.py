@@ -46,8 +46,9 @@ class LoweringReport:
         entries: One per layer that multiplies, in graph order.
         temporal_layers: Layers of the temporal block that run at inference; 0 when it is tabulated.
         table_rows: Timesteps in the table.
-        parity_error: Relative error of the lowered program against the reference on the example inputs.
-        parity_floor: The same between two reference runs whose inputs differ by float rounding.
+        parity_error: Relative error of the lowered program against the quantized one, the largest of several calls at
+            timesteps from all over the table.
+        parity_floor: The same between two runs of the quantized program whose inputs differ by float rounding.
         conditioning: Which layers depend on the timestep and the conditioning alone, in a sentence.
         kernels: Whose integer kernels these are, where a backend has several, and what passes between them.
         measured: With ``backend="auto"``, the candidates that were timed in turn on the example inputs, the fastest

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.errors import CalibrationError
+from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.ranges import (
     asymmetric_parameters,
     centred_parameters,
@@ -41,11 +42,36 @@ def per_tensor_parameters(
 
 
 class _PerTensorObserver(ObserverBase):  # type: ignore[misc]
-    """What the observers share: the attributes that PT2E reads, and the final step to parameters."""
+    """What the observers share: the attributes that PT2E reads, and the final step to parameters.
 
-    def __init__(self, dtype: torch.dtype, quant_min: int, quant_max: int, qscheme: torch.qscheme, **_: Any) -> None:
+    They refuse NaN and infinite values (:class:`~tfmq_fx.errors.NonFiniteError`) before they take anything in.
+
+    Args:
+        dtype: Integer dtype.
+        quant_min: Smallest integer.
+        quant_max: Largest integer.
+        qscheme: Per-tensor, affine or symmetric.
+        subject: What the activation is called in errors.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype,
+        quant_min: int,
+        quant_max: int,
+        qscheme: torch.qscheme,
+        subject: str = input_of(""),
+        **_: Any,
+    ) -> None:
         super().__init__(dtype)
         self.quant_min, self.quant_max, self.qscheme = quant_min, quant_max, qscheme
+        self.subject = subject
+
+    def range_of(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value of ``x``, 0-dim, float32."""
+        low, high = (end.to(torch.float32) for end in torch.aminmax(x))
+        require_finite(low, high, x, self.subject)
+        return low, high
 
     def observed_range(self) -> tuple[Tensor, Tensor]:
         """The range ``(lo, hi)``, each of shape ``[1]``."""
@@ -78,9 +104,9 @@ class MinMaxObserver(_PerTensorObserver):
     def forward(self, x: Tensor) -> Tensor:
         """Observe ``x`` (any shape, float) and return it."""
         if x.numel():
-            low, high = torch.aminmax(x.detach())
-            self.low = torch.minimum(self.low, low.to(torch.float32))
-            self.high = torch.maximum(self.high, high.to(torch.float32))
+            low, high = self.range_of(x.detach())
+            self.low = torch.minimum(self.low, low)
+            self.high = torch.maximum(self.high, high)
         return x
 
     def observed_range(self) -> tuple[Tensor, Tensor]:
@@ -111,9 +137,9 @@ class EMAMinMaxObserver(_PerTensorObserver):
     def forward(self, x: Tensor) -> Tensor:
         """Observe ``x`` (any shape, float) and return it."""
         if x.numel():
-            low, high = torch.aminmax(x.detach())
-            self.low.mul_(self.momentum).add_(low.to(torch.float32), alpha=1 - self.momentum)
-            self.high.mul_(self.momentum).add_(high.to(torch.float32), alpha=1 - self.momentum)
+            low, high = self.range_of(x.detach())
+            self.low.mul_(self.momentum).add_(low, alpha=1 - self.momentum)
+            self.high.mul_(self.momentum).add_(high, alpha=1 - self.momentum)
             self.batches += 1
         return x
 
@@ -149,8 +175,8 @@ class MSEObserver(_PerTensorObserver):
     def forward(self, x: Tensor) -> Tensor:
         """Observe ``x`` (any shape, float) and return it."""
         if x.numel():
+            low, high = self.range_of(x.detach())
             flat = x.detach().reshape(-1).to(torch.float32)
-            low, high = torch.aminmax(flat)
             self._grow(torch.minimum(self.low, low), torch.maximum(self.high, high))
             if bool(self.high > self.low):
                 self.counts += torch.histc(flat, HISTOGRAM_BINS, self.low.item(), self.high.item())

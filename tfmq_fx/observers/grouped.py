@@ -12,6 +12,7 @@ from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.observers.activation import HISTOGRAM_BINS, MOMENTUM
+from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.gathered import convert_gathered
 from tfmq_fx.observers.ranges import asymmetric_parameters, search_asymmetric
 
@@ -31,10 +32,12 @@ class GroupedObserver(ObserverBase):  # type: ignore[misc]
     Args:
         groups: Number of groups ``G``.
         bits: Width, 2 to 8 or 16.
+        subject: What the activation is called in errors.
     """
 
-    def __init__(self, groups: int, bits: int) -> None:
+    def __init__(self, groups: int, bits: int, subject: str = input_of("")) -> None:
         super().__init__(torch.uint8 if bits <= 8 else torch.int32)
+        self.subject = subject
         self.quant_min, self.quant_max, self.qscheme = 0, 2**bits - 1, torch.per_tensor_affine
         self.register_buffer("low", torch.zeros(groups))
         self.register_buffer("high", torch.zeros(groups))
@@ -49,6 +52,7 @@ class GroupedObserver(ObserverBase):  # type: ignore[misc]
         if x.numel():
             values = x.detach().to(torch.float32).flatten(1)
             low, high = values.aminmax(dim=1)
+            require_finite(low, high, x, self.subject)
             size = len(self.low)
             low = torch.full((size,), torch.inf).to(low).scatter_reduce(0, groups, low, "amin")
             high = torch.full((size,), -torch.inf).to(high).scatter_reduce(0, groups, high, "amax")
@@ -105,8 +109,8 @@ class GroupedMinMaxObserver(GroupedObserver):
 class GroupedEMAObserver(GroupedObserver):
     """Minimum and maximum of each group, smoothed over the batches in which it occurs (:class:`EMAMinMaxObserver`)."""
 
-    def __init__(self, groups: int, bits: int, momentum: float = MOMENTUM) -> None:
-        super().__init__(groups, bits)
+    def __init__(self, groups: int, bits: int, subject: str = input_of(""), momentum: float = MOMENTUM) -> None:
+        super().__init__(groups, bits, subject)
         self.momentum = momentum
 
     def observe(self, values: Tensor, groups: Tensor, present: Tensor, low: Tensor, high: Tensor) -> None:
@@ -127,8 +131,8 @@ class GroupedMSEObserver(GroupedObserver):
     Keeps a histogram per group: 16 KiB each.
     """
 
-    def __init__(self, groups: int, bits: int) -> None:
-        super().__init__(groups, bits)
+    def __init__(self, groups: int, bits: int, subject: str = input_of("")) -> None:
+        super().__init__(groups, bits, subject)
         self.register_buffer("counts", torch.zeros(groups, HISTOGRAM_BINS, dtype=torch.float64))
         self.counts: Tensor
 

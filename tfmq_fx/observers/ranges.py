@@ -19,14 +19,21 @@ __all__ = [
     "symmetric_parameters",
 ]
 
-#: Smallest scale: a range of zero width gives it instead of a division by zero.
-SCALE_FLOOR = 1e-8
+#: Smallest scale: float32's smallest normal number, whose inverse is finite too; kernels multiply by that.
+SCALE_FLOOR = torch.finfo(torch.float32).tiny
 #: The norm of the range search, ``mean |x - x_hat| ** 2.4`` (Q-Diffusion and PTQ4DM use it alike).
 SEARCH_NORM = 2.4
 #: Candidates of the range search: the full range shrunk by 0 %, 1 %, … 79 %.
 SHRINKS = tuple(1.0 - 0.01 * i for i in range(80))
+#: Exponents of two between which powers of the error neither vanish nor overflow in float32.
+SEARCHED_EXPONENTS = 24
 #: Values that are searched at once: every candidate passes over them some ten times, which the caches should hold.
 BLOCK = 2**17
+
+
+def _scale(half_width: Tensor, half_levels: float) -> Tensor:
+    """The step of a range, whatever its size; 1 for a range of zero width, in which 0 is the only value."""
+    return torch.where(half_width > 0, (half_width / half_levels).clamp_min(SCALE_FLOOR), 1.0)
 
 
 def asymmetric_parameters(low: Tensor, high: Tensor, q_min: int, q_max: int) -> tuple[Tensor, Tensor]:
@@ -42,14 +49,15 @@ def asymmetric_parameters(low: Tensor, high: Tensor, q_min: int, q_max: int) -> 
         Scales (float32) and zero points (int64) in the shape of ``low``.
     """
     low, high = low.clamp_max(0.0), high.clamp_min(0.0)
-    scale = ((high - low) / (q_max - q_min)).clamp_min(SCALE_FLOOR)
+    # In halves, because the width of float32's own range is infinite in float32.
+    scale = _scale(high / 2 - low / 2, (q_max - q_min) / 2)
     zero = (q_min - (low / scale).round()).clamp(q_min, q_max)
     return scale.to(torch.float32), zero.to(torch.int64)
 
 
 def symmetric_parameters(low: Tensor, high: Tensor, q_max: int) -> tuple[Tensor, Tensor]:
     """``s = max(|lo|, |hi|) / q_max``, ``z = 0``; shapes and dtypes as :func:`asymmetric_parameters`."""
-    scale = (torch.maximum(low.abs(), high.abs()) / q_max).clamp_min(SCALE_FLOOR)
+    scale = _scale(torch.maximum(low.abs(), high.abs()), q_max)
     return scale.to(torch.float32), torch.zeros_like(scale, dtype=torch.int64)
 
 
@@ -74,6 +82,12 @@ def _search(
     x: Tensor, low: Tensor, high: Tensor, q_min: int, q_max: int, *, symmetric: bool, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Best shrink of ``[low, high]`` per row of ``x`` (shape ``[rows, n]``) in the 2.4 norm, block by block of rows."""
+    factor = _ordinary_size(low, high)
+    if bool((factor != 1).any()):
+        found_low, found_high = _search(
+            x * factor[:, None], low * factor, high * factor, q_min, q_max, symmetric=symmetric, weights=weights
+        )
+        return found_low / factor, found_high / factor
     size = max(1, BLOCK // max(1, x.shape[1]))
     blocks = [slice(first, first + size) for first in range(0, len(x), size)]
     found = [
@@ -83,6 +97,13 @@ def _search(
         for rows in blocks
     ]
     return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+
+
+def _ordinary_size(low: Tensor, high: Tensor) -> Tensor:
+    """Per row a power of two that brings its range near 1 where powers of its errors would leave float32, else 1."""
+    exponent = torch.frexp(torch.maximum(low.abs(), high.abs())).exponent
+    far = exponent.abs() > SEARCHED_EXPONENTS
+    return torch.ldexp(torch.ones_like(low), torch.where(far, -exponent.clamp(-126, 126), 0))
 
 
 def _search_block(

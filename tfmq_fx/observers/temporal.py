@@ -7,6 +7,7 @@ from torch import Tensor, fx
 from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.errors import CalibrationError
+from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.gathered import convert_gathered
 from tfmq_fx.observers.ranges import asymmetric_parameters, fake_quantize
 
@@ -23,10 +24,12 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
     Args:
         rows: Number of timesteps ``K`` in the table.
         bits: Width, 2 to 8 or 16.
+        subject: What the activation is called in errors.
     """
 
-    def __init__(self, rows: int, bits: int) -> None:
+    def __init__(self, rows: int, bits: int, subject: str = input_of("")) -> None:
         super().__init__(torch.uint8 if bits <= 8 else torch.int32)
+        self.subject = subject
         self.quant_min, self.quant_max = 0, 2**bits - 1
         self.register_buffer("low", torch.zeros(rows))
         self.register_buffer("high", torch.zeros(rows))
@@ -41,12 +44,22 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
         self.high.zero_()
         self.seen.zero_()
 
+    def ranges_of(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value of each entry of ``x``, ``[N]``, float32.
+
+        Raises:
+            NonFiniteError: One is NaN or infinite.
+        """
+        low, high = x.detach().to(torch.float32).flatten(1).aminmax(dim=1)
+        require_finite(low, high, x, self.subject, rows)
+        return low, high
+
     def observe(self, x: Tensor, rows: Tensor) -> None:
         """Take in ``x`` (shape ``[N, ...]``, float) under its table rows (int64, ``[N]``).
 
         The order of batches does not matter: minima and maxima are merged.
         """
-        low, high = x.detach().to(torch.float32).flatten(1).aminmax(dim=1)
+        low, high = self.ranges_of(x, rows)
         self.low.scatter_reduce_(0, rows, low, "amin")
         self.high.scatter_reduce_(0, rows, high, "amax")
         self.seen[rows] = True

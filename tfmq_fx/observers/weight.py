@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, fx
 from torchao.quantization.pt2e import ObserverBase
 
+from tfmq_fx.errors import CalibrationError
+from tfmq_fx.observers.finite import require_finite, weight_of
 from tfmq_fx.observers.ranges import (
     asymmetric_parameters,
     search_asymmetric,
@@ -22,6 +24,11 @@ __all__ = ["PerChannelWeightObserver"]
 DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
 
 
+def _state_of(weight: Tensor) -> tuple[int, int]:
+    """What changes when a weight's memory or values do."""
+    return weight.data_ptr(), weight._version
+
+
 class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
     """Chooses a scale and zero point for every channel of a constant weight.
 
@@ -34,15 +41,18 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
         search: Whether the range is searched (L2.4) instead of min-max.
         ch_axis: The channel axis (PT2E's name for it).
         dtype: Storage dtype of the specification that this observer was made for.
+        subject: What the weight is called in errors.
     """
 
     def __init__(self, bits: int, symmetric: bool, search: bool, ch_axis: int = 0, dtype: torch.dtype = torch.int8,
-                 **_: Any) -> None:  # fmt: skip
+                 subject: str = weight_of(""), **_: Any) -> None:  # fmt: skip
         super().__init__(dtype)
+        self.subject = subject
         self.bits, self.symmetric, self.search, self.axis = bits, symmetric, search, ch_axis
         self.register_buffer("weight", None)
         self.weight: Tensor | None
         self._chosen: tuple[tuple[int, int], tuple[Tensor, Tensor]] | None = None
+        self._checked: tuple[int, int] | None = None
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -56,17 +66,36 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
         return 0, 2**self.bits - 1
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Remember ``weight`` (it is constant) and return it."""
+        """Remember ``weight`` (it is constant) and return it.
+
+        Raises:
+            NonFiniteError: It holds NaN or infinite values.
+        """
         self.weight = weight.detach()
+        state = _state_of(self.weight)
+        if self._checked != state:
+            require_finite(*torch.aminmax(self.weight), self.weight, self.subject)
+            self._checked = state
         return weight
 
+    def seen_weight(self) -> Tensor:
+        """The weight.
+
+        Raises:
+            CalibrationError: None was seen.
+        """
+        if self.weight is None:
+            msg = f"{self.subject} was never observed; calibrate, or run the prepared model once, before converting"
+            raise CalibrationError(msg)
+        return self.weight
+
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
-        """Scales (float32) and zero points (int64), each ``[channels]``."""
-        assert self.weight is not None, "the weight observer has seen no weight; run the prepared model once"
+        """Scales (float32) and zero points (int64), each ``[channels]``; raises as :meth:`seen_weight`."""
+        weight = self.seen_weight()
         # The search is slow and asked for at every stage, while the weight stays the same.
-        seen = (self.weight.data_ptr(), self.weight._version)
-        if self._chosen is None or self._chosen[0] != seen:
-            self._chosen = (seen, self._choose(self.weight))
+        state = _state_of(weight)
+        if self._chosen is None or self._chosen[0] != state:
+            self._chosen = (state, self._choose(weight))
         return self._chosen[1]
 
     def _choose(self, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,16 +111,25 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
 
     def quantize(self) -> tuple[Tensor, Tensor]:
         """The integers (int8 with zero points folded, or int16) and the scales."""
-        scale, zero = self.calculate_qparams()
-        assert self.weight is not None
-        shape = [-1 if i == self.axis else 1 for i in range(self.weight.ndim)]
-        ratio = self.weight.to(torch.float32) / scale.reshape(shape)
+        weight, (scale, zero) = self.seen_weight(), self.calculate_qparams()
+        shape = [-1 if i == self.axis else 1 for i in range(weight.ndim)]
+        ratio = weight.to(torch.float32) / scale.reshape(shape)
         integers = (ratio.round() + zero.reshape(shape)).clamp(*self.bounds).to(torch.int64)
         if self.bits == 16:
             return integers.to(torch.int16), scale
+        return self.folded(integers, zero), scale
+
+    def folded(self, integers: Tensor, zero: Tensor) -> Tensor:
+        """The integers less their zero points, in int8.
+
+        Raises:
+            CalibrationError: They do not fit.
+        """
         folded = fold_zero_points(integers, zero, self.axis)
-        assert folded is not None, "asymmetric weights have at most 7 bits, which always fit"
-        return folded, scale
+        if folded is None:
+            msg = f"{self.subject} does not fit in int8 with its zero points; use at most 7 bits, or symmetric weights"
+            raise CalibrationError(msg)
+        return folded
 
     def dequantized(self) -> Tensor:
         """The weight as the integers give it back, float32."""

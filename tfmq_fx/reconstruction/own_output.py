@@ -143,7 +143,7 @@ def _check_together(float_part: OwnOutputTraining) -> None:
     except (RuntimeError, ValueError) as failure:
         error, reason = float("inf"), str(failure).strip().splitlines()[0]
     size = sum(target.square().sum().item() for target in float_part.targets) / float_part.rows
-    if not error <= 1e-6 * max(size, 1e-12):
+    if not error <= 1e-6 * size:
         msg = (
             f"the temporal block cannot be evaluated for all timesteps at once ({reason}); "
             "capture the model with a timestep of shape [N], or use temporal='nearest'"

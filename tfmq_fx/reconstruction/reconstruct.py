@@ -32,6 +32,7 @@ from tfmq_fx.reconstruction.conditional import (
     observe_conditional_part,
     reconstruct_conditional_part,
 )
+from tfmq_fx.reconstruction.finite_targets import require_finite_targets
 from tfmq_fx.reconstruction.fisher import fisher_information
 from tfmq_fx.reconstruction.progress import ReconstructionProgress
 from tfmq_fx.reconstruction.propagation import Propagation
@@ -91,6 +92,7 @@ def reconstruct(
 
     Raises:
         CalibrationError: The graph was not calibrated, or the batches do not fit it.
+        NonFiniteError: A unit gives NaN or infinite values; the error names it, the batch and the timesteps.
         ConfigError: The graph was not prepared with our quantizer, or the timesteps are missing.
         ReconstructionError: The directory belongs to another run, or there is no room for activations.
 
@@ -320,6 +322,7 @@ class _Run:
                 break
             propagation.compute_float(node)
             if node in remaining:
+                require_finite_targets(propagation, node, self.timestep)
                 index = 1 + self.units.index(node)
                 results[node] = self._unit(propagation, node, index, fisher.get(node), checkpoint, bar)
                 remaining.remove(node)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,12 +50,14 @@ class Samples:
         chunks: Windows that cover the rows.
         mixing: Whether any run of rows may stand together; False when an input, such as a 0-dim timestep,
             belongs to a whole batch.
+        origins: The calibration batch that each row comes from, int64 ``[rows]``.
     """
 
     inputs: tuple[Any, ...]
     rows: int
     chunks: tuple[Window, ...]
     mixing: bool
+    origins: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
     def tensors(self) -> list[Tensor]:
         """All that tells these samples from others: every input, and where batches end when they do not mix."""
@@ -111,6 +113,7 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
     grows = [_grows(node) for node in placeholders]
     # A graph of a fixed batch: its rows are not told apart.
     sizes = [_rows(call) for call in calls]
+    origins = torch.arange(len(flat)).repeat_interleave(torch.tensor(sizes))
     generator = torch.Generator().manual_seed(seed)
     tensors = [isinstance(node_value(node), Tensor) for node in placeholders]
     if all(grow or not tensor for grow, tensor in zip(grows, tensors, strict=True)):
@@ -121,7 +124,7 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
             torch.cat(column)[order] if grow else [column[0]] for column, grow in zip(columns, grows, strict=True)
         )
         chunks = tuple(Window(start, min(start + CHUNK, rows)) for start in range(0, rows, CHUNK))
-        return Samples(inputs, rows, chunks, mixing=True)
+        return Samples(inputs, rows, chunks, mixing=True, origins=origins[order])
     shuffled = torch.randperm(len(flat), generator=generator).tolist()
     columns = list(zip(*(flat[i] for i in shuffled), strict=True))
     inputs = tuple(torch.cat(column) if grow else list(column) for column, grow in zip(columns, grows, strict=True))
@@ -129,7 +132,8 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
     for chunk, index in enumerate(shuffled):
         windows.append(Window(start, start + sizes[index], chunk))
         start += sizes[index]
-    return Samples(inputs, start, tuple(windows), mixing=False)
+    origins = torch.tensor(shuffled).repeat_interleave(torch.tensor([sizes[index] for index in shuffled]))
+    return Samples(inputs, start, tuple(windows), mixing=False, origins=origins)
 
 
 def _grows(node: fx.Node) -> bool:

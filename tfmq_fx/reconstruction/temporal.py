@@ -22,10 +22,11 @@ from tfmq_fx.fake_quantizers import (
     TimestepQuantizer,
     quantizers_of,
 )
-from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
+from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block, row_columns
 from tfmq_fx.reconstruction.own_output import learn_own_output, observing, training_over_rows
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction_config import ReconstructionConfig
+from tfmq_fx.refusal import refused_rows
 
 __all__ = ["observe_temporal_block", "reconstruct_temporal_block", "sampled_rows", "temporal_quantizers"]
 
@@ -62,6 +63,12 @@ def observe_temporal_block(prepared: fx.GraphModule, timestep: str, inputs: Mapp
 
 
 def _observe(prepared: fx.GraphModule, block: TemporalBlock, inputs: Mapping[str, Tensor]) -> None:
+    items = inputs[block.timestep]
+    with refused_rows(row_columns(prepared).get(block.timestep, items), items):
+        _observe_sites(prepared, block, inputs)
+
+
+def _observe_sites(prepared: fx.GraphModule, block: TemporalBlock, inputs: Mapping[str, Tensor]) -> None:
     sites = _activations(temporal_quantizers(prepared, block))
 
     def evaluate(nodes: Sequence[fx.Node]) -> list[Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.ranges import fake_quantize
 from tfmq_fx.schedulers.sample_ranges import SampleRanges
@@ -66,5 +68,7 @@ class QuantizedSampleScheduler(SchedulerWrapper):
             return output
         row = find_row(self.ranges.timesteps, schedule[position + 1], WHAT)
         x = output[0] if isinstance(output, tuple) else output.prev_sample
-        scale, zero = (table[row].to(x.device, x.dtype) for table in (self.ranges.scale, self.ranges.zero_point))
-        return with_sample(output, fake_quantize(x, scale, zero, 0, 2**self.ranges.bits - 1))
+        # In float32: a small scale would be 0 in half precision.
+        scale, zero = (table[row].to(x.device, torch.float32) for table in (self.ranges.scale, self.ranges.zero_point))
+        rounded = fake_quantize(x.to(torch.float32), scale, zero, 0, 2**self.ranges.bits - 1)
+        return with_sample(output, rounded.to(x.dtype))

@@ -93,7 +93,11 @@ def collect_sample_ranges(
             row = known_row(values, value)
             if row is not None:
                 made = MSEObserver(
-                    dtype=torch.uint8, quant_min=0, quant_max=2**bits - 1, qscheme=torch.per_tensor_symmetric
+                    dtype=torch.uint8,
+                    quant_min=0,
+                    quant_max=2**bits - 1,
+                    qscheme=torch.per_tensor_symmetric,
+                    subject=f"the sampler's state at timestep {float(value):g}",
                 )
                 observers.setdefault(row, made)(sample.cpu()[mask])
     if not observers:

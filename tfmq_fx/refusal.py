@@ -1,0 +1,96 @@
+"""Where in the calibration data a refused tensor was: the batch and its timesteps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torchao.quantization.pt2e import ObserverBase
+
+from tfmq_fx.errors import NonFiniteError
+from tfmq_fx.frontend.batches import timestep_of
+from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.observers import PerChannelWeightObserver
+
+__all__ = ["at_timesteps", "refused_rows", "refused_whole"]
+
+#: Timesteps that an error names; the others it counts.
+MOST_NAMED = 4
+
+
+def at_timesteps(values: Tensor) -> str:
+    """``" at timestep 40"``, or several; nothing when there are none."""
+    distinct = list(dict.fromkeys(values.reshape(-1).tolist()))
+    named = ", ".join(f"{value:g}" for value in distinct[:MOST_NAMED])
+    more = f" and {len(distinct) - MOST_NAMED} more" if len(distinct) > MOST_NAMED else ""
+    return f" at timestep{'s' if len(distinct) > 1 else ''} {named}{more}" if distinct else ""
+
+
+@contextmanager
+def refused_rows(table: Tensor, items: Tensor) -> Iterator[None]:
+    """Name the timesteps of what is refused inside the block.
+
+    Args:
+        table: The timestep of every row that observers per timestep are called with, ``[K]``.
+        items: The timestep of every entry that goes through the graph there, ``[N]``.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        found = table[list(error.rows)] if error.rows else _of_entries(error, items)
+        raise error.at(at_timesteps(found)) from error
+
+
+@contextmanager
+def refused_whole(prepared: fx.GraphModule, batch: Any, index: int, timestep: str) -> Iterator[None]:
+    """Run a calibration batch: where it fails, no observer has learnt from it, and the error names the batch.
+
+    Args:
+        prepared: The graph that is run.
+        batch: A tensor, a sequence, or a mapping by name.
+        index: The number of the batch.
+        timestep: Name of the timestep input.
+    """
+    states = [(module, _copied(module)) for module in _learning(prepared)]
+    try:
+        yield
+    except Exception as error:
+        for module, state in states:
+            module.load_state_dict(state)
+        if not isinstance(error, NonFiniteError):
+            raise
+        when = at_timesteps(_timesteps(prepared, batch, timestep, error))
+        place = f" in calibration batch {index}{',' if when else ''}{when}"
+        raise error.at(place) from error
+
+
+def _learning(prepared: nn.Module) -> list[nn.Module]:
+    """The observers that learn from batches; a weight is the same in all of them."""
+    observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
+    return [module for module in observers if not isinstance(module, PerChannelWeightObserver)]
+
+
+def _copied(module: nn.Module) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in module.state_dict().items()}
+
+
+def _timesteps(prepared: fx.GraphModule, batch: Any, timestep: str, error: NonFiniteError) -> Tensor:
+    """The timesteps of the refused entries, or of the whole batch where entries are not items; none when unknown."""
+    value = timestep_of(interface_of(prepared), batch, timestep)
+    if value is None:
+        return torch.zeros(0)
+    items = value.reshape(-1)
+    found = _of_entries(error, items)
+    return found if len(found) else items
+
+
+def _of_entries(error: NonFiniteError, items: Tensor) -> Tensor:
+    """The timesteps of the refused entries out of those of all items; none where entries are not items."""
+    each, rest = divmod(error.length, max(1, len(items)))
+    if rest or not each:
+        return items[:0]
+    # Entries of one item lie side by side: its tokens, its heads.
+    return items[sorted({entry // each for entry in error.entries})]
