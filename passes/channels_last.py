@@ -53,7 +53,10 @@ def channels_last_image(graph: fx.Graph, node: fx.Node, anchor: fx.Node) -> fx.N
 
 def is_byte_quantizer(node: Any) -> bool:
     """Whether ``node`` quantizes to all of uint8 by one pair of numbers."""
-    return is_call(node, decomposed.quantize_per_tensor.default) and node.args[3:] == (0, 255, torch.uint8)
+    if not is_call(node, decomposed.quantize_per_tensor.default) or node.args[3:] != (0, 255, torch.uint8):
+        return False
+    zero_point: Any = node.args[2]
+    return bool(0 <= zero_point <= 255)  # one outside stands for no byte, which a border would need
 
 
 def quantized_borders(quantizer: fx.Node) -> list[tuple[fx.Node, Padding]]:

@@ -22,12 +22,13 @@ from .channels_last import (
 )
 from .nodes import insert_call, replace_node
 from .predicates import is_call, node_value
+from .sizes import is_same_size
 
 __all__ = ["FuseGroupNorms"]
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
-#: The kernel walks channels by vectors of this many, and has buffers for so many.
-CHANNELS, MAX_CHANNELS = 16, 8192
+#: The kernel walks channels by vectors of this many.
+CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -47,23 +48,27 @@ def _is_shift(node: Any, image: Tensor) -> bool:
     if not isinstance(value, Tensor) or value.ndim != 4 or value.dtype != torch.float32:
         return False
     rows, channels, *rest = value.shape
-    return rest == [1, 1] and channels == image.shape[1] and (rows is image.shape[0] or _equal(rows, image.shape[0]))
+    of_rows = is_same_size(rows, 1) or is_same_size(rows, image.shape[0])
+    return rest == [1, 1] and channels == image.shape[1] and of_rows
 
 
-def _equal(rows: Any, batch: Any) -> bool:
-    """Whether a number of rows is the batch or 1, without deciding anything about a symbolic size."""
-    if isinstance(rows, int):
-        return rows == 1 or rows == batch
-    return isinstance(batch, torch.SymInt) and bool(rows.node.expr == batch.node.expr)
+def _is_constant(node: Any, channels: int) -> bool:
+    """Whether ``node`` is what the kernel reads as one float32 per channel."""
+    value = node_value(node) if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and value.dtype == torch.float32 and list(value.shape) == [channels]
 
 
 def find_normalization(node: fx.Node) -> Normalization | None:
     """``node`` as a GroupNorm that the kernel covers, with everything around it that can go along."""
-    if not is_call(node, aten.group_norm.default) or len(node.args) < 4 or None in node.args[2:4]:
+    if not is_call(node, aten.group_norm.default) or len(node.args) < 4:
         return None
     image = node_value(node)
+    if image.ndim not in (3, 4) or image.dtype != torch.float32 or node_value(node.args[0]).dtype != torch.float32:  # type: ignore[arg-type]
+        return None
     channels = int(image.shape[1])
-    if image.ndim not in (3, 4) or image.dtype != torch.float32 or channels % CHANNELS or channels > MAX_CHANNELS:
+    if channels % CHANNELS or not all(_is_constant(constant, channels) for constant in node.args[2:4]):
+        return None
+    if any(is_same_size(size, 0) for size in image.shape):  # no pixel to start the statistics from
         return None
     source, shift = node.args[0], None
     if is_call(source, aten.add.Tensor) and len(source.users) == 1 and not source.kwargs:

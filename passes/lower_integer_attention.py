@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx.kernels import OPERATORS
+from tfmq_fx.kernels import MAX_BYTE_PRODUCTS, OPERATORS, weights_fit
 
 from .base import GraphPass
 from .channels_last import is_byte_quantizer
-from .nodes import insert_call, replace_node
+from .nodes import argument_of, insert_call, replace_node
 from .predicates import is_call, node_value
+from .sizes import is_same_size
 
 __all__ = ["LowerIntegerAttention"]
 
@@ -67,14 +68,45 @@ def find_quantized_attention(node: fx.Node) -> QuantizedAttention | None:
     factor = 1.0
     if is_call(source, aten.mul.Tensor) and isinstance(source.args[1], (int, float)):
         source, factor = source.args[0], float(source.args[1])
-    turned: Any = key.args[0]
-    keys = _turned(turned)
-    inputs = (source, keys, value.args[0])
-    values = [node_value(n) if isinstance(n, fx.Node) else None for n in inputs]
-    plain = all(isinstance(v, Tensor) and v.ndim == 4 and v.dtype == torch.float32 for v in values)
-    if not plain or values[0].shape[3] % DEPTH or values[0].shape[3] != values[2].shape[3]:  # type: ignore[union-attr]
+    inputs = (source, _turned(key.args[0]), value.args[0])
+    if not _is_covered(node, [node_value(n) if isinstance(n, fx.Node) else None for n in inputs], weights.args[1]):
         return None
+    keys, values = (_repeated_heads(n) for n in inputs[1:])
+    # Grouped queries: the kernel repeats the heads itself, up to the number of the query's.
+    if keys[1] == values[1] and is_same_size(node_value(source).shape[1], node_value(node).shape[1]):  # type: ignore[arg-type]
+        inputs = (source, keys[0], values[0])
     return QuantizedAttention(*inputs, factor, (query, key, weights, value))  # type: ignore[arg-type]
+
+
+def _repeated_heads(node: Any) -> tuple[fx.Node, int]:
+    """What ``node`` repeats each head of, and how often; ``node`` itself, once, otherwise."""
+    if not is_call(node, aten.repeat_interleave.self_int) or node.kwargs.keys() - {"dim"} or len(node.args) > 3:
+        return node, 1
+    source: Any = node.args[0]
+    times: Any = node.args[1]
+    axis = argument_of(node, 2, "dim", None)
+    grouped = node_value(source).ndim == 4 and axis in (1, -3) and isinstance(times, int)
+    return (source, times) if grouped else (node, 1)
+
+
+def _is_covered(node: fx.Node, values: list[Any], softmax_scale: Any) -> bool:
+    """Whether query, key and value, as they enter attention, are what the kernel reads."""
+    if not all(isinstance(value, Tensor) and value.ndim == 4 and value.dtype == torch.float32 for value in values):
+        return False
+    depth, keys = values[0].shape[3], values[1].shape[2]
+    # The depth is walked by four bytes, and the result has the query's; an int32 holds the sums of both products.
+    if not is_same_size(depth, values[2].shape[3]) or depth % DEPTH or not 0 < depth <= MAX_BYTE_PRODUCTS:
+        return False
+    # How many keys there are has to be known for that, and a softmax is of one at least.
+    if not isinstance(keys, int) or keys < 1 or not weights_fit(keys, softmax_scale):
+        return False
+    # Batch and heads are the result's, or 1, which the kernel repeats as matmul does; heads are known here.
+    whole = node_value(node).shape[:2]
+    return isinstance(whole[1], int) and all(
+        is_same_size(size, 1) or is_same_size(size, total)
+        for value in values
+        for size, total in zip(value.shape[:2], whole, strict=True)
+    )
 
 
 class LowerIntegerAttention(GraphPass):
@@ -89,8 +121,11 @@ class LowerIntegerAttention(GraphPass):
 
         %n = tfmq.integer_attention(%q, %k, %v, factor, scales, zero_points)      %y = transpose(%n, 1, 2)
 
-    Legality: both products are exact sums of integers, scaled once; the softmax has zero point 0, so that padding
-    adds nothing. All four are bytes by one pair of numbers; a mask between product and softmax is not covered.
+    Where keys and values are ``repeat_interleave(%k, n, 1)``, the kernel takes ``%k`` and repeats it itself.
+
+    Legality: both products are exact sums of integers, scaled once, that no int32 can be too small for; the softmax
+    has zero point 0, so that padding adds nothing. All four are bytes by one pair of numbers; a mask between product
+    and softmax is not covered. Operands of one image or head are broadcast as ``matmul`` does it.
     Numerics are preserved up to float rounding.
     Meta: the new nodes take the module stack of the second product.
     """

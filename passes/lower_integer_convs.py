@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx.kernels import OPERATORS, block_columns, pack_weight
+from tfmq_fx.kernels import MAX_SIGNED_PRODUCTS, MAX_TAPS, OPERATORS, block_columns, pack_weight
 
 from .base import GraphPass
 from .nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
@@ -20,8 +20,8 @@ __all__ = ["LowerIntegerConvs"]
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 #: What a convolution's arguments are when left out, behind input and weight.
 DEFAULTS = (None, 1, 0, 1, 1)
-#: The kernel walks input channels by this many bytes, and has a table of at most so many taps.
-CHANNELS, MAX_TAPS = 16, 64
+#: The kernel walks input channels by this many bytes.
+CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,14 @@ def find_integer_layer(graph_module: fx.GraphModule, node: fx.Node) -> IntegerLa
     taps = weight.shape[2] * weight.shape[3]
     if block_columns(weight.shape[0]) == 0 or weight.shape[1] % CHANNELS or taps > MAX_TAPS:
         return None
+    if weight.shape[1] * taps > MAX_SIGNED_PRODUCTS:  # the kernel adds them up in an int32, which wraps
+        return None
     operands: Any = activation.args[:3]
     quantized, scale, zero_point = operands
+    # A border is written in bytes. What is not finite would be lost where the kernel's result is quantized or rounded.
+    finite = all(bool(value.isfinite().all()) for value in (weight_scale, *([] if bias is None else [bias])))
+    if not 0 <= zero_point <= 255 or not finite:
+        return None
     return IntegerLayer(
         quantized,
         float(scale),
@@ -116,7 +122,8 @@ class LowerIntegerConvs(GraphPass):
 
     Legality: the kernel computes the same sum in integers and scales it once. A border of zero points stands for
     zeros; what the zero point adds to a sum, ``z * sum(w)``, is a constant of the channel and goes into the bias.
-    Activations are uint8 by one pair of numbers, weights int8 with zero point 0, channels a multiple of 16.
+    Activations are uint8 by one pair of numbers, weights int8 with zero point 0, channels a multiple of 16, and no sum
+    of products can pass an int32.
     Numerics are preserved up to float rounding.
     Meta: the new nodes take the module stack of the layer.
     """

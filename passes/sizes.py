@@ -6,7 +6,14 @@ from typing import Any
 
 from torch import SymInt
 
-__all__ = ["concrete_size", "rows_per_item"]
+__all__ = ["concrete_size", "is_same_size", "rows_per_item"]
+
+
+def is_same_size(one: Any, other: Any) -> bool:
+    """Whether two sizes are certainly the same, without deciding anything about a symbolic one."""
+    if isinstance(one, SymInt) and isinstance(other, SymInt):
+        return bool(one.node.expr == other.node.expr)
+    return isinstance(one, int) and isinstance(other, int) and one == other
 
 
 def concrete_size(value: Any, batch: int) -> Any:

@@ -50,6 +50,23 @@ def test_does_not_fire_where_vectors_do_not_fit(parts):
     assert unchanged(FuseGroupNorms(), builder.build(group_norm(builder, x, "norm")))
 
 
+@pytest.mark.parametrize("size", [(2, 16, 0, 5), (2, 16, 6, 5)])
+def test_does_not_fire_where_there_is_no_pixel_or_no_affine_part(size):
+    builder = GraphBuilder()
+    x = builder.placeholder("x", size)
+    affine = () if all(size) else (torch.ones(16), torch.zeros(16))
+    constants = [builder.parameter(f"norm.{name}", value) for name, value in zip("wb", affine, strict=False)]
+    x = builder.call(aten.group_norm.default, x, 4, *(constants or (None, None)), 1e-5, False)
+    assert unchanged(FuseGroupNorms(), builder.build(x))
+
+
+def test_as_many_channels_as_there_are():
+    builder = GraphBuilder()
+    graph_module = builder.build(group_norm(builder, builder.placeholder("x", (2, 8320, 2, 3)), "norm"))
+    result = assert_pass_contract(FuseGroupNorms, graph_module, values((2, 8320, 2, 3)), rtol=1e-4)
+    assert len(calls(result.graph_module, OPERATORS.group_norm.default)) == 1
+
+
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(("parts", "shift"), [((32,), None), ((32,), 0), ((16, 32), None), ((48, 16), 1)])
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -55,6 +55,30 @@ def test_does_not_fire_on_signed_activations_or_weights_with_zero_points(paramet
     assert unchanged(LowerIntegerConvs(), builder.build(builder.call(aten.conv2d.default, back, matrix)))
 
 
+@pytest.mark.parametrize(("depth", "fires"), [(1024, True), (1040, False)])
+def test_does_not_fire_where_a_sum_could_pass_an_int32(depth, fires):
+    """65,793 products of a byte and a signed byte at most: 64 taps of 1,024 channels are 65,536."""
+    builder = GraphBuilder()
+    x = builder.placeholder("x", (1, depth, 8, 8))
+    graph_module = builder.build(conv(builder, x, "wide", 16, kernel=8, padding=0))
+    assert unchanged(LowerIntegerConvs(), graph_module) is not fires
+
+
+@pytest.mark.parametrize("name", ["conv_weight_scale", "conv_bias"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_does_not_fire_on_constants_that_are_no_numbers(name, value):
+    graph_module = one_conv()
+    constant = {key.replace(".", "_"): tensor for key, tensor in graph_module.state_dict().items()}[f"block_{name}"]
+    constant[3] = value
+    assert unchanged(LowerIntegerConvs(), graph_module)
+
+
+def test_does_not_fire_where_no_byte_is_zero():
+    builder = GraphBuilder()
+    x = quantized(builder, builder.placeholder("x", (2, 16, 6, 6)), 0.03, -4)
+    assert unchanged(LowerIntegerConvs(), builder.build(conv(builder, x, "conv", 16)))
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(
     "geometry",

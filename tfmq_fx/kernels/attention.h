@@ -2,7 +2,7 @@
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
+#include <cmath>
 #include <memory>
 
 #include "vnni.h"
@@ -11,7 +11,8 @@ namespace tfmq {
 
 struct AttentionShape {
   int64_t batch, heads, queries, keys, depth;  // depth is a multiple of 4
-  int64_t query[3], key[3], value[3];          // strides of batch, head and row; the depth is contiguous
+  int64_t key_batch, key_heads;                // of keys and values: batch or 1; a divisor of heads, each serves as many
+  int64_t query[3], key[3], value[3];          // strides of batch, head and row, 0 to repeat; the depth is contiguous
 };
 
 struct Affine {
@@ -65,7 +66,7 @@ TFMQ_INLINE void place_of_column(int64_t c, int64_t columns, int64_t depth, int6
 // Quantizes `depth` values to bytes; returns their sum.
 template <class In>
 TFMQ_INLINE int32_t quantize_row(const In* source, uint8_t* target, int64_t depth, float factor, Affine q) {
-  const __m512 by = _mm512_set1_ps(factor), inverse = _mm512_set1_ps(1.0f / q.scale);
+  const __m512 by = _mm512_set1_ps(factor), inverse = _mm512_set1_ps(inverse_of(q.scale));
   const __m512i zero = _mm512_set1_epi32(q.zero_point);
   __m128i sums = _mm_setzero_si128();
   for (int64_t c = 0; c < depth; c += kLanes) {
@@ -149,11 +150,12 @@ inline int32_t softmax_row(float* scores, uint8_t* weights, int64_t keys, int64_
   const __m512 highest = _mm512_set1_ps(_mm512_reduce_max_ps(top));
   __m512 total = _mm512_setzero_ps();
   for (int64_t c = 0; c < keys; c += kLanes) {
-    const __m512 e = _mm512_maskz_mov_ps(tail_mask(keys - c), exp_lanes(_mm512_sub_ps(_mm512_loadu_ps(scores + c), highest)));
+    const __m512 below = _mm512_max_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + c), highest), _mm512_set1_ps(-87.0f));
+    const __m512 e = _mm512_maskz_mov_ps(tail_mask(keys - c), exp_lanes<false>(below));
     _mm512_storeu_ps(scores + c, e);
     total = _mm512_add_ps(total, e);
   }
-  const __m512 by = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total)), inverse = _mm512_set1_ps(1.0f / q.scale);
+  const __m512 by = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total)), inverse = _mm512_set1_ps(inverse_of(q.scale));
   __m512i sum = _mm512_setzero_si512();
   for (int64_t c = 0; c < padded; c += kLanes) {
     const __m128i bytes = quantize_lanes(_mm512_mul_ps(_mm512_loadu_ps(scores + c), by), inverse, _mm512_setzero_si512());
@@ -164,27 +166,29 @@ inline int32_t softmax_row(float* scores, uint8_t* weights, int64_t keys, int64_
 }
 
 // out[batch, query, head, depth]. The weights' zero point is 0; `factor` multiplies the query before quantization.
+// Keys and values are packed once for all images and heads that share them.
 template <class In>
 void integer_attention(const In* query, const In* key, const In* value, In* out, const AttentionShape& s, float factor,
                        Affine q, Affine k, Affine w, Affine v) {
-  const int64_t padded = round_up(s.keys, kLanes), columns = round_up(s.depth, kLanes), pairs = s.batch * s.heads;
-  std::unique_ptr<int8_t[]> packed_keys(new int8_t[pairs * padded * s.depth]);
-  std::unique_ptr<int8_t[]> packed_values(new int8_t[pairs * padded * columns]);
-  std::unique_ptr<int32_t[]> key_sums(new int32_t[pairs * padded]);
+  const int64_t padded = round_up(s.keys, kLanes), columns = round_up(s.depth, kLanes);
+  const int64_t pairs = s.batch * s.heads, sources = s.key_batch * s.key_heads, sharing = s.heads / s.key_heads;
+  std::unique_ptr<int8_t[]> packed_keys(new int8_t[sources * padded * s.depth]);
+  std::unique_ptr<int8_t[]> packed_values(new int8_t[sources * padded * columns]);
+  std::unique_ptr<int32_t[]> key_sums(new int32_t[sources * padded]);
   const int64_t tiles = (s.queries + kQueryRows - 1) / kQueryRows;
   const int key_zero = k.zero_point - 128, value_zero = v.zero_point - 128;
 #pragma omp parallel
   {
     std::unique_ptr<uint8_t[]> staged(new uint8_t[kLanes * columns]);
 #pragma omp for schedule(static)
-    for (int64_t job = 0; job < pairs * (padded / kLanes); ++job) {
-      const int64_t pair = job / (padded / kLanes), first = job % (padded / kLanes) * kLanes;
-      const int64_t image = pair / s.heads, head = pair % s.heads;
+    for (int64_t job = 0; job < sources * (padded / kLanes); ++job) {
+      const int64_t source = job / (padded / kLanes), first = job % (padded / kLanes) * kLanes;
+      const int64_t image = source / s.key_heads, head = source % s.key_heads;
       pack_keys(key + image * s.key[0] + head * s.key[1], first, s.keys, s.key[2], s.depth, k, staged.get(),
-                packed_keys.get() + pair * padded * s.depth, key_sums.get() + pair * padded);
+                packed_keys.get() + source * padded * s.depth, key_sums.get() + source * padded);
       for (int64_t four = first; four < first + kLanes; four += 4)
         pack_values(value + image * s.value[0] + head * s.value[1], four, s.keys, s.value[2], s.depth, v, staged.get(),
-                    packed_values.get() + pair * padded * columns);
+                    packed_values.get() + source * padded * columns);
     }
     std::unique_ptr<uint8_t[]> rows(new uint8_t[kQueryRows * s.depth]);
     std::unique_ptr<float[]> scores(new float[kQueryRows * padded]);
@@ -192,15 +196,16 @@ void integer_attention(const In* query, const In* key, const In* value, In* out,
 #pragma omp for schedule(static)
     for (int64_t job = 0; job < pairs * tiles; ++job) {
       const int64_t pair = job / tiles, first = job % tiles * kQueryRows, image = pair / s.heads, head = pair % s.heads;
+      const int64_t source = (s.key_batch == 1 ? 0 : image) * s.key_heads + head / sharing;
       const int64_t count = std::min<int64_t>(kQueryRows, s.queries - first);
       int32_t row_sums[kQueryRows], weight_sums[kQueryRows];
       for (int64_t m = 0; m < kQueryRows; ++m) {
-        const In* source = query + image * s.query[0] + head * s.query[1] + (first + std::min(m, count - 1)) * s.query[2];
-        row_sums[m] = quantize_row(source, rows.get() + m * s.depth, s.depth, factor, q);
+        const In* row = query + image * s.query[0] + head * s.query[1] + (first + std::min(m, count - 1)) * s.query[2];
+        row_sums[m] = quantize_row(row, rows.get() + m * s.depth, s.depth, factor, q);
       }
-      const int32_t* sums_of_keys = key_sums.get() + pair * padded;
+      const int32_t* sums_of_keys = key_sums.get() + source * padded;
       const __m512 scale = _mm512_set1_ps(q.scale * k.scale);
-      multiply_rows(rows.get(), s.depth, s.depth, packed_keys.get() + pair * padded * s.depth, padded,
+      multiply_rows(rows.get(), s.depth, s.depth, packed_keys.get() + source * padded * s.depth, padded,
                     [&](auto blocks, int64_t c, auto& sums) __attribute__((always_inline)) {
         constexpr int kBlocks = decltype(blocks)::value;
         unroll<kBlocks>([&](auto n) __attribute__((always_inline)) {
@@ -216,7 +221,7 @@ void integer_attention(const In* query, const In* key, const In* value, In* out,
         weight_sums[m] = softmax_row(scores.get() + m * padded, weights.get() + m * padded, s.keys, padded, w);
       In* target = out + ((image * s.queries + first) * s.heads + head) * s.depth;
       const __m512 out_scale = _mm512_set1_ps(w.scale * v.scale);
-      multiply_rows(weights.get(), padded, padded, packed_values.get() + pair * padded * columns, columns,
+      multiply_rows(weights.get(), padded, padded, packed_values.get() + source * padded * columns, columns,
                     [&](auto blocks, int64_t c, auto& sums) __attribute__((always_inline)) {
         constexpr int kBlocks = decltype(blocks)::value;
         unroll<kQueryRows>([&](auto m) __attribute__((always_inline)) {

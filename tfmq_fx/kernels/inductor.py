@@ -152,16 +152,33 @@ def _image(x: Any, enlarge: int, scale: float, zero_point: int, padding: Sequenc
     return _call("image.h", size, torch.uint8, [source], statement)
 
 
+def _broadcast(sizes: Sequence[Any]) -> Any:
+    """The one of ``sizes``, of operands that were checked, that is not 1."""
+    return next((size for size in sizes if size != 1), sizes[0])
+
+
+def _strides(value: Any, wanted: Sequence[Any]) -> list[Any]:
+    """The first three strides of ``value``: 0 for the batch and the heads where it has one for all ``wanted``."""
+    size, strides = value.get_size(), value.get_stride()
+    return [*(0 if n == 1 and m != 1 else s for n, m, s in zip(size, wanted, strides, strict=False)), strides[2]]
+
+
 def _attention(
     query: Any, key: Any, value: Any, factor: float, scales: Sequence[float], zero_points: Sequence[int]
 ) -> Any:
     operands = [inductor_ir.contiguous_rows(x) for x in (query, key, value)]
-    batch, heads, rows, depth = query.get_size()
-    keys = key.get_size()[2]
+    sizes = [x.get_size() for x in operands]
+    batch, key_batch = (_broadcast([size[0] for size in group]) for group in (sizes, sizes[1:]))
+    heads, key_heads = (max(int(size[1]) for size in group) for group in (sizes, sizes[1:]))
+    rows, depth, keys = sizes[0][2], sizes[0][3], sizes[1][2]
+    repeated = ((batch, heads), (key_batch, key_heads), (key_batch, key_heads))
 
     def statement(names: Sequence[str], output: str, number: Callable[[Any], str]) -> str:
-        strides = ", ".join(f"{{{_numbers(x.get_stride()[:3], number)}}}" for x in operands)
-        shape = f"tfmq::AttentionShape{{{_numbers((batch, heads, rows, keys, depth), number)}, {strides}}}"
+        strides = ", ".join(
+            f"{{{_numbers(_strides(x, wanted), number)}}}" for x, wanted in zip(operands, repeated, strict=True)
+        )
+        counts = _numbers((batch, heads, rows, keys, depth, key_batch, key_heads), number)
+        shape = f"tfmq::AttentionShape{{{counts}, {strides}}}"
         zeros = (zero_points[0], zero_points[1], 0, zero_points[2])
         affine = ", ".join(
             f"{{{number(scale)}, int({number(zero)})}}" for scale, zero in zip(scales, zeros, strict=True)

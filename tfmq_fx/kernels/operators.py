@@ -4,6 +4,10 @@ Images are channels last, ``[N, H, W, C]`` and contiguous, because that is how t
 carries its border: it was padded with its zero point, which stands for exactly 0, so that a convolution reads it
 without a condition. What is defined here runs anywhere and says what is meant; Inductor compiles the same operators to
 the C++ beside this file (:mod:`tfmq_fx.kernels.inductor`).
+
+What a byte cannot hold: quantizing takes the infinities, and all that is out of range, to the nearest of 0 and 255, and
+NaN to 0. So NaN ends where something is quantized, and whoever must not miss it looks for it in the inputs. A norm in
+float passes it on: one NaN or infinity makes its whole group NaN, as in torch.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tfmq_fx.kernels.checks import check_attention, check_conv, check_image, check_norm, common_size
 from tfmq_fx.kernels.packing import unpack_weight
 
 __all__ = ["OPERATORS"]
@@ -43,7 +48,7 @@ OPERATORS = torch.ops.tfmq
 
 
 def _out_size(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> tuple[int, int]:
-    height, width = (int(size - k) // s + 1 for size, k, s in zip(x.shape[1:3], kernel, stride, strict=True))
+    height, width = ((size - k) // s + 1 for size, k, s in zip(x.shape[1:3], kernel, stride, strict=True))
     return height, width
 
 
@@ -69,6 +74,7 @@ def integer_conv(
         stride: Stride of both axes.
         dtype: float32 or bfloat16, of the result ``[N, H', W', K]``.
     """
+    check_conv(x, weight, scale, bias, residual, kernel, stride, dtype)
     plain = unpack_weight(weight, x.shape[-1], kernel)
     total = functional.conv2d(x.permute(0, 3, 1, 2).double(), plain.double(), stride=list(stride))
     result = total.permute(0, 2, 3, 1) * scale.double() + bias.double()
@@ -94,6 +100,7 @@ def group_norm(
     Returns:
         float32 ``[N, H, W, C]``.
     """
+    check_norm("group_norm", x, shift, weight, bias, groups)
     whole = torch.cat([part.float() for part in x], -1)
     if shift is not None:
         whole = whole + shift[:, None, None, :]
@@ -102,7 +109,8 @@ def group_norm(
 
 
 def _quantize(value: Tensor, scale: float, zero_point: int) -> Tensor:
-    return (torch.round(value.float() * (1.0 / scale)) + zero_point).clamp(0, 255).to(torch.uint8)
+    steps = torch.round(value.float() * (1.0 / scale)) + zero_point
+    return steps.clamp(0, 255).nan_to_num(0.0).to(torch.uint8)
 
 
 def _pad(value: Tensor, zero_point: int, padding: Sequence[int]) -> Tensor:
@@ -123,6 +131,7 @@ def quantized_group_norm(
     padding: Sequence[int],
 ) -> Tensor:
     """:func:`group_norm`, quantized to uint8 and padded (top, left, bottom, right) with the zero point."""
+    check_image("quantized_group_norm", x, 1, scale, zero_point, padding)
     return _pad(
         _quantize(group_norm(x, shift, weight, bias, groups, eps, silu), scale, zero_point), zero_point, padding
     )
@@ -130,9 +139,17 @@ def quantized_group_norm(
 
 def quantized_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Tensor:
     """Quantize ``x`` (``[N, H, W, C]``) to uint8, each pixel ``enlarge`` times in both axes, with a border."""
+    check_image("quantized_image", (x,), enlarge, scale, zero_point, padding)
     value = _quantize(x, scale, zero_point)
     value = value.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
     return _pad(value, zero_point, padding)
+
+
+def _attention_size(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int, int, int]:
+    """Batch, heads, rows and depth of attention, once its operands are broadcast."""
+    batch = common_size([x.shape[0] for x in (query, key, value)])
+    heads = max(x.shape[1] for x in (query, key, value))
+    return batch, heads, query.shape[2], query.shape[3]
 
 
 def integer_attention(
@@ -140,10 +157,13 @@ def integer_attention(
 ) -> Tensor:
     """``softmax((query * factor) key') value`` with all four operands of the two products quantized to uint8.
 
+    Operands of one image or one head are for all of them. Keys and values may also have any number of heads that
+    divides the query's: each is then for as many neighbouring heads (grouped queries).
+
     Args:
-        query: float ``[N, heads, L, D]``.
-        key: float ``[N, heads, S, D]``.
-        value: float ``[N, heads, S, D]``.
+        query: float ``[N or 1, heads or 1, L, D]``.
+        key: float ``[N or 1, a divisor of heads, S, D]``.
+        value: float ``[N or 1, a divisor of heads, S, D]``.
         factor: Multiplies the query before it is quantized.
         scales: Of the query, the key, the softmax and the value.
         zero_points: Of the query, the key and the value; that of the softmax is 0.
@@ -151,12 +171,15 @@ def integer_attention(
     Returns:
         ``[N, L, heads, D]`` of the dtype of ``query``.
     """
+    check_attention(query, key, value, scales, zero_points)
+    heads = _attention_size(query, key, value)[1]
     q, k, v = (
         _quantize(x, scale, zero).double() - zero
         for x, scale, zero in zip(
             (query.float() * factor, key, value), (scales[0], scales[1], scales[3]), zero_points, strict=True
         )
     )
+    k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     scores = (q @ k.transpose(-2, -1)).float() * (scales[0] * scales[1])
     weights = _quantize(torch.softmax(scores, -1), scales[2], 0).double()
     return ((weights @ v) * (scales[2] * scales[3])).transpose(1, 2).to(query.dtype).contiguous()
@@ -172,10 +195,12 @@ def _fake_conv(
     stride: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
+    check_conv(x, weight, scale, bias, residual, kernel, stride, dtype)
     return x.new_empty((x.shape[0], *_out_size(x, kernel, stride), scale.shape[0]), dtype=dtype)
 
 
-def _fake_norm(x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, *_: Any) -> Tensor:
+def _fake_norm(x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, *_: Any) -> Tensor:
+    check_norm("group_norm", x, shift, weight, bias, groups)
     return x[0].new_empty((*x[0].shape[:3], weight.shape[0]), dtype=torch.float32)
 
 
@@ -185,18 +210,33 @@ def _padded(x: Tensor, channels: int, enlarge: int, padding: Sequence[int]) -> T
     return x.new_empty((x.shape[0], height, width, channels), dtype=torch.uint8)
 
 
-def _fake_quantized_norm(x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, *rest: Any) -> Tensor:
-    return _padded(x[0], weight.shape[0], 1, rest[-1])
+def _fake_quantized_norm(
+    x: Sequence[Tensor],
+    shift: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    groups: int,
+    eps: float,
+    silu: bool,
+    scale: float,
+    zero_point: int,
+    padding: Sequence[int],
+) -> Tensor:
+    check_norm("quantized_group_norm", x, shift, weight, bias, groups)
+    check_image("quantized_group_norm", x, 1, scale, zero_point, padding)
+    return _padded(x[0], weight.shape[0], 1, padding)
 
 
 def _fake_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Tensor:
+    check_image("quantized_image", (x,), enlarge, scale, zero_point, padding)
     return _padded(x, x.shape[3], enlarge, padding)
 
 
 def _fake_attention(
     query: Tensor, key: Tensor, value: Tensor, factor: float, scales: Sequence[float], zero_points: Sequence[int]
 ) -> Tensor:
-    batch, heads, rows, depth = query.shape
+    check_attention(query, key, value, scales, zero_points)
+    batch, heads, rows, depth = _attention_size(query, key, value)
     return query.new_empty((batch, rows, heads, depth))
 
 

@@ -45,7 +45,8 @@ TFMQ_INLINE __m512 load_lanes(const bf16* source) {
 
 TFMQ_INLINE void store_lanes(float* target, __m512 value) { _mm512_storeu_ps(target, value); }
 
-// Rounds to the nearest bfloat16, ties to even.
+// Rounds to the nearest bfloat16, ties to even. NaN stays NaN: one that arithmetic made, or that was a bfloat16 before,
+// has no low bits that could carry.
 TFMQ_INLINE void store_lanes(bf16* target, __m512 value) {
   const __m512i bits = _mm512_castps_si512(value);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -53,25 +54,38 @@ TFMQ_INLINE void store_lanes(bf16* target, __m512 value) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
 
-// round(value * inverse_scale) + zero_point, in 0..255.
+// What a value is multiplied by to count it in steps of `scale`: rounded once, from double, as torch does it.
+inline float inverse_of(float scale) { return static_cast<float>(1.0 / static_cast<double>(scale)); }
+
+// The smaller of both; `value` where that is NaN. As an intrinsic, some floating-point options let operands be swapped.
+TFMQ_INLINE __m512 at_most(__m512 limit, __m512 value) {
+  asm("vminps %2, %1, %0" : "=v"(value) : "v"(limit), "v"(value));
+  return value;
+}
+
+// round(value * inverse_scale) + zero_point, in 0..255; the infinities are as far as any number gets. A byte has no
+// NaN: it becomes 0, so who must not miss one looks for it before it gets here.
 TFMQ_INLINE __m128i quantize_lanes(__m512 value, __m512 inverse_scale, __m512i zero_point) {
-  const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(value, inverse_scale));
+  // What is no int32 converts to the smallest one, which is right below and for NaN; above, 255 steps are enough.
+  const __m512 steps = at_most(_mm512_set1_ps(255.0f), _mm512_mul_ps(value, inverse_scale));
+  const __m512i rounded = _mm512_cvtps_epi32(steps);
   const __m512i shifted = _mm512_add_epi32(rounded, zero_point);
   return _mm512_cvtusepi32_epi8(_mm512_max_epi32(shifted, _mm512_setzero_si512()));
 }
 
-// e^x to about 2^-22: range reduction by powers of two, a polynomial for the rest.
+// e^x, or e^-x, to about 2^-22: range reduction by powers of two, a polynomial for the rest. |x| is at most 88.
+template <bool kNegate>
 TFMQ_INLINE __m512 exp_lanes(__m512 x) {
-  x = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-87.0f)), _mm512_set1_ps(88.0f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  constexpr float sign = kNegate ? -1.0f : 1.0f;
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(sign * 1.44269504f)), 8);
+  __m512 r = _mm512_fmadd_ps(n, _mm512_set1_ps(-sign * 0.693359375f), x);
+  r = _mm512_fmadd_ps(n, _mm512_set1_ps(sign * 2.12194440e-4f), r);
   __m512 p = _mm512_set1_ps(1.0f / 720);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(sign / 120));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(sign / 6));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(sign));
   p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(p, n);
 }
@@ -83,8 +97,8 @@ TFMQ_INLINE __m512 reciprocal_lanes(__m512 x) {
 }
 
 TFMQ_INLINE __m512 silu_lanes(__m512 x) {
-  const __m512 denominator = _mm512_add_ps(_mm512_set1_ps(1.0f), exp_lanes(_mm512_sub_ps(_mm512_setzero_ps(), x)));
-  return _mm512_mul_ps(x, reciprocal_lanes(denominator));
+  const __m512 bounded = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-88.0f)), _mm512_set1_ps(87.0f));
+  return _mm512_mul_ps(x, reciprocal_lanes(_mm512_add_ps(_mm512_set1_ps(1.0f), exp_lanes<true>(bounded))));
 }
 
 // Adds the products of M rows of bytes with NB * 16 columns to `sums`, over `taps` pieces of `depth` bytes each.

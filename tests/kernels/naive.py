@@ -1,0 +1,84 @@
+"""What the kernels compute, written down without a thought of speed, and how far float32 may take them from it.
+
+Each function returns the exact value, and a bound of the error for each element. Nothing here is shared with the
+operators' own definition, so that the two can be held against each other.
+"""
+
+import torch
+
+EPSILON = 2.0**-24
+#: Half a unit in the last place of a bfloat16, relative.
+NARROW = 2.0**-8
+
+
+def rounded(exact, error, dtype):
+    return exact, error + (NARROW * (exact.abs() + error) + 1e-38 if dtype == torch.bfloat16 else 0)
+
+
+def steps(value, scale, zero_point):
+    """``value`` in steps of a quantizer: rounded as torch does it, in float32."""
+    inverse = torch.tensor(1.0 / scale, dtype=torch.float32)
+    counted = torch.round(value.float() * inverse).double() + zero_point
+    return torch.where(counted.isnan(), 0.0, counted.clamp(0, 255))
+
+
+def padded(value, zero_point, padding):
+    top, left, bottom, right = padding
+    batch, height, width, channels = value.shape
+    out = torch.full((batch, top + height + bottom, left + width + right, channels), float(zero_point)).double()
+    out[:, top : top + height, left : left + width] = value.double()
+    return out
+
+
+def integer_conv(x, plain, scale, bias, residual, stride, dtype):
+    """``plain`` is the weight ``[K, C, h, w]`` before it was packed."""
+    rows, columns = ((n - k) // s + 1 for n, k, s in zip(x.shape[1:3], plain.shape[2:], stride, strict=True))
+    total = torch.zeros(x.shape[0], rows, columns, plain.shape[0], dtype=torch.float64)
+    for i in range(plain.shape[2]):
+        for j in range(plain.shape[3]):
+            seen = x[:, i :: stride[0], j :: stride[1]][:, :rows, :columns].double()
+            total += seen @ plain[:, :, i, j].double().T  # below 2^53, so exact
+    parts = [total * scale.double(), bias.double().expand_as(total)]
+    parts += [] if residual is None else [residual.double()]
+    return rounded(sum(parts), 4 * EPSILON * sum(part.abs() for part in parts), dtype)
+
+
+def group_norm(x, shift, weight, bias, groups, eps, silu):
+    whole = torch.cat([part.double() for part in x], -1)
+    moved = whole if shift is None else whole + shift.double()[:, None, None, :]
+    batch, height, width, channels = whole.shape
+    parts = moved.reshape(batch, height * width, groups, channels // groups)
+    mean, variance = parts.mean((1, 3)), parts.var((1, 3), unbiased=False)
+    rstd = (variance + eps).rsqrt()
+    mean, rstd = (n.repeat_interleave(channels // groups, 1)[:, None, None, :] for n in (mean, rstd))
+    exact = (moved - mean) * rstd * weight.double() + bias.double()
+    offset = (moved - whole - mean) * rstd * weight.double() + bias.double()
+    factor = rstd * weight.double()
+    # The statistics themselves to 1e-6, the rest is one fused product; the last term is for what the mean loses.
+    error = 2e-6 * ((exact - bias.double()).abs() + bias.double().abs()) + 4 * EPSILON * (whole * factor).abs()
+    error = error + 4 * EPSILON * offset.abs() + 2e-6 * weight.double().abs()
+    if silu:
+        exact, error = exact * torch.sigmoid(exact), 1.1 * error + 2e-6 * exact.abs() + 1e-9
+    return exact, error
+
+
+def quantized(exact, error, scale, zero_point):
+    """The bytes of a value that is known to ``error``: their exact place, and how far from it they may lie."""
+    return (exact / scale + zero_point).clamp(0, 255), 0.5 + error / scale + 300 * EPSILON
+
+
+def integer_attention(query, key, value, factor, scales, zero_points, dtype):
+    heads = max(x.shape[1] for x in (query, key, value))
+    operands = (query.float() * torch.tensor(factor, dtype=torch.float32), key, value)
+    places = zip(operands, (scales[0], scales[1], scales[3]), zero_points, strict=True)
+    q, k, v = (steps(x, scale, zero) - zero for x, scale, zero in places)
+    q, k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (q, k, v))
+    scores = (q @ k.transpose(-2, -1)) * (scales[0] * scales[1])
+    weights = torch.softmax(scores, -1) / scales[2]
+    spread = scores.abs().amax(-1, keepdim=True)
+    doubt = weights * (1e-5 + 4 * EPSILON * spread) + 300 * EPSILON
+    low, high = (torch.round(weights + sign * doubt).clamp(0, 255) for sign in (-1, 1))
+    step = scales[2] * scales[3]
+    exact = torch.round(weights).clamp(0, 255) @ v * step
+    error = ((high - low) @ v.abs() + 4 * EPSILON * (high @ v.abs())) * step
+    return rounded(exact.transpose(1, 2), error.transpose(1, 2), dtype)
