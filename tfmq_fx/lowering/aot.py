@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import calling_convention, load_pt2, package_aoti
-from tfmq_fx.artefact.output_classes import import_output_classes
+from tfmq_fx.artefact.tree_specs import check_tree_spec
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.lowering.inductor import freezing
 from tfmq_fx.lowering.kernels import KernelCounter
@@ -101,7 +101,7 @@ def load_package(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, A
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.endswith(ABOUT))
             about = json.loads(archive.read(name))
-        import_output_classes(about["result"])
+        check_tree_spec(about["result"])
         return load_models(path), about
     except (KeyError, RuntimeError, StopIteration, ValueError, zipfile.BadZipFile) as error:
         msg = f"{path} is not a package of tfmq_fx, or it is damaged ({type(error).__name__}); compile it again"
