@@ -35,6 +35,7 @@ from .remove_dropouts import RemoveDropouts
 from .remove_guards import RemoveGuards
 from .remove_identity_arithmetic import RemoveIdentityArithmetic
 from .remove_noop_casts import RemoveNoopCasts
+from .replace_in_place import ReplaceInPlace
 from .share_temporal_nodes import ShareTemporalNodes
 from .sink_repeated_rows import SinkRepeatedRows
 from .split_concatenated_convs import SplitConcatenatedConvs
@@ -77,6 +78,7 @@ __all__ = [
     "RemoveGuards",
     "RemoveIdentityArithmetic",
     "RemoveNoopCasts",
+    "ReplaceInPlace",
     "ShareTemporalNodes",
     "SinkRepeatedRows",
     "SplitConcatenatedConvs",

@@ -13,7 +13,7 @@ from tfmq_fx._compat import exported_from_schema, exported_to_json
 from tfmq_fx.artefact.fields import parse_json
 from tfmq_fx.artefact.graph_schema import TENSOR_KINDS, exported_program
 from tfmq_fx.errors import ArtefactError
-from tfmq_fx.passes import PropagateValues, RemoveGuards, StripDeadState, run_pipeline
+from tfmq_fx.passes import PropagateValues, RemoveDropouts, RemoveGuards, ReplaceInPlace, StripDeadState, run_pipeline
 
 __all__ = ["MOST_GRAPH_BYTES", "graph_from_bytes", "graph_to_json"]
 
@@ -24,12 +24,12 @@ MOST_GRAPH_BYTES = 2**26
 def graph_to_json(program: ExportedProgram) -> bytes:
     """Serialize the graph of an exported program (without tensors) to JSON that :func:`graph_from_bytes` admits.
 
-    Assertions that the export put into the graph are taken out of it.
+    Assertions that the export put into the graph are taken out of it, and what writes into a value computes a new one.
 
     Raises:
         ArtefactError: The graph holds what an artefact cannot.
     """
-    RemoveGuards()(program.graph_module)
+    run_pipeline(program.graph_module, (RemoveGuards, ReplaceInPlace, RemoveDropouts))
     values = json.loads(exported_to_json(program))
     module = values["graph_module"]
     graph, inputs = module["graph"], module["signature"]["input_specs"]
