@@ -5,6 +5,7 @@ This much of a package is data, and checked before any of its compiled code is l
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,19 +16,14 @@ from tfmq_fx.artefact.machine import Machine
 from tfmq_fx.artefact.tensor_file import DTYPES
 from tfmq_fx.artefact.tree_specs import check_tree_spec
 from tfmq_fx.errors import ArtefactError
+from tfmq_fx.lowering.report import LoweringReport
+from tfmq_fx.lowering.stages import Layout
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "MOST_BYTES", "PackageManifest"]
 
 FORMAT, FORMAT_VERSION = "tfmq_fx.package", 1
 MOST_BYTES = 2**26
-MOST_ROWS, MOST_NAMES = 1_000_000, 100_000
-#: The fields of a lowering report, and those of its parts.
-REPORT = {
-    "backend": str, "integer_kernels": int, "eligible": int, "annotated": int, "temporal_layers": int,
-    "table_rows": int, "parity_error": float, "parity_floor": float, "conditioning": str, "kernels": str,
-}  # fmt: skip
-ENTRY = {"name": str, "operator": str, "kernel": str, "reason": str, "eligible": bool}
-CHOICE = {"layer": str, "kept": str, "cached_error": float, "quantized_error": float}
+MOST_ROWS, MOST_NAMES, MOST_STAGES = 1_000_000, 100_000, 8
 
 
 @dataclass(frozen=True)
@@ -127,32 +123,34 @@ def _signature(value: Any) -> dict[str, Any]:
 
 
 def _stages(value: Any) -> dict[str, Any]:
-    fields = fields_of(value, ("inputs", "stages", "results"), "'stages'")
-    _names(fields["inputs"], "'stages'.inputs")
-    for name in items(fields["results"], "'stages'.results", MOST_NAMES):
-        checked(name, (str, type(None)), "a name in 'stages'.results")
-    for stage in items(fields["stages"], "'stages'.stages", 8):
-        entry = fields_of(stage, ("inputs", "outputs", "by_row", "timestep"), "a stage")
-        _names(entry["inputs"], "the inputs of a stage")
-        _names(entry["outputs"], "the outputs of a stage")
-        checked(entry["by_row"], bool, "'by_row' of a stage")
-        checked(entry["timestep"], (str, type(None)), "'timestep' of a stage")
-    return dict(fields)
+    """How the programs go together: names of values, and little else."""
+    fields = _faithful(checked(value, dict, "'stages'"), "'stages'", Layout)
+    for name in filter(None, (*fields["inputs"], *fields["results"])):
+        identifier(name, "a name in 'stages'")
+    for stage in items(fields["stages"], "'stages'.stages", MOST_STAGES):
+        for name in (*stage["inputs"], *stage["outputs"]):
+            identifier(name, "a name in a stage")
+    return fields
 
 
 def _report(value: Any) -> dict[str, Any]:
-    fields = fields_of(value, (*REPORT, "measured", "temporal_choices", "entries"), "'report'")
-    _typed(fields, REPORT, "'report'")
-    items(fields["measured"], "'report'.measured", 0)  # only the choice between backends measures
-    for name, kinds in (("temporal_choices", CHOICE), ("entries", ENTRY)):
-        for entry in items(fields[name], f"'report'.{name}", MOST_NAMES):
-            _typed(fields_of(entry, kinds, f"an entry of 'report'.{name}"), kinds, f"an entry of 'report'.{name}")
-    return dict(fields)
+    """What lowering did; nothing but a reader's eyes depends on it."""
+    return _faithful(checked(value, dict, "'report'"), "'report'", LoweringReport)
 
 
-def _typed(fields: Mapping[str, Any], kinds: Mapping[str, type], what: str) -> None:
-    for name, kind in kinds.items():
-        checked(fields[name], (float, int) if kind is float else kind, f"{name!r} of {what}")
+def _faithful(value: dict[str, Any], what: str, kind: type[Layout] | type[LoweringReport]) -> dict[str, Any]:
+    """``value``, which is what this object writes of itself."""
+    try:
+        read = kind.from_dict(value)
+        str(read)
+        written: dict[str, Any] = json.loads(json.dumps(read.to_dict()))
+    except Exception as error:
+        msg = f"{what} is not what this version writes ({type(error).__name__}); compile the package again"
+        raise ArtefactError(msg) from error
+    if json.dumps(written, sort_keys=True) != json.dumps(value, sort_keys=True):
+        msg = f"{what} is not what this version writes; compile the package again"
+        raise ArtefactError(msg)
+    return written
 
 
 def _names(value: Any, what: str) -> None:
