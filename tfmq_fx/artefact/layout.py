@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,7 +20,8 @@ FILES = (TENSORS, GRAPH, MANIFEST)
 PREVIOUS = {TENSORS: f".{TENSORS}.previous", GRAPH: f".{GRAPH}.previous"}
 
 
-def installed_versions() -> dict[str, str]:
+@functools.cache
+def installed_versions() -> Mapping[str, str]:
     """Versions of what reads and writes artefacts."""
     return {name: version(name) for name in ("tfmq-fx", "torch", "torchao", "diffusers")}
 
