@@ -35,6 +35,7 @@ from .remove_dropouts import RemoveDropouts
 from .remove_guards import RemoveGuards
 from .remove_identity_arithmetic import RemoveIdentityArithmetic
 from .remove_noop_casts import RemoveNoopCasts
+from .replace_in_place import ReplaceInPlace
 from .set_unknown_timesteps import SetUnknownTimesteps
 from .share_temporal_nodes import ShareTemporalNodes
 from .sink_repeated_rows import SinkRepeatedRows
@@ -79,6 +80,7 @@ __all__ = [
     "RemoveGuards",
     "RemoveIdentityArithmetic",
     "RemoveNoopCasts",
+    "ReplaceInPlace",
     "SetUnknownTimesteps",
     "ShareTemporalNodes",
     "SinkRepeatedRows",

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tfmq_fx
+from tests.artefact.artefacts import change_manifest, read_graph, write_graph
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tfmq_fx import ArtefactError, QuantizationConfig
 from tfmq_fx.artefact import save as save_function
@@ -115,13 +116,6 @@ def test_changed_and_missing_files_are_named(artefact, name):
         tfmq_fx.load(artefact)
 
 
-def edit(artefact, change):
-    file = artefact / "manifest.json"
-    manifest = json.loads(file.read_text())
-    change(manifest)
-    file.write_text(json.dumps(manifest))
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -135,13 +129,13 @@ def edit(artefact, change):
     ],
 )
 def test_a_manifest_that_differs_says_where(artefact, change, words):
-    edit(artefact, change)
+    change_manifest(artefact, change)
     with pytest.raises(ArtefactError, match=words):
         tfmq_fx.load(artefact)
 
 
 def test_other_versions_are_mentioned(artefact):
-    edit(artefact, lambda m: m["versions"].update(torch="1.0"))
+    change_manifest(artefact, lambda m: m["versions"].update(torch="1.0"))
     with pytest.warns(UserWarning, match=r"torch 1\.0"):
         tfmq_fx.load(artefact)
 
@@ -156,13 +150,9 @@ def test_other_versions_are_mentioned(artefact):
 )
 def test_a_hostile_graph_is_refused_before_it_is_read(artefact, old, new, words):
     """A manifest with matching checksums: only the look at the graph itself can stop it."""
-    from tfmq_fx.artefact.layout import checksum
-
-    file = artefact / "graph.json.gz"
-    text = gzip.decompress(file.read_bytes()).decode()
+    text = json.dumps(read_graph(artefact))
     assert old in text
-    file.write_bytes(gzip.compress(text.replace(old, new).encode()))
-    edit(artefact, lambda m: m["checksums"].update({file.name: checksum(file)}))
+    write_graph(artefact, text.replace(old, new).encode())
     with pytest.raises(ArtefactError, match=words):
         tfmq_fx.load(artefact)
 
@@ -182,7 +172,7 @@ def test_a_full_disk_leaves_the_old_artefact(program, artefact, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(save_function.__globals__["json"], "dumps", full)
+    monkeypatch.setitem(save_function.__globals__, "save_file", full)
     with pytest.raises(ArtefactError, match="No space left on device"):
         tfmq_fx.save(program, artefact)
     monkeypatch.undo()
@@ -192,7 +182,7 @@ def test_a_full_disk_leaves_the_old_artefact(program, artefact, monkeypatch):
 
 
 def test_saving_over_an_old_artefact_replaces_it(program, artefact):
-    edit(artefact, lambda m: m.update(timestep="other"))
+    change_manifest(artefact, lambda m: m.update(timestep="other"))
     tfmq_fx.save(program, artefact)
     assert tfmq_fx.load(artefact).timestep == "timestep"
     assert [p.name for p in artefact.parent.iterdir()] == ["artefact"]

@@ -13,18 +13,19 @@ import torch._dynamo.exc
 import torch.fx.experimental._config
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._export.serde.schema import ExportedProgram as ExportedProgramSchema
+from torch._export.serde import schema as export_schema
 from torch._export.serde.serialize import (
+    _SERIALIZE_TO_TORCH_DTYPE,
     EnumEncoder,
     ExportedProgramDeserializer,
     ExportedProgramSerializer,
     _dataclass_to_dict,
-    _dict_to_dataclass,
 )
 from torch._inductor.package.package import package_aoti
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
+from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 __all__ = [
@@ -36,12 +37,15 @@ __all__ = [
     "calling_convention",
     "constant_floats",
     "enable_python_dispatcher",
-    "exported_from_dict",
+    "export_schema",
+    "exported_from_schema",
     "exported_to_json",
     "load_pt2",
     "no_special_batch_sizes",
     "output_structure",
     "package_aoti",
+    "serialized_dtypes",
+    "serialized_node_types",
 ]
 
 
@@ -81,11 +85,24 @@ def exported_to_json(program: ExportedProgram) -> str:
     return json.dumps(plain, cls=EnumEncoder)
 
 
-def exported_from_dict(values: dict[str, Any], tensors: dict[str, Tensor]) -> ExportedProgram:
-    """Rebuild an exported program from its JSON values and its tensors; nothing is unpickled."""
-    schema = _dict_to_dataclass(ExportedProgramSchema, values)  # type: ignore[no-untyped-call]
-    program: ExportedProgram = ExportedProgramDeserializer().deserialize(schema, tensors, {}, None)
-    return program
+def exported_from_schema(program: Any, tensors: dict[str, Tensor], constants: dict[str, Tensor]) -> ExportedProgram:
+    """Rebuild an exported program from objects of :data:`export_schema` and its tensors; nothing is unpickled."""
+    rebuilt: ExportedProgram = ExportedProgramDeserializer().deserialize(program, tensors, constants, None)  # type: ignore[arg-type]
+    return rebuilt
+
+
+def serialized_dtypes() -> dict[int, torch.dtype]:
+    """The dtypes by their number in torch.export's JSON schema."""
+    return dict(_SERIALIZE_TO_TORCH_DTYPE)
+
+
+def serialized_node_types() -> dict[str, type[Any]]:
+    """The pytree nodes of this process, by the name they are serialized under, whose context is plain JSON."""
+    return {
+        name: kind
+        for name, kind in pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE.items()
+        if pytree.SUPPORTED_SERIALIZED_TYPES[kind].from_dumpable_context is None
+    }
 
 
 #: Whether this build of torch has oneDNN's integer convolution.

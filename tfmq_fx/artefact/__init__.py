@@ -1,11 +1,12 @@
 """Artefacts: a quantized program as one folder, safetensors for tensors and JSON for all else.
 
-The folder holds ``manifest.json`` (format, versions, configuration, timesteps, names, checksums),
-``tensors.safetensors`` and ``graph.json.gz`` (the graph in torch.export's own schema). Loading never
-unpickles, and admits no operator outside a short list.
+The folder holds ``manifest.json`` (format, versions, configuration, timesteps, names, sizes and checksums),
+``tensors.safetensors`` and ``graph.json.gz`` (the graph in torch.export's own schema). An artefact is data: loading
+one never unpickles, imports or runs what it names, and admits no operator outside a list.
 """
 
+from tfmq_fx.artefact.folder import check_target
 from tfmq_fx.artefact.load import load
 from tfmq_fx.artefact.save import save
 
-__all__ = ["load", "save"]
+__all__ = ["check_target", "load", "save"]

@@ -1,99 +1,116 @@
-"""The graph as JSON in torch.export's own schema, and the checks that make it safe to read back.
-
-torch's deserializer resolves operator names by attribute look-up and parses size expressions, both of
-which would run code from a hostile file; so every name and expression is checked against what a
-quantized denoiser can contain before it gets there.
-"""
+"""The graph as gzipped JSON in torch.export's own schema, without what can be computed from the rest."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
+import zlib
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from tfmq_fx._compat import exported_from_dict, exported_to_json
-from tfmq_fx.artefact.output_classes import import_output_classes
+from tfmq_fx._compat import exported_from_schema, exported_to_json
+from tfmq_fx.artefact.fields import parse_json
+from tfmq_fx.artefact.graph_schema import TENSOR_KINDS, exported_program
 from tfmq_fx.errors import ArtefactError
+from tfmq_fx.passes import PropagateValues, RemoveDropouts, RemoveGuards, ReplaceInPlace, StripDeadState, run_pipeline
 
-__all__ = ["graph_from_bytes", "graph_to_bytes"]
+__all__ = ["MOST_GRAPH_BYTES", "graph_from_bytes", "graph_to_json"]
 
-OPERATOR = re.compile(r"torch\.ops\.(aten|prims|quantized_decomposed|tfmq_fx)\.\w+(\.\w+)?")
-PYTHON_OPERATOR = re.compile(r"(_operator\.\w+|math\.\w+|torch\.sym_\w+)")
-SIZE_NAMES = (
-    "Symbol|positive|nonnegative|integer|True|False|Integer|Add|Mul|Pow|Max|Min|Mod|PythonMod|FloorDiv|CleanDiv"
-    "|int_oo|oo|[su]\\d+"
-)
-EXPRESSION = re.compile(rf"[\s\d+\-*/(),.='<>]|\b({SIZE_NAMES})\b")
-#: Metadata that only helps to debug the export; it would be most of the file, and holds local paths.
-DEBUG_METADATA = ("stack_trace", "from_node", "source_fn_stack", "torch_fn")
+#: The JSON of a graph before compression. The largest of diffusers' models have some 20 MiB.
+MOST_GRAPH_BYTES = 2**26
 
 
-def graph_to_bytes(program: ExportedProgram) -> bytes:
-    """Serialize the graph of an exported program (without tensors) to gzipped JSON."""
-    for node in program.graph.nodes:
-        for key in DEBUG_METADATA:
-            node.meta.pop(key, None)
-    # A fixed time stamp: the same program gives the same bytes.
-    return gzip.compress(exported_to_json(program).encode(), mtime=0)
+def graph_to_json(program: ExportedProgram) -> bytes:
+    """Serialize the graph of an exported program (without tensors) to JSON that :func:`graph_from_bytes` admits.
 
-
-def graph_from_bytes(data: bytes, tensors: dict[str, Tensor]) -> ExportedProgram:
-    """Rebuild the exported program from :func:`graph_to_bytes` and its tensors.
+    Assertions that the export put into the graph are taken out of it, and what writes into a value computes a new one.
 
     Raises:
-        ArtefactError: The graph is not readable, or holds an operator that no denoiser contains.
+        ArtefactError: The graph holds what an artefact cannot.
     """
+    run_pipeline(program.graph_module, (RemoveGuards, ReplaceInPlace, RemoveDropouts))
+    values = json.loads(exported_to_json(program))
+    module = values["graph_module"]
+    graph, inputs = module["graph"], module["signature"]["input_specs"]
+    given = [next(iter(given.values()))["name"] for given in graph["inputs"] if "as_tensor" in given]
+    for node in graph["nodes"]:
+        # The rest only helps to debug the export; it would be most of the file, and holds local paths.
+        node["metadata"] = {key: text for key, text in node["metadata"].items() if key == "nn_module_stack"}
+    slim = {
+        "schema_version": values["schema_version"],
+        "range_constraints": values["range_constraints"],
+        "graph_module": {
+            "signature": {"input_specs": inputs},
+            "module_call_graph": module["module_call_graph"][:1],
+            "graph": {
+                "nodes": graph["nodes"],
+                "outputs": graph["outputs"],
+                "tensor_values": {name: graph["tensor_values"][name] for name in given},
+            },
+        },
+    }
     try:
-        values = json.loads(gzip.decompress(data))
-    except (OSError, EOFError, ValueError) as error:
+        # What could not be loaded is refused now, while the program is still there.
+        exported_program(slim, {**program.state_dict, **program.constants})
+    except ArtefactError as error:
+        msg = f"this program cannot be saved as an artefact: {str(error).partition(';')[0]}; lower it without saving it"
+        raise ArtefactError(msg) from error
+    return json.dumps(slim).encode()
+
+
+def graph_from_bytes(data: bytes, expanded: int, tensors: dict[str, Tensor]) -> fx.GraphModule:
+    """Rebuild the graph from what :func:`graph_to_json` wrote, compressed, and its tensors.
+
+    Args:
+        data: The file.
+        expanded: How long the JSON is.
+        tensors: The parameters, buffers and constants, by name.
+
+    Raises:
+        ArtefactError: The graph is not readable, or holds what no quantized denoiser does.
+    """
+    program = exported_program(
+        parse_json(_expand(data, expanded), "the graph of the artefact", MOST_GRAPH_BYTES), tensors
+    )
+    constants = {
+        getattr(spec.value, TENSOR_KINDS[str(spec.type)])
+        for spec in program.graph_module.signature.input_specs
+        if spec.type == "tensor_constant" or (spec.type == "buffer" and not spec.buffer.persistent)
+    }
+    state = {name: tensor for name, tensor in tensors.items() if name not in constants}
+    try:
+        exported = exported_from_schema(program, state, {name: tensors[name] for name in constants})
+        graph_module = exported.module(check_guards=False)
+        assert isinstance(graph_module, fx.GraphModule)
+        run_pipeline(graph_module, (RemoveGuards, StripDeadState))
+        _compute_values(graph_module)
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        msg = f"the graph of the artefact does not fit this torch ({type(error).__name__}: {text}); save it again"
+        raise ArtefactError(msg) from error
+    return graph_module
+
+
+def _expand(data: bytes, expanded: int) -> bytes:
+    """Decompress to exactly this length, and never to more."""
+    try:
+        stream = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+        text = stream.decompress(data, expanded + 1)
+    except zlib.error as error:
         msg = f"the graph of the artefact cannot be read ({error}); save the program again"
         raise ArtefactError(msg) from error
-    _check(values)
-    _register_outputs(values)
-    try:
-        return exported_from_dict(values, tensors)
-    except Exception as error:
-        msg = f"the graph of the artefact does not fit this torch ({type(error).__name__}: {error}); save it again"
-        raise ArtefactError(msg) from error
-
-
-def _check(values: Any) -> None:
-    """Walk the JSON; refuse unknown operators and expressions."""
-    if isinstance(values, dict):
-        target = values.get("target")
-        if isinstance(target, str) and "inputs" in values:
-            _check_operator(target)
-        for key, value in values.items():
-            if key == "expr_str" and isinstance(value, str):
-                _check_expression(value)
-            if key == "range_constraints" and isinstance(value, dict):
-                for symbol in value:
-                    _check_expression(symbol)
-            _check(value)
-    elif isinstance(values, list):
-        for value in values:
-            _check(value)
-
-
-def _register_outputs(values: Any) -> None:
-    """Import the diffusers modules whose output classes the graph returns; importing registers them."""
-    for entry in values["graph_module"]["module_call_graph"]:
-        signature = entry.get("signature") or {}
-        for spec in (signature.get("in_spec", ""), signature.get("out_spec", "")):
-            import_output_classes(spec)
-
-
-def _check_operator(target: str) -> None:
-    if not (OPERATOR.fullmatch(target) or PYTHON_OPERATOR.fullmatch(target)):
-        msg = f"the artefact's graph calls {target!r}, which no quantized denoiser contains; do not trust this file"
+    if len(text) != expanded or not stream.eof or stream.unused_data:
+        msg = "the graph of the artefact is not as long as the manifest says; copy or save it again"
         raise ArtefactError(msg)
+    return text
 
 
-def _check_expression(expression: str) -> None:
-    if EXPRESSION.sub("", expression):
-        msg = f"the artefact's graph holds the size expression {expression[:60]!r}, which is not one; do not trust it"
-        raise ArtefactError(msg)
+def _compute_values(graph_module: fx.GraphModule) -> None:
+    """Compute the value of every node from those of the inputs: kernels are chosen by them, so no file may say them."""
+    for node in graph_module.graph.nodes:
+        if node.op != "placeholder":
+            node.meta.pop("val", None)
+    PropagateValues()(graph_module)
+    output: Any = graph_module.graph.output_node()
+    output.meta["val"] = fx.node.map_arg(output.args[0], lambda node: node.meta["val"])

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "GRAPH", "MANIFEST", "TENSORS", "checksum", "installed_versions", "is_artefact"]
+__all__ = ["FILES", "FORMAT", "FORMAT_VERSION", "GRAPH", "MANIFEST", "PREVIOUS", "TENSORS", "installed_versions",
+           "is_artefact"]  # fmt: skip
 
 FORMAT = "tfmq_fx.quantized_program"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 TENSORS = "tensors.safetensors"
 GRAPH = "graph.json.gz"
+FILES = (TENSORS, GRAPH, MANIFEST)
+#: What the files of an artefact are called while a new one takes their place: the manifest then names these.
+PREVIOUS = {TENSORS: f".{TENSORS}.previous", GRAPH: f".{GRAPH}.previous"}
 
 
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def installed_versions() -> dict[str, str]:
+@functools.cache
+def installed_versions() -> Mapping[str, str]:
     """Versions of what reads and writes artefacts."""
     return {name: version(name) for name in ("tfmq-fx", "torch", "torchao", "diffusers")}
 
@@ -29,4 +29,7 @@ def installed_versions() -> dict[str, str]:
 def is_artefact(path: Path) -> bool:
     """Whether ``path`` looks like an artefact: a folder with our manifest in it."""
     manifest = path / MANIFEST
-    return manifest.is_file() and FORMAT in manifest.read_text(encoding="utf-8", errors="replace")
+    if not manifest.is_file():
+        return False
+    with manifest.open("rb") as file:
+        return FORMAT.encode() in file.read(2**16)

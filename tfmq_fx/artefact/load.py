@@ -1,36 +1,38 @@
-"""Load a quantized program: check everything against the manifest, then rebuild the graph."""
+"""Load a quantized program: every file is read once, checked against the manifest, then taken apart."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
 from tfmq_fx.artefact.graph_json import graph_from_bytes
-from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, MANIFEST, TENSORS, checksum, installed_versions
+from tfmq_fx.artefact.layout import GRAPH, MANIFEST, TENSORS, installed_versions
+from tfmq_fx.artefact.manifest import MOST_MANIFEST_BYTES, Manifest, StoredFile, TensorKind
 from tfmq_fx.artefact.packing import unpack
-from tfmq_fx.config import QuantizationConfig
-from tfmq_fx.errors import ArtefactError, ConfigError
+from tfmq_fx.artefact.tensor_file import read_tensors
+from tfmq_fx.errors import ArtefactError, CaptureError
 from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.interface_json import model_from_json
-from tfmq_fx.passes import RemoveGuards, StripDeadState, run_pipeline
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.program import QuantizedProgram
-from tfmq_fx.temporal_choice import TemporalChoice
 
 __all__ = ["load"]
+
+#: Times that an artefact is read again because another process saved it in between.
+ATTEMPTS = 3
 
 
 def load(path: str | Path) -> QuantizedProgram:
     """Read an artefact that :func:`tfmq_fx.save` wrote; bit for bit the program that was saved.
 
-    Nothing is unpickled; checksums, names, shapes, dtypes and operators are checked before use.
+    An artefact is data, and safe to load from anyone: nothing is unpickled, no operator runs that is not on a list
+    of those without side effects, and no module is imported but those of diffusers' output classes.
+    Checksums, names, shapes, dtypes and sizes are checked before use, and what is checked is what is used: each file
+    is read once.
 
     Args:
         path: The folder.
@@ -40,104 +42,129 @@ def load(path: str | Path) -> QuantizedProgram:
             file or field differs.
     """
     folder = Path(path)
-    manifest = _read_manifest(folder)
-    _check_files(folder, manifest)
-    tensors = _read_tensors(folder, manifest)
-    exported = graph_from_bytes((folder / GRAPH).read_bytes(), tensors)
-    graph_module = exported.module(check_guards=False)
-    assert isinstance(graph_module, fx.GraphModule)
-    run_pipeline(graph_module, (RemoveGuards, StripDeadState))
-    try:
-        config = QuantizationConfig.from_dict(manifest["config"])
-    except (ConfigError, TypeError) as error:
-        msg = f"{folder / MANIFEST} holds a configuration that is not valid: {error}"
-        raise ArtefactError(msg) from error
-    timesteps = None
-    if manifest["timesteps"] is not None:
-        timesteps = torch.tensor(manifest["timesteps"], dtype=torch.float64)
-        lookups = row_lookups(graph_module)
-        if lookups and not torch.equal(row_values(graph_module, lookups[0]), timesteps):
-            msg = (
-                f"{folder}: the timesteps of the manifest differ from the table in the tensors; save the program again"
-            )
-            raise ArtefactError(msg)
-    interface = model_from_json(Interface.of(graph_module), manifest["interface"])
-    graph_module.meta[INTERFACE_KEY] = interface
+    for _ in range(ATTEMPTS - 1):
+        text = _read_manifest(folder)
+        try:
+            return _load(folder, text)
+        except ArtefactError:
+            if _read_manifest(folder) == text:
+                raise
+    return _load(folder, _read_manifest(folder))
+
+
+def _load(folder: Path, text: bytes) -> QuantizedProgram:
+    manifest = Manifest.from_bytes(text, str(folder / MANIFEST))
+    here = installed_versions()
+    differs = [f"{n} {v} (here {here.get(n)})" for n, v in manifest.versions.items() if here.get(n) != v]
+    if differs:
+        warnings.warn(f"the artefact {folder} was saved with {', '.join(differs)}", stacklevel=3)
+    graph = _read_file(folder, manifest.files[GRAPH])
+    tensors = _tensors(folder, manifest)
+    graph_module = graph_from_bytes(bytes(graph), manifest.files[GRAPH].expanded or 0, tensors)
+    interface = _interface(folder, manifest, graph_module)
     return QuantizedProgram(
         graph_module=graph_module,
-        config=config,
+        config=manifest.config,
         interface=interface,
-        timestep=manifest["timestep"],
-        timesteps=timesteps,
-        kept_float=manifest["kept_float"],
-        scheduler=manifest["scheduler"],
-        temporal_choices=tuple(TemporalChoice(**choice) for choice in manifest["temporal_choices"]),
+        timestep=manifest.timestep,
+        timesteps=_timesteps(folder, manifest, graph_module),
+        kept_float=manifest.kept_float,
+        scheduler=manifest.scheduler,
+        temporal_choices=manifest.temporal_choices,
     )
 
 
-FIELDS = (
-    "versions", "config", "timestep", "timesteps", "scheduler", "interface", "kept_float", "temporal_choices",
-    "packed", "parameters", "tensors", "checksums",
-)  # fmt: skip
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path) -> bytes:
     file = folder / MANIFEST
+    try:
+        if file.is_file() and file.stat().st_size <= MOST_MANIFEST_BYTES:
+            return file.read_bytes()
+    except OSError as error:
+        msg = f"{file} cannot be read ({error.strerror or error}); copy or save it again"
+        raise ArtefactError(msg) from error
+    msg = f"{folder} is not an artefact of tfmq_fx: it has no {MANIFEST}; make one with tfmq_fx.save"
+    raise ArtefactError(msg)
+
+
+def _read_file(folder: Path, stored: StoredFile) -> bytearray:
+    """What is in a file, read once; never more than the manifest says."""
+    file = folder / stored.name
     if not file.is_file():
-        msg = f"{folder} is not an artefact of tfmq_fx: it has no {MANIFEST}; make one with tfmq_fx.save"
+        msg = f"{folder} is incomplete: {stored.name} is missing; copy it again or save the program again"
         raise ArtefactError(msg)
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"{file} is truncated or not JSON ({error}); save the program again"
+        # The size first: memory is taken for what is there, not for what the manifest promises.
+        data = bytearray(stored.bytes if file.stat().st_size == stored.bytes else 0)
+        with file.open("rb", buffering=0) as stream:
+            whole = _fill(stream, data)
+    except OSError as error:
+        msg = f"{file} cannot be read ({error.strerror or error}); copy or save it again"
         raise ArtefactError(msg) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        msg = f"{folder} is not an artefact of tfmq_fx: its {MANIFEST} does not say format {FORMAT!r}"
+    if not whole or hashlib.sha256(data).hexdigest() != stored.sha256:
+        msg = f"{file} is truncated or was changed: its checksum differs from the manifest's; copy or save it again"
         raise ArtefactError(msg)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        msg = (
-            f"{folder} has format version {manifest.get('format_version')}, this tfmq_fx reads {FORMAT_VERSION}; "
-            "save it again with this version"
-        )
-        raise ArtefactError(msg)
-    if missing := [name for name in FIELDS if name not in manifest]:
-        msg = f"{file} has no field {missing[0]!r}; it was changed, save the program again"
-        raise ArtefactError(msg)
-    here = installed_versions()
-    differs = [f"{n} {v} (here {here.get(n)})" for n, v in manifest["versions"].items() if here.get(n) != v]
-    if differs:
-        warnings.warn(f"the artefact {folder} was saved with {', '.join(differs)}", stacklevel=3)
-    return manifest
+    return data
 
 
-def _check_files(folder: Path, manifest: dict[str, Any]) -> None:
-    for name in (TENSORS, GRAPH):
-        file = folder / name
-        if not file.is_file():
-            msg = f"{folder} is incomplete: {name} is missing; copy it again or save the program again"
-            raise ArtefactError(msg)
-        if checksum(file) != manifest["checksums"].get(name):
-            msg = f"{file} is truncated or was changed: its checksum differs from the manifest's; copy or save it again"
-            raise ArtefactError(msg)
+def _fill(stream: object, data: bytearray) -> bool:
+    """Read a file into ``data``; whether that is all of it."""
+    view, position = memoryview(data), 0
+    while position < len(data):
+        count = stream.readinto(view[position:])  # type: ignore[attr-defined]
+        if not count:
+            return False
+        position += count
+    return not stream.read(1)  # type: ignore[attr-defined]
 
 
-def _read_tensors(folder: Path, manifest: dict[str, Any]) -> dict[str, Tensor]:
-    try:
-        stored = load_file(folder / TENSORS)
-    except (SafetensorError, OSError) as error:
-        msg = f"{folder / TENSORS} cannot be read ({error}); copy or save it again"
-        raise ArtefactError(msg) from error
-    found = {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in stored.items()}
-    for name in sorted(found.keys() | manifest["tensors"].keys()):
-        if found.get(name) != manifest["tensors"].get(name):
-            msg = (
-                f"tensor {name!r} is {found.get(name, 'missing')} in {TENSORS} but "
-                f"{manifest['tensors'].get(name, 'missing')} in {MANIFEST}; save the program again"
+def _tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
+    """The tensors, unpacked; parameters are of their class again."""
+    stored = read_tensors(_read_file(folder, manifest.files[TENSORS]), str(folder / TENSORS))
+    found = {name: TensorKind(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in stored.items()}
+    for name in sorted(found.keys() | manifest.tensors.keys()):
+        if found.get(name) != manifest.tensors.get(name):
+            there, said = (
+                "missing" if kind is None else str(kind.to_json())
+                for kind in (found.get(name), manifest.tensors.get(name))
             )
+            msg = f"tensor {name!r} is {there} in {TENSORS} but {said} in {MANIFEST}; save the program again"
             raise ArtefactError(msg)
-    for name, how in manifest["packed"].items():
-        stored[name] = unpack(stored[name], stored.pop(f"{name}.lowest"), int(how["bits"]), list(how["shape"]))
-    for name in manifest["parameters"]:
+    for name, how in manifest.packed.items():
+        if name not in stored or f"{name}.lowest" not in stored:
+            msg = f"{folder / MANIFEST}: 'packed' names {name!r}, which {TENSORS} does not have; save the program again"
+            raise ArtefactError(msg)
+        stored[name] = unpack(stored[name], stored.pop(f"{name}.lowest"), how.bits, list(how.shape))
+    for name in manifest.parameters:
+        if name not in stored or not stored[name].is_floating_point():
+            msg = f"{folder / MANIFEST}: 'parameters' names {name!r}, which is no weight; save the program again"
+            raise ArtefactError(msg)
         # torch.export tells parameters from buffers by their class, which safetensors does not keep.
         stored[name] = nn.Parameter(stored[name], requires_grad=False)
     return stored
+
+
+def _interface(folder: Path, manifest: Manifest, graph_module: fx.GraphModule) -> Interface:
+    """What the program is called with: read off its graph, with what only the model knew."""
+    try:
+        interface = model_from_json(Interface.of(graph_module), manifest.interface)
+    except CaptureError as error:
+        msg = f"{folder}: {error}"
+        raise ArtefactError(msg) from error
+    graph_module.meta[INTERFACE_KEY] = interface
+    return interface
+
+
+def _timesteps(folder: Path, manifest: Manifest, graph_module: fx.GraphModule) -> Tensor | None:
+    """The timesteps of the manifest, which are those of the table where the graph has one."""
+    if manifest.timesteps is None:
+        return None
+    timesteps = torch.tensor(manifest.timesteps, dtype=torch.float64)
+    lookups = row_lookups(graph_module)
+    if lookups and not torch.equal(row_values(graph_module, lookups[0]), timesteps):
+        msg = f"{folder}: the timesteps of the manifest differ from the table in the tensors; save the program again"
+        raise ArtefactError(msg)
+    inputs = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
+    if manifest.timestep not in inputs:
+        msg = f"{folder}: 'timestep' of the manifest is {manifest.timestep!r}, which is no input of the graph"
+        raise ArtefactError(msg)
+    return timesteps

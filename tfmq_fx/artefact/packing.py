@@ -6,9 +6,13 @@ so ``q - min`` fits in ``b`` bits; the minimum of each channel is kept beside it
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from tfmq_fx.errors import ArtefactError
 
 __all__ = ["needed_bits", "pack", "unpack"]
 
@@ -40,8 +44,16 @@ def pack(tensor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def unpack(packed: Tensor, lowest: Tensor, bits: int, shape: list[int]) -> Tensor:
-    """The inverse of :func:`pack`: int8 of ``shape``."""
-    count = int(np.prod(shape))
+    """The inverse of :func:`pack`: int8 of ``shape``.
+
+    Raises:
+        ArtefactError: The tensors are not what packing such a shape to so many bits gives.
+    """
+    count = math.prod(shape)
+    sizes = [list(packed.shape), list(lowest.shape)]
+    if sizes != [[-(-count * bits // 8)], shape[:1]] or packed.dtype != torch.uint8 or lowest.dtype != torch.int8:
+        msg = f"a packed weight of {sizes[0]} bytes and {sizes[1]} minima is not {shape} of {bits} bits; save it again"
+        raise ArtefactError(msg)
     planes = np.unpackbits(packed.numpy(), count=count * bits).reshape(count, bits)
     padded = np.zeros((count, 8), np.uint8)
     padded[:, 8 - bits :] = planes

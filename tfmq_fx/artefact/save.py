@@ -1,29 +1,22 @@
-"""Save a quantized program: everything is written beside the target, checked, and then renamed."""
+"""Save a quantized program: its files are written, checked against what loading admits, and put in their place."""
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, fx
 
-from tfmq_fx.artefact.graph_json import graph_to_bytes
-from tfmq_fx.artefact.layout import (
-    FORMAT,
-    FORMAT_VERSION,
-    GRAPH,
-    MANIFEST,
-    TENSORS,
-    checksum,
-    installed_versions,
-    is_artefact,
-)
+from tfmq_fx.artefact.folder import filled_folder
+from tfmq_fx.artefact.graph_json import graph_to_json
+from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, MANIFEST, TENSORS, installed_versions
+from tfmq_fx.artefact.manifest import Manifest, StoredFile
 from tfmq_fx.artefact.packing import needed_bits, pack
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.interface_json import model_to_json
@@ -38,7 +31,8 @@ __all__ = ["save"]
 def save(program: QuantizedProgram, path: str | Path) -> Path:
     """Write ``program`` to the folder ``path``; an artefact that was there before is replaced at the end.
 
-    The new artefact is complete before the old one goes: a full disk or a kill leaves the old one.
+    The new artefact is complete before the old one goes: a full disk or a kill leaves the old one. Only the files of
+    the artefact are replaced; whatever else is in the folder stays.
 
     Args:
         program: The quantized program; it is not changed.
@@ -48,41 +42,30 @@ def save(program: QuantizedProgram, path: str | Path) -> Path:
         The path.
 
     Raises:
-        ArtefactError: ``path`` holds something that is not an artefact, or it cannot be written.
+        ArtefactError: ``path`` holds something that is not an artefact, or it cannot be written, or the program has
+            something that an artefact cannot hold.
     """
     target = Path(path)
-    if target.exists() and not is_artefact(target):
-        msg = f"{target} exists and is not an artefact of tfmq_fx; choose another path or remove it first"
-        raise ArtefactError(msg)
-    part: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        _write(program, part)
-        _replace(part, target)
-    except OSError as error:
-        reason = error.strerror or str(error)
+        with filled_folder(target) as folder:
+            _write(program, folder)
+    except (OSError, SafetensorError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         msg = f"the artefact could not be written to {target}: {reason}; what was there before is unchanged"
         raise ArtefactError(msg) from error
-    except Exception as error:
-        # safetensors reports a failed write with an exception of its own.
-        if type(error).__name__ != "SafetensorError":
-            raise
-        msg = f"the artefact could not be written to {target}: {error}; what was there before is unchanged"
-        raise ArtefactError(msg) from error
-    finally:
-        if part is not None and part.exists():
-            shutil.rmtree(part, ignore_errors=True)
     return target
 
 
 def _write(program: QuantizedProgram, folder: Path) -> None:
     args, kwargs = example_arguments(program.graph_module, program.indexed)
     exported = export_graph(program.graph_module, args, kwargs, program.interface.max_batch)
+    graph = graph_to_json(exported)
     stored, packed = _pack_all({**exported.state_dict, **exported.constants})
     save_file(stored, folder / TENSORS)
-    (folder / GRAPH).write_bytes(graph_to_bytes(exported))
-    manifest = {
+    # A fixed time stamp: the same program gives the same bytes.
+    (folder / GRAPH).write_bytes(gzip.compress(graph, mtime=0))
+    files = {name: _stored(folder / name) for name in (TENSORS, GRAPH)}
+    values = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "versions": installed_versions(),
@@ -97,13 +80,22 @@ def _write(program: QuantizedProgram, folder: Path) -> None:
         "packed": packed,
         "parameters": [name for name, value in exported.state_dict.items() if isinstance(value, torch.nn.Parameter)],
         "tensors": {name: [list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in stored.items()},
-        "checksums": {name: checksum(folder / name) for name in (TENSORS, GRAPH)},
+        "files": {
+            TENSORS: files[TENSORS].to_json(),
+            GRAPH: {**files[GRAPH].to_json(), "expanded": len(graph)},
+        },
     }
-    text = json.dumps(manifest, indent=1, default=str)
+    text = json.dumps(values, indent=1, default=str)
+    # What could not be loaded is refused now, while the program is still there.
+    Manifest.from_bytes(text.encode(), str(folder / MANIFEST))
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    for name in (TENSORS, GRAPH, MANIFEST):
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
+
+
+def _stored(file: Path) -> StoredFile:
+    """What the manifest says of a file, read back from the disk."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return StoredFile(file.name, digest, file.stat().st_size)
 
 
 def _pack_all(tensors: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -128,17 +120,3 @@ def _layer_names(graph_module: fx.GraphModule) -> dict[str, str]:
             readers = [module_path(user) for user in node.users]
             names[str(node.target)] = next(filter(None, readers), "")
     return names
-
-
-def _replace(part: Path, target: Path) -> None:
-    if not target.exists():
-        part.rename(target)
-        return
-    old = part.with_name(part.name + ".old")
-    target.rename(old)
-    try:
-        part.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -75,7 +75,7 @@ def quantize(
     With --reconstruction, finished units are kept beside the artefact until it is saved: the same command goes on
     where an interrupted one stopped.
     """
-    from tfmq_fx.artefact import save
+    from tfmq_fx.artefact import check_target, save
     from tfmq_fx.calibration import calibrate
     from tfmq_fx.capture import capture
     from tfmq_fx.cli.example_inputs import unconditional_inputs
@@ -88,7 +88,7 @@ def quantize(
     from tfmq_fx.trajectories import NormalTimesteps, sample_trajectories
 
     # Everything that can be wrong with the command is found before the minutes of calibration.
-    _refuse_foreign(out)
+    check_target(out)
     method = None if preset is None else find_preset(preset)
     config = _configuration(
         context,
@@ -160,20 +160,6 @@ def _configuration(context: typer.Context, method: Preset | None, seed: int, **o
     if reconstruction is not None:
         reconstruction = dataclasses.replace(reconstruction, **lengths, seed=seed)
     return QuantizationConfig(**{**fields, **options, "reconstruction": reconstruction})
-
-
-def _refuse_foreign(out: Path) -> None:
-    """Refuse early what ``save`` would refuse at the end.
-
-    Raises:
-        ArtefactError: The path holds something that is not an artefact.
-    """
-    from tfmq_fx.artefact.layout import is_artefact
-    from tfmq_fx.errors import ArtefactError
-
-    if out.exists() and not is_artefact(out):
-        msg = f"{out} exists and is not an artefact of tfmq_fx; choose another path or remove it first"
-        raise ArtefactError(msg)
 
 
 def _print_summary(module: nn.Module, program: QuantizedProgram, out: Path) -> None:

@@ -21,6 +21,9 @@ DTYPES = {
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32, torch.int16,
                   torch.int8, torch.uint8, torch.bool)
 }  # fmt: skip
+#: What the values have: of a model, and of a call.
+MODEL_FIELDS = {"model_class", "config", "parameters", "max_batch", "route"}
+CALL_FIELDS = {"names", "spec", "inputs", "results"}
 SCALARS = (type(None), bool, int, float, str)
 
 
@@ -42,6 +45,8 @@ def model_from_json(interface: Interface, values: Any) -> Interface:
         ArtefactError: A value is missing or of another type.
     """
     values = _mapping(values, "interface")
+    if unknown := sorted(values.keys() - MODEL_FIELDS - CALL_FIELDS):
+        _refuse("interface", unknown[0])
     parameters = tuple(_parameter(item) for item in _list(values.get("parameters", []), "interface.parameters"))
     if repeated := len(parameters) - len({parameter.name for parameter in parameters}):
         msg = f"interface.parameters names {repeated} parameters twice; save the program again"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import calling_convention, load_pt2, package_aoti
-from tfmq_fx.artefact.output_classes import import_output_classes
+from tfmq_fx.artefact.machine import Machine
+from tfmq_fx.artefact.package_manifest import FORMAT, FORMAT_VERSION, MOST_BYTES, PackageManifest
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.sizes import sizes_of
 from tfmq_fx.lowering.inductor import freezing
@@ -78,10 +80,14 @@ def compile_package(programs: Mapping[str, ExportedProgram], path: Path) -> Kern
 
 
 def describe_package(path: Path, about: dict[str, Any]) -> None:
-    """Add ``about`` (JSON values) to the package as a file of its own."""
+    """Add ``about`` (the fields of a :class:`PackageManifest`, JSON values) and this machine as a file of its own."""
+    described = {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "machine": Machine.here().to_json()}
+    # Through JSON, as it will be read: what could not be loaded is refused now.
+    text = json.dumps(described)
+    PackageManifest.from_bytes(text.encode())
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].split("/")[0]
-        archive.writestr(f"{root}/{ABOUT}", json.dumps(about))
+        archive.writestr(f"{root}/{ABOUT}", text)
 
 
 def load_models(path: Path) -> dict[str, Callable[..., Any]]:
@@ -92,18 +98,40 @@ def load_models(path: Path) -> dict[str, Callable[..., Any]]:
 def load_package(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]:
     """Load a package; return its compiled programs by name, and what :func:`describe_package` wrote.
 
+    A package is compiled code: trust it as you trust a program. What it says of itself, and of the machine that it was
+    compiled for, is checked before any of that code is loaded.
+
     Raises:
-        ArtefactError: The file is missing or not a package of ours.
+        ArtefactError: The file is missing, not a package of ours, or compiled for another machine or torch.
     """
     if not path.is_file():
         msg = f"there is no package at {path}; make one with lower(program, backend='aot', path=...)"
         raise ArtefactError(msg)
     try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(n for n in archive.namelist() if n.endswith(ABOUT))
-            about = json.loads(archive.read(name))
-        import_output_classes(about["result"])
-        return load_models(path), about
-    except (KeyError, RuntimeError, StopIteration, ValueError, zipfile.BadZipFile) as error:
+        about = PackageManifest.from_bytes(_description(path))
+    except ArtefactError as error:
+        msg = f"{path} is not a package of tfmq_fx, or it is damaged: {error}"
+        raise ArtefactError(msg) from error
+    if reason := Machine.here().lacks(about.machine):
+        msg = f"{path} was compiled for {reason}; compile the program again here, from its artefact"
+        raise ArtefactError(msg)
+    try:
+        return load_models(path), about.to_json()
+    except (KeyError, OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         msg = f"{path} is not a package of tfmq_fx, or it is damaged ({type(error).__name__}); compile it again"
         raise ArtefactError(msg) from error
+
+
+def _description(path: Path) -> bytes:
+    """What a package says of itself, never more than such a text has."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(f"/{ABOUT}")]
+            if len(names) == 1:
+                with archive.open(names[0]) as file:
+                    return file.read(MOST_BYTES + 1)
+    except (EOFError, NotImplementedError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        msg = f"its archive cannot be read ({type(error).__name__}); compile it again"
+        raise ArtefactError(msg) from error
+    msg = f"it has {len(names)} descriptions instead of one; compile it again"
+    raise ArtefactError(msg)

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import HAS_INTEGER_CONVS, output_structure
+from tfmq_fx.artefact.tree_specs import load_tree_spec
 from tfmq_fx.config import UnknownTimestep
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
@@ -202,7 +203,7 @@ def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None 
     models, about = load_package(Path(path))
     return Denoiser(
         _run_of(models, about),
-        interface_from_json(about["interface"], pytree.treespec_loads),
+        interface_from_json(about["interface"], load_tree_spec),
         timestep=about["timestep"],
         timesteps=None if about["timesteps"] is None else torch.tensor(about["timesteps"], dtype=torch.float64),
         groups=None if about.get("groups") is None else torch.tensor(about["groups"]),

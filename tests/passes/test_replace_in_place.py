@@ -1,0 +1,139 @@
+import copy
+import operator
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tfmq_fx.passes import ReplaceInPlace
+from tfmq_fx.passes.replace_in_place import functional_overload
+
+from tests.passes.helpers import operators, unchanged
+from tfmq_fx.testing import GraphBuilder, assert_pass_contract
+
+aten = torch.ops.aten
+
+
+def chain():
+    """``h`` is written to twice, and read before, between and after."""
+    builder = GraphBuilder(dynamic_batch=True)
+    x = builder.placeholder("x", (builder.batch, 4))
+    h = builder.call(aten.linear.default, x, builder.weight("fc.weight", (4, 4)))
+    before = builder.call(aten.sin.default, h)
+    added = builder.call(aten.add_.Tensor, h, x)
+    between = builder.call(aten.cos.default, h)
+    builder.call(aten.relu_.default, added)
+    parts = [before, between, h, added]
+    return builder.build(builder.call(aten.cat.default, parts, 1)), (torch.randn(3, 4),)
+
+
+def test_fires():
+    graph_module, inputs = chain()
+    result = assert_pass_contract(ReplaceInPlace, graph_module, inputs, exact=True)
+    assert result.modified
+    found = operators(result.graph_module)
+    assert found[aten.add.Tensor] == 1 and found[aten.relu.default] == 1
+    assert not any(target._schema.is_mutable for target in found)
+
+
+def test_several_users_read_what_was_there_when_they_read_it():
+    graph_module, inputs = chain()
+    changed = copy.deepcopy(graph_module)
+    ReplaceInPlace()(changed)
+    assert torch.equal(changed(*inputs), graph_module(*inputs))
+
+
+def test_a_model_with_plain_in_place_code():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            h = x.sin()
+            h += x
+            h = torch.nn.functional.relu(h, inplace=True)
+            a, b = (h * 2).chunk(2, 1)
+            return torch.cat([a.mul(b).clamp_(-1, 1), h], 1)
+
+    graph_module = torch.export.export(Model(), (torch.randn(3, 4),)).module(check_guards=False)
+    wanted = graph_module(torch.ones(3, 4))
+    assert ReplaceInPlace()(graph_module).modified
+    assert not any(t._schema.is_mutable for t in operators(graph_module) if t is not operator.getitem)
+    assert torch.equal(graph_module(torch.ones(3, 4)), wanted)
+
+
+def written(kind):
+    builder = GraphBuilder()
+    x = builder.placeholder("x", (2, 4))
+    h = builder.call(aten.sin.default, x)
+    if kind == "an input":
+        return builder.build(builder.call(aten.relu_.default, x))
+    if kind == "a view of an input":
+        return builder.build(builder.call(aten.relu_.default, builder.call(aten.view.default, x, [4, 2])))
+    if kind == "a weight":
+        return builder.build(builder.call(aten.relu_.default, builder.weight("w", (2, 4))))
+    if kind == "a view whose base is read":
+        builder.call(aten.relu_.default, builder.call(aten.slice.Tensor, h, 1, 0, 2))
+        return builder.build(h)
+    if kind == "a base whose view is read":
+        view = builder.call(aten.select.int, h, 0, 0)
+        builder.call(aten.add_.Tensor, h, 1)
+        return builder.build(view)
+    if kind == "one part of a split":
+        whole = builder.call(aten.split.Tensor, h, 2, 1)
+        builder.call(aten.relu_.default, builder.call(operator.getitem, whole, 0))
+        return builder.build(h)
+    return builder.build(builder.call(aten.relu.default, h))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "an input",
+        "a view of an input",
+        "a weight",
+        "a view whose base is read",
+        "a base whose view is read",
+        "one part of a split",
+        "nothing",
+    ],
+)
+def test_does_not_fire_on(kind):
+    assert unchanged(ReplaceInPlace(), written(kind))
+
+
+def test_a_wider_operand_does_not_change_the_dtype():
+    builder = GraphBuilder()
+    x = builder.placeholder("x", (2, 4), torch.float32)
+    h = builder.call(aten.to.dtype, builder.call(aten.sin.default, x), torch.bfloat16)
+    builder.call(aten.add_.Tensor, h, x)  # add would give float32
+    assert unchanged(ReplaceInPlace(), builder.build(h))
+
+
+def test_overloads():
+    assert functional_overload(aten.add_.Tensor) is aten.add.Tensor
+    for target in (aten.add.Tensor, aten.add.out, operator.iadd):
+        assert functional_overload(target) is None
+
+
+STEPS = ("sin", "view", "slice", "relu_", "add_", "mul_")
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=10))
+def test_whatever_shares_memory_the_results_are_the_same(steps):
+    builder = GraphBuilder()
+    pool = [builder.call(aten.cos.default, builder.placeholder("x", (4, 4)))]
+    for kind, first, second in steps:
+        x, y = pool[first % len(pool)], pool[second % len(pool)]
+        if kind == "sin":
+            pool.append(builder.call(aten.sin.default, x))
+        elif kind == "view":
+            pool.append(builder.call(aten.reshape.default, x, [-1, 2]))
+        elif kind == "slice":
+            pool.append(builder.call(aten.slice.Tensor, x, 0, 0, 2))
+        elif kind == "relu_":
+            pool.append(builder.call(aten.relu_.default, x))
+        elif list(x.meta["val"].shape) == list(y.meta["val"].shape) and x is not y:
+            pool.append(builder.call(getattr(aten, kind).Tensor, x, y))
+    graph_module = builder.build(
+        builder.call(aten.cat.default, [builder.call(aten.flatten.using_ints, p) for p in pool])
+    )
+    inputs = (torch.randn(4, 4, generator=torch.Generator().manual_seed(0)),)
+    assert_pass_contract(ReplaceInPlace, graph_module, inputs, exact=True)
