@@ -54,14 +54,21 @@ CompilerError = torch._dynamo.exc.TorchDynamoException
 
 
 def calling_convention(graph: fx.Graph) -> tuple[list[str], Any]:
-    """Argument names and the input structure ``((args), {kwargs})`` of an exported graph."""
-    info = graph._codegen.pytree_info  # type: ignore[attr-defined]
-    return list(info.orig_args), info.in_spec
+    """Argument names and the input structure ``((args), {kwargs})`` of a graph.
+
+    One that torch.export did not make, or whose structure another tool dropped, is called with its inputs by position.
+    """
+    info = getattr(graph._codegen, "pytree_info", None)
+    if info is not None:
+        return list(info.orig_args), info.in_spec
+    names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
+    return names, pytree.tree_structure((tuple(names), {}))
 
 
 def output_structure(graph: fx.Graph) -> Any:
-    """The structure that an exported graph gives its results."""
-    return graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+    """The structure that a graph gives its results; a graph without one of its own returns them as they stand."""
+    info = getattr(graph._codegen, "pytree_info", None)
+    return pytree.tree_structure(graph.output_node().args[0]) if info is None else info.out_spec
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ class QuantizedProgram:
         return self.finite if self.timesteps is None else {self.timestep: self.timesteps, **self.finite}
 
     @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the graph eagerly, called like the model that came in.
 
         Raises:

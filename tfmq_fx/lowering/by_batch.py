@@ -39,11 +39,7 @@ class ByBatch:
         self._batch = _batch_place(inputs)
         output = graph_module.graph.output_node()
         self._results = pytree.tree_leaves(output.args[0])
-        self._structure = (
-            output_structure(graph_module.graph)
-            if hasattr(graph_module.graph._codegen, "pytree_info")
-            else pytree.tree_structure(output.args[0])
-        )
+        self._structure = output_structure(graph_module.graph)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph."""

@@ -80,7 +80,7 @@ def compile_inductor(graph_module: fx.GraphModule) -> tuple[CompiledProgram, Ker
     flat = copy.deepcopy(graph_module, shared)
     output = flat.graph.output_node()
     results = pytree.tree_leaves(output.args[0])
-    structure = _result_structure(graph_module)
+    structure = output_structure(graph_module.graph)
     output.args = (tuple(leaf for leaf in results if isinstance(leaf, fx.Node)),)
     placeholders = [node for node in flat.graph.nodes if node.op == "placeholder"]
     tensors = [index for index, node in enumerate(placeholders) if isinstance(node_value(node), Tensor)]
@@ -96,11 +96,3 @@ def compile_inductor(graph_module: fx.GraphModule) -> tuple[CompiledProgram, Ker
     with freezing(counter):
         run = compile_flat_graph(flat, examples, mode)
     return CompiledProgram(run, tensors, results, structure), counter
-
-
-def _result_structure(graph_module: fx.GraphModule) -> pytree.TreeSpec:
-    """The structure of what the graph returns; a stage that was cut out of one has a plain tensor or tuple."""
-    if hasattr(graph_module.graph._codegen, "pytree_info"):
-        structure: pytree.TreeSpec = output_structure(graph_module.graph)
-        return structure
-    return pytree.tree_structure(graph_module.graph.output_node().args[0])
