@@ -80,6 +80,9 @@ class IndexTimesteps(GraphPass):
             if not isinstance(node_value(inputs[name]), Tensor):
                 msg = f"{self.id}: input {name!r} is not a tensor; capture the model with a tensor {name}"
                 raise PassError(msg)
+            if node_value(inputs[name]).ndim > 1:
+                msg = f"{self.id}: input {name!r} has several values per item; capture the model with one per item"
+                raise PassError(msg)
         if len(self.values) == 0:
             msg = f"{self.id}: the table of timesteps is empty; pass scheduler.timesteps"
             raise PassError(msg)

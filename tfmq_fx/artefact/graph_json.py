@@ -39,7 +39,8 @@ def graph_to_json(program: ExportedProgram) -> bytes:
         node["metadata"] = {key: text for key, text in node["metadata"].items() if key == "nn_module_stack"}
     slim = {
         "schema_version": values["schema_version"],
-        "range_constraints": values["range_constraints"],
+        # torch.export notes multiples of the batch as symbols of their own, such as "2*s27", that nothing refers to.
+        "range_constraints": {name: at for name, at in values["range_constraints"].items() if name.isalnum()},
         "graph_module": {
             "signature": {"input_specs": inputs},
             "module_call_graph": module["module_call_graph"][:1],

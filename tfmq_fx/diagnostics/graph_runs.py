@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,12 +18,10 @@ from tfmq_fx.diagnostics.temporal_features import (
 )
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.batches import batch_arguments
-from tfmq_fx.frontend.binding import bind
+from tfmq_fx.frontend.binding import Call, bind
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.predicates import node_value
 from tfmq_fx.passes.timestep_row import timestep_row
-from tfmq_fx.passes.timestep_values import as_captured
 
 __all__ = ["NodeValue", "graph_denoiser", "run_graph", "sample_input", "with_temporal_features"]
 
@@ -104,8 +102,8 @@ def graph_denoiser(
         run: Runs the inputs by name; by default the graph itself.
 
     Raises:
-        ConfigError: The graph has no timestep and sample, or needs an input that ``extra`` does not have; when called:
-            the timestep is fractional, and the graph has integers.
+        ConfigError: The graph has no timestep and sample, or needs an input that ``extra`` does not have.
+        InputError: When called: an input does not fit, or the timestep is fractional, and the graph has integers.
     """
     extra = dict(extra or {})
     sample = sample_input(graph_module, timestep)
@@ -113,37 +111,23 @@ def graph_denoiser(
     if missing := [name for name in names if name not in (sample, timestep, *extra)]:
         msg = f"the model also takes {', '.join(missing)}; pass extra={{{missing[0]!r}: …}}"
         raise ConfigError(msg)
-    placeholder = next(n for n in graph_module.graph.nodes if n.op == "placeholder" and n.target == timestep)
-    like: Tensor = node_value(placeholder)
     interface = interface_of(graph_module)
 
-    def run_whole(inputs: dict[str, Any]) -> Any:
-        args, kwargs = bind(interface, (), inputs, timestep).arguments()
+    def run_call(call: Call) -> Any:
+        args, kwargs = call.arguments()
+        if run is not None:
+            return run(dict(zip(interface.names, (*args, *kwargs.values()), strict=True)))
         return graph_module(*args, **kwargs)
-
-    call = run or run_whole
 
     @torch.no_grad()
     def denoise(x: Tensor, t: Tensor) -> Any:
-        t = as_captured(torch.as_tensor(t), like.dtype, timestep)
-        pieces = []
-        for rows in _pieces(len(x), max_batch):
-            value = t.expand(len(x))[rows] if like.ndim else t
-            more = {name: _rows(value, rows, len(x)) for name, value in extra.items()}
-            pieces.append(call({sample: x[rows], timestep: value, **more}))
-        return pieces[0] if len(pieces) == 1 else pytree.tree_map(lambda *parts: torch.cat(parts), *pieces)
+        call = bind(interface, (), {sample: x, timestep: t, **extra}, timestep)
+        items = torch.arange(len(x)).split(max_batch or len(x))
+        if len(items) == 1:
+            return run_call(call)
+        return pytree.tree_map(lambda *parts: torch.cat(parts), *(run_call(call.take(piece)) for piece in items))
 
     return denoise
-
-
-def _pieces(count: int, limit: int | None) -> Iterator[slice]:
-    size = limit or count
-    for start in range(0, count, size):
-        yield slice(start, start + size)
-
-
-def _rows(value: Any, rows: slice, count: int) -> Any:
-    return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == count else value
 
 
 def with_temporal_features(

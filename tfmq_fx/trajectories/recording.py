@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ def record_trajectories(
     *,
     component: str = "unet",
     timestep: str = "timestep",
+    batched: Collection[str] | None = None,
     keep: int = 8,
     sampler: str | TimestepSampler = "uniform",
     seed: int = 0,
@@ -39,6 +40,8 @@ def record_trajectories(
             it several times, for more prompts.
         component: Attribute that holds the denoiser: ``"unet"``, ``"transformer"`` …
         timestep: Name of the denoiser's timestep argument: ``"timestep"``, ``"timestep_ratio"`` …
+        batched: The names of the arguments that have one row per item of the batch; by default every tensor whose axis
+            0 is as long as the sample's.
         keep: Rows kept per distinct timestep on average; with fewer at hand, all are kept.
         sampler: As in :func:`tfmq_fx.sample_trajectories`; it needs a scheduler on the pipeline only
             for its number of training timesteps (1,000 without one).
@@ -66,7 +69,7 @@ def record_trajectories(
         _check_call(index, call, timestep)
     config = getattr(getattr(pipeline, "scheduler", None), "config", None)
     horizon = int(getattr(config, "num_train_timesteps", 1000))
-    return _choose(calls, timestep, strategy, keep, horizon, torch.Generator().manual_seed(seed))
+    return _choose(calls, timestep, batched, strategy, keep, horizon, torch.Generator().manual_seed(seed))
 
 
 def _component(pipeline: Any, name: str) -> nn.Module:
@@ -112,7 +115,8 @@ def _check_call(index: int, call: dict[str, Any], timestep: str) -> None:
         raise CalibrationError(msg)
     for name, value in call.items():
         for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
+            # Minus infinity is normal in an additive mask; calibration, which knows the masks, refuses it elsewhere.
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and not bool((leaf < torch.inf).all()):
                 msg = f"call {index} of the denoiser got NaN or infinite values in {name!r}; check the pipeline first"
                 raise CalibrationError(msg)
 
@@ -123,19 +127,22 @@ def _batch_size(call: dict[str, Any], timestep: str) -> int:
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)
 
 
-def _take(call: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
+def _take(call: dict[str, Any], rows: Tensor, batch: int, batched: Collection[str] | None) -> dict[str, Any]:
     """These rows of a call of ``batch`` rows; what has no batch axis stays whole."""
 
     def pick(leaf: Tensor) -> Tensor:
         return leaf[rows.to(leaf.device)] if leaf.ndim and len(leaf) == batch else leaf
 
-    taken: dict[str, Any] = pytree.tree_map_only(Tensor, pick, call)
-    return taken
+    return {
+        name: pytree.tree_map_only(Tensor, pick, value) if batched is None or name in batched else value
+        for name, value in call.items()
+    }
 
 
 def _choose(
     calls: list[dict[str, Any]],
     timestep: str,
+    batched: Collection[str] | None,
     strategy: TimestepSampler,
     keep: int,
     horizon: int,
@@ -156,6 +163,6 @@ def _choose(
         for position in torch.randperm(len(rows), generator=generator)[:number].tolist():
             index, row = rows[position]
             chosen.setdefault(index, []).append(row)
-    batches = [_take(calls[index], torch.tensor(sorted(rows)), sizes[index]) for index, rows in chosen.items()]
+    batches = [_take(calls[index], torch.tensor(sorted(rows)), sizes[index], batched) for index, rows in chosen.items()]
     order = torch.randperm(len(batches), generator=generator)
     return [batches[i] for i in order.tolist()]
