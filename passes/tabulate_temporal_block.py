@@ -57,14 +57,18 @@ class TabulateTemporalBlock(GraphPass):
     def requires(self, graph_module: fx.GraphModule) -> None:
         """A row of the timestep table."""
         super().requires(graph_module)
-        if find_row(graph_module) is None:
+        self._row(graph_module)
+
+    def _row(self, graph_module: fx.GraphModule) -> fx.Node:
+        row = find_row(graph_module)
+        if row is None:
             msg = f"{self.id}: the graph has no timestep row; run IndexTimesteps first"
             raise PassError(msg)
+        return row
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Tabulate the frontier, then erase what only led to it."""
-        row = find_row(graph_module)
-        assert row is not None
+        row = self._row(graph_module)
         block = find_temporal_block(graph_module, self.timestep)
         features = [node for node in _read_outside(block) if node is not row]
         if not features:
