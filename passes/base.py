@@ -8,10 +8,12 @@ from typing import ClassVar
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from tfmq_fx.errors import TfmqError
+
 __all__ = ["GraphPass", "PassError"]
 
 
-class PassError(RuntimeError):
+class PassError(TfmqError, RuntimeError):
     """Raised when a graph does not meet what a pass requires; names the pass, the node and a way out."""
 
 

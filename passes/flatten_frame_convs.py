@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
+from .constant_weight import constant_weight
 from .nodes import (
     add_buffer,
     argument_of,
@@ -84,8 +85,7 @@ def _flatten(graph_module: fx.GraphModule, node: fx.Node) -> None:
     source, bias, groups = node.args[0], argument_of(node, 2, "bias", None), argument_of(node, 6, "groups", 1)
     _, channels, frames, height, width = node_value(source).shape  # type: ignore[arg-type]
     shape = [-1, *node_value(node).shape[1:]]
-    whole = weight_node(node)
-    assert whole is not None
+    whole = constant_weight(node, FlattenFrameConvs.id)
     name = str(whole.target)
     buffer = add_buffer(graph_module, f"{name}_2d", read_attribute(graph_module, name).detach().squeeze(-1))
     window = [size[:2] for size in _window(node)]

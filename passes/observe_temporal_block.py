@@ -80,15 +80,19 @@ class ObserveTemporalBlock(GraphPass):
     def requires(self, graph_module: fx.GraphModule) -> None:
         """A row of the timestep table."""
         super().requires(graph_module)
-        if find_row(graph_module) is None:
+        self._row(graph_module)
+
+    def _row(self, graph_module: fx.GraphModule) -> fx.Node:
+        row = find_row(graph_module)
+        if row is None:
             msg = f"{self.id}: the graph has no timestep row; run IndexTimesteps first"
             raise PassError(msg)
+        return row
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Observe the input of each selected linear once per distinct value."""
         graph = graph_module.graph
-        row = find_row(graph_module)
-        assert row is not None
+        row = self._row(graph_module)
         temporal = set(find_temporal_block(graph_module, self.timestep).linears)
         # In graph order, so that an observer stands before the first of the linears that share it.
         linears = [n for n in graph.nodes if n in temporal and self.select(n)]

@@ -74,14 +74,18 @@ class ObserveTimestepGroups(GraphPass):
     def requires(self, graph_module: fx.GraphModule) -> None:
         """The timestep groups of the batch."""
         super().requires(graph_module)
-        if find_groups(graph_module, self.groups) is None:
+        self._groups(graph_module)
+
+    def _groups(self, graph_module: fx.GraphModule) -> fx.Node:
+        groups = find_groups(graph_module, self.groups)
+        if groups is None:
             msg = f"{self.id}: the graph has no timestep groups; run GroupTimesteps first"
             raise PassError(msg)
+        return groups
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Observe each selected activation once per key."""
-        groups = find_groups(graph_module, self.groups)
-        assert groups is not None
+        groups = self._groups(graph_module)
         batch = node_value(groups).shape[0]
         one_group = isinstance(batch, int) and batch == 1
         axes = {} if one_group else batch_axes(graph_module, batch)

@@ -10,7 +10,7 @@ from torch import fx
 
 from .analysis.reachability import Reachability, contracted_order
 from .analysis.reconstruction_units import EARLY, ReconstructionUnit, find_units
-from .base import GraphPass
+from .base import GraphPass, PassError
 from .nodes import INHERITED, insert_call
 from .subgraphs import extract_subgraph, known_value
 
@@ -87,7 +87,13 @@ def _bring_together(graph: fx.Graph, units: Sequence[ReconstructionUnit]) -> Non
     first = {node for unit in units if unit.kind in EARLY for node in unit.nodes}
     early = reachability.ancestors(first) | first
     items, circular = contracted_order(reachability, [unit.nodes for unit in units], early=early)
-    assert not circular
+    if circular:
+        named = units[min(circular)]
+        msg = (
+            f"{PartitionUnits.id}: unit {named.name!r} with node {named.nodes[0].name!r} needs a unit that needs it in "
+            "turn, so they cannot run one after the other; use granularity='layer'"
+        )
+        raise PassError(msg)
     output = graph.output_node()
     for node in (node for item in items for node in item if node is not output):
         output.prepend(node)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
+from .constant_weight import constant_weight
 from .nodes import add_buffer, erase_unread_attribute, insert_call, insert_get_attr, read_attribute
 from .predicates import is_call, is_conv, node_value, weight_node
 
@@ -90,23 +91,23 @@ def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) ->
     graph = graph_module.graph
     target: Any = node.target
     cat: Any = node.args[0]
-    whole = weight_node(node)
-    assert whole is not None
+    whole = constant_weight(node, SplitConcatenatedConvs.id)
     name = str(whole.target)
     weight = read_attribute(graph_module, name)
     widths = [int(node_value(part).shape[1]) for part in parts]
     kwargs = dict(node.kwargs)
     bias = node.args[2] if len(node.args) > 2 else kwargs.pop("bias", None)
     rest = node.args[3:]
-    total: fx.Node | None = None
+    convs: list[fx.Node] = []
     with graph.inserting_before(node):
         for index, (part, piece) in enumerate(zip(parts, weight.detach().split(widths, dim=1), strict=True)):
             buffer = add_buffer(graph_module, f"{name}_part{index}", piece.contiguous())
             read = insert_get_attr(graph_module, buffer, anchor=node)
             args = (part, read, bias if index == 0 else None, *rest)
-            conv = insert_call(graph, target, args, anchor=node, kwargs=kwargs)
-            total = conv if total is None else insert_call(graph, aten.add.Tensor, (total, conv), anchor=node)
-    assert total is not None
+            convs.append(insert_call(graph, target, args, anchor=node, kwargs=kwargs))
+            if index:
+                convs = [insert_call(graph, aten.add.Tensor, tuple(convs), anchor=node)]
+    (total,) = convs
     node.replace_all_uses_with(total)
     graph.erase_node(node)
     # Half of a UNet's weights are split; both copies at once would not fit where the model just fits.

@@ -57,14 +57,18 @@ class TabulateTemporalBlock(GraphPass):
     def requires(self, graph_module: fx.GraphModule) -> None:
         """A row of the timestep table."""
         super().requires(graph_module)
-        if find_row(graph_module) is None:
+        self._row(graph_module)
+
+    def _row(self, graph_module: fx.GraphModule) -> fx.Node:
+        row = find_row(graph_module)
+        if row is None:
             msg = f"{self.id}: the graph has no timestep row; run IndexTimesteps first"
             raise PassError(msg)
+        return row
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Tabulate the frontier, then erase what only led to it."""
-        row = find_row(graph_module)
-        assert row is not None
+        row = self._row(graph_module)
         block = find_temporal_block(graph_module, self.timestep)
         features = [node for node in _read_outside(block) if node is not row]
         if not features:
@@ -94,6 +98,8 @@ class TabulateTemporalBlock(GraphPass):
             )
             raise PassError(msg)
         tables = evaluate_temporal_nodes(graph_module, block.nodes, features, columns)
+        for node, table in zip(features, tables, strict=True):
+            self._require_finite(node, table, columns)
         backwards = evaluate_temporal_nodes(graph_module, block.nodes, features, turned)
         for node, table, back in zip(features, tables, backwards, strict=True):
             if table.shape[0] != count or not torch.allclose(table, back.flip(0), rtol=1e-4, atol=1e-5):
@@ -103,6 +109,18 @@ class TabulateTemporalBlock(GraphPass):
                 )
                 raise PassError(msg)
         return tables
+
+    def _require_finite(self, feature: fx.Node, table: Tensor, columns: dict[str, Tensor]) -> None:
+        """Refuse rows that would make a result of NaN at their timestep; the error names both."""
+        bad = (~table.reshape(len(table), -1).isfinite()).any(dim=1).nonzero()
+        if len(bad):
+            row = int(bad[0])
+            place = ", ".join(f"{name} {float(column[row]):g}" for name, column in columns.items())
+            msg = (
+                f"{self.id}: the temporal feature of {_layer_behind(feature)!r} holds NaN or infinite values at "
+                f"{place}; leave that value out of the table, or mend the model"
+            )
+            raise PassError(msg)
 
 
 def _read_outside(block: TemporalBlock) -> list[fx.Node]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
+from .constant_weight import constant_weight
 from .nodes import (
     add_buffer,
     argument_of,
@@ -66,8 +67,7 @@ class WidenSequenceConvs(GraphPass):
 
 
 def _widen(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    graph, whole = graph_module.graph, weight_node(node)
-    assert whole is not None
+    graph, whole = graph_module.graph, constant_weight(node, WidenSequenceConvs.id)
     name = str(whole.target)
     buffer = add_buffer(graph_module, f"{name}_2d", read_attribute(graph_module, name).detach().unsqueeze(2))
     window = [[still, argument_of(node, position, size, [still])[0]] for position, size, still in WINDOW]

@@ -159,3 +159,29 @@ def test_reconstruction_names_unit_batch_and_timestep(scalar):
     place = f" in calibration batch {len(good)}, at timestep {when};"
     with pytest.raises(NonFiniteError, match=rf"the output of unit '[\w.]+' holds NaN or infinite values{place}"):
         rec(calibrated(scalar=scalar), [*good, bad])
+
+
+@pytest.mark.parametrize("temporal", ["cache", "float"])
+def test_a_table_with_values_that_are_not_finite_is_refused(temporal):
+    torch.manual_seed(0)
+    x, t = batch()
+    batches = [(x, t.clamp_min(100))]
+    graph = prepared(Logarithm().eval(), temporal=temporal)
+    tfmq_fx.calibrate(graph, batches, progress=False)
+    with pytest.raises(tfmq_fx.TfmqError, match=r"the temporal feature of '[\w.]+' holds .* at timestep 0;") as caught:
+        tfmq_fx.lower(tfmq_fx.convert(graph), "reference")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scale_of_another_quantizer_is_refused_too():
+    graph = prepared()
+    tfmq_fx.calibrate(graph, [batch()], progress=False)
+    foreign = MinMaxObserver(**SPEC)
+    foreign.low, foreign.high = torch.tensor([-torch.inf]), torch.tensor([1.0])
+    (name,) = [str(n.args[0].target) for n in graph.graph.nodes if "conv1" in str(n.meta.get("nn_module_stack"))
+               and n.target is torch.ops.aten.conv2d.default and "down" in str(n.meta["nn_module_stack"])]  # fmt: skip
+    setattr(graph, name, foreign)
+    with pytest.raises(
+        tfmq_fx.CalibrationError, match=r"the quantization of 'down\.conv1' \(node .*no positive number"
+    ):
+        tfmq_fx.convert(graph)

@@ -11,6 +11,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.feature_table import float_table, tabulate
+from tfmq_fx.finite_parameters import require_finite_parameters
 from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
@@ -34,7 +35,7 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
         prepared: The calibrated result of :func:`tfmq_fx.prepare` or ``prepare_pt2e``.
 
     Raises:
-        CalibrationError: An observer has seen nothing.
+        CalibrationError: An observer has seen nothing, or a scale is no positive, finite number.
         ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
     """
     config = QuantizationConfig.from_dict(_about(prepared)["config"])
@@ -67,6 +68,7 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         finite = {name: distinct_timesteps(values) for name, values in about["finite"].items()}
         choices = tabulate(converted, config, about["timestep"], timesteps, original, finite)
     run_pipeline(converted, FINISH)
+    require_finite_parameters(converted)
     interface = interface_of(converted)
     converted.meta[INTERFACE_KEY] = interface
     return QuantizedProgram(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from ..base import PassError
 from ..predicates import fqn, is_idle_dropout, is_weighted, module_path, node_value, repeats_rows
 from .dependence import data_arguments, data_dependence, reads_as_parameter
 from .table_row import row_columns
@@ -191,10 +192,15 @@ def find_temporal_block(
         The block. A model without one gets an empty block whose ``reason`` says why; finding no block
         is never an error. The graph is not changed.
 
+    Raises:
+        PassError: ``program`` is not a captured graph.
+
     Source: TFMQ-DM (CVPR 2024), section 4, the temporal information block; the rule by data flow is ours.
     """
     graph_module = program.module(check_guards=False) if isinstance(program, ExportedProgram) else program
-    assert isinstance(graph_module, fx.GraphModule)
+    if not isinstance(graph_module, fx.GraphModule):
+        msg = f"a temporal block is found in a captured graph, not in a {type(program).__name__}; use tfmq_fx.capture"
+        raise PassError(msg)
     if finite is None:
         finite = tuple(name for name in row_columns(graph_module) if name != timestep)
     further = tuple(finite)

@@ -13,6 +13,7 @@ import torch
 from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
+from ..base import PassError
 from ..nodes import read_attribute
 from ..sizes import concrete_size
 from ..subgraphs import known_value
@@ -65,7 +66,13 @@ def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], inputs: Mapp
                 or source.op == "get_attr"
                 or not isinstance(known_value(graph_module, source), Tensor)
             )
-            assert known, f"{node.name!r} reads the values of {source.name!r}, which depends on more than the inputs"
+            if not known:
+                given = ", ".join(repr(str(placeholder.target)) for placeholder in inputs)
+                msg = (
+                    f"node {node.name!r} reads the values of {source.name!r}, which depends on more than {given}, so "
+                    "it cannot be evaluated from these alone"
+                )
+                raise PassError(msg)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lookup)
         if node.op == "get_attr":
             result = read_attribute(graph_module, str(node.target))

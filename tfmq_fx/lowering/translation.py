@@ -79,7 +79,9 @@ class Translator(ABC):
     def operand_value(self, position: int) -> Tensor:
         """The fake value of an argument of the current node."""
         argument = self.node.args[position]
-        assert isinstance(argument, fx.Node)
+        if not isinstance(argument, fx.Node):
+            msg = f"{self.engine} cannot translate node {self.node.name!r}: its operand {position} is no tensor"
+            raise LoweringError(msg)
         value: Tensor = node_value(argument)
         return value
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tfmq_fx._compat import CompilerError, constant_floats
+from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer
 from tfmq_fx.fake_quantizers.adaround import GAMMA, ZETA, initial_variable, rectified_sigmoid
 
@@ -189,7 +190,9 @@ class RoundingTrainer:
         pieces = []
         for quantizer in self.quantizers:
             soft = quantizer.soft
-            assert soft is not None
+            if soft is None:
+                msg = f"{quantizer.subject} has no soft weight to train; step only inside the trainer's with block"
+                raise ReconstructionError(msg)
             gradient = torch.zeros_like(soft) if soft.grad is None else soft.grad
             pieces.append(gradient.movedim(quantizer.axis, 0).reshape(-1))
             soft.grad = None

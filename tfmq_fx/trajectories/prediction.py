@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from tfmq_fx.errors import CalibrationError
+
 __all__ = ["predicted"]
 
 
@@ -20,9 +22,17 @@ def predicted(output: Any, channels: int, *, keep_variance: bool = False) -> Ten
 
     Returns:
         The prediction, ``[N, channels, ...]``, or ``[N, 2 * channels, ...]`` with its variance.
+
+    Raises:
+        CalibrationError: There is no tensor in the output.
     """
     tensor = output.sample if hasattr(output, "sample") else output[0] if isinstance(output, tuple) else output
-    assert isinstance(tensor, Tensor)
+    if not isinstance(tensor, Tensor):
+        msg = (
+            f"the denoiser returned a {type(output).__name__}, in which no tensor is found; it must return a tensor, a "
+            "tuple that begins with one, or an object with one as its sample"
+        )
+        raise CalibrationError(msg)
     if tensor.shape[1] == 2 * channels and not keep_variance:
         return tensor[:, :channels]
     return tensor
