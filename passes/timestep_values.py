@@ -149,9 +149,8 @@ class ValueSearch:
             return f"{name} {float(timestep):g} is no finite number, so it has no row in the table; check the scheduler"
         count = len(self.values)
         if name != "timestep":
-            return (
-                f"{name} {float(timestep):g} is not among the {count} values in the table; quantize with it in finite="
-            )
+            first = f"{name} {float(timestep):g}"
+            return f"{first} is not among the {count} values in the table; quantize with it in finite="
         first, close = _told_apart(float(timestep), float(self.values[row]))
         if is_low(timestep.dtype):
             kind = str(timestep.dtype).removeprefix("torch.")

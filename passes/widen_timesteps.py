@@ -48,7 +48,14 @@ CARRIERS = (
     aten.neg.default,
     aten.div.Tensor,
     aten.div.Scalar,
+    aten.sin.default,
+    aten.cos.default,
+    aten.exp.default,
+    aten.log.default,
+    aten.sqrt.default,
 )
+#: What has nothing to do with the dtype: sizes, and the lookup, which takes any.
+UNTOUCHED = (aten.sym_size.int, aten.sym_stride.int, aten.sym_numel.default, ROW_OP)
 
 
 def _placeholder(graph: fx.Graph, timestep: str) -> fx.Node | None:
@@ -69,10 +76,8 @@ def _widened(graph: fx.Graph, timestep: str) -> tuple[dict[fx.Node, Any], fx.Nod
         widened: dict[fx.Node, Any] = {placeholder: value.to(torch.float32)}
     for node in graph.nodes:
         old = node_value(node)
-        if is_call(node, ROW_OP) or not any(n in widened for n in node.all_input_nodes):
+        if is_call(node, *UNTOUCHED) or not any(n in widened for n in node.all_input_nodes):
             continue
-        if node.op == "call_function" and not isinstance(old, Tensor):
-            continue  # a size of it
         if not is_call(node, *CARRIERS):
             return {}, node
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: widened.get(n, node_value(n)))

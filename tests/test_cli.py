@@ -254,6 +254,38 @@ def test_sample_draws_images_from_the_artefact_alone(artefact, tmp_path):
     assert fewer.exit_code == 0, fewer.output  # every second timestep of four
 
 
+def test_sample_takes_the_nearest_timestep_where_it_is_asked_to(artefact, tmp_path, monkeypatch):
+    common = ("sample", "--artefact", artefact, "--out", tmp_path / "samples.png", "--samples", 1, "--steps", 3)
+    nearest = tfmq(*common, *REFERENCE, "--unknown-timestep", "nearest")
+    assert nearest.exit_code == 0, nearest.output
+    assert "1 samples, 3 steps" in nearest.stdout
+    assert tfmq_fx.load(artefact).config.unknown_timestep == "error"
+
+    def never(*_, **__):
+        raise AssertionError
+
+    # Refused before anything is compiled.
+    monkeypatch.setattr("tfmq_fx.cli.denoising.lower_program", never)
+    for options in ((), ("--unknown-timestep", "error")):
+        refused(tfmq(*common, *REFERENCE, *options), "timestep 666 is not in the table")
+
+
+def test_a_compiled_package_is_loaded_with_the_policy_that_was_asked_for(artefact, tmp_path, monkeypatch):
+    asked, package = [], tmp_path / "tiny.pt2"
+    package.touch()
+
+    def load_denoiser(path, *, unknown_timestep=None):
+        asked.append((path, unknown_timestep))
+        return tfmq_fx.lower(tfmq_fx.load(artefact), "reference", unknown_timestep=unknown_timestep)
+
+    monkeypatch.setattr("tfmq_fx.lowering.load_denoiser", load_denoiser)
+    common = ("sample", "--artefact", artefact, "--out", tmp_path / "a.png", "--samples", 1, "--backend", "aot")
+    for options in (("--steps", 3, "--unknown-timestep", "nearest"), ()):
+        result = tfmq(*common, "--package", package, *options)
+        assert result.exit_code == 0, result.output
+    assert asked == [(package, "nearest"), (package, "error")]
+
+
 def test_sample_refuses_bad_input(artefact, tmp_path):
     out = tmp_path / "samples.png"
     refused(tfmq("sample", "--artefact", tmp_path, *REFERENCE), "is not an artefact")
@@ -280,7 +312,7 @@ def test_an_aot_package_is_compiled_once_and_used_again(monkeypatch, artefact, t
 
     done = []
     monkeypatch.setattr(tfmq_fx.lowering, "lower", lambda _, backend, path: done.append(("compile", path)))
-    monkeypatch.setattr(tfmq_fx.lowering, "load_denoiser", lambda path: done.append(("load", path)))
+    monkeypatch.setattr(tfmq_fx.lowering, "load_denoiser", lambda path, **_: done.append(("load", path)))
     program, package = tfmq_fx.load(artefact), tmp_path / "one.pt2"
     lower_program(program, Backend.AOT, artefact, package)
     package.touch()
@@ -313,6 +345,13 @@ def test_compare_writes_a_picture_and_numbers(model, artefact, tmp_path):
     elsewhere = tmp_path / "elsewhere" / "numbers.json"
     assert tfmq("compare", model, "--artefact", artefact, "--out", out, "--json", elsewhere, *options).exit_code == 0
     assert json.loads(elsewhere.read_text())["psnr"] == numbers["psnr"]
+
+
+def test_compare_takes_the_nearest_timestep_where_it_is_asked_to(model, artefact, tmp_path):
+    out = tmp_path / "side-by-side.png"
+    common = ("compare", model, "--artefact", artefact, "--out", out, "--samples", 1, "--rounds", 0, "--steps", 3)
+    assert tfmq(*common, *REFERENCE, "--unknown-timestep", "nearest").exit_code == 0
+    refused(tfmq(*common, *REFERENCE), "timestep 666 is not in the table")
 
 
 def test_compare_times_both_in_turns(monkeypatch, model, artefact, tmp_path):

@@ -80,7 +80,7 @@ def test_engines_find_the_same_rows(backend, unknown):
     graph_module, wanted = lookup(timesteps, unknown)
     run, _ = compile_engine(backend, graph_module, len(timesteps), None)
     rows, _ = run(timesteps, torch.zeros(len(timesteps)))
-    # One that is no number has no row; an engine's comparison with it may say anything, and the denoiser names it first.
+    # An engine's comparison with what is no number may say anything; the denoiser names it first.
     assert torch.equal(rows[:-1], wanted[:-1])
 
 
@@ -146,7 +146,7 @@ def test_the_policy_is_chosen_when_the_program_is_lowered(config):
         nearest(x, float("nan"))
     assert made.config.unknown_timestep == "error" and str(made.graph_module.graph) == before
     for denoiser in (tfmq_fx.lower(made, "reference"), tfmq_fx.lower(made, "reference", unknown_timestep="error")):
-        with pytest.raises(TimestepError, match="104.*or lower with unknown_timestep='nearest'"):
+        with pytest.raises(TimestepError, match=r"104.*or lower with unknown_timestep='nearest'"):
             denoiser(x, 104)
 
 
@@ -180,7 +180,7 @@ def linears():
 
 def check_nearest(denoiser):
     """Every row is served, and next to it what is near."""
-    (model, made), sigmas, x = linears(), torch.tensor(SIGMAS), torch.randn(9, 16)
+    (model, _), sigmas, x = linears(), torch.tensor(SIGMAS), torch.randn(9, 16)
     with torch.no_grad():
         assert relative(denoiser(x, sigmas), model(x, sigmas)) < 0.03
     # Half way between two, the first of the table.

@@ -211,6 +211,8 @@ def test_batches_calibrate_a_prepared_model():
         ({"steps": 0}, "steps=0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"keep": 7, "samples": 6}, "keep=7"),
+        ({"keep": None, "samples": 0}, "samples=0"),
+        ({"timestep": "t"}, "not a sample and a t; name the timestep that it takes with timestep="),
         ({"steps": 2000}, "DDIMScheduler cannot make 2000 steps"),
         ({"shape": None}, "pass shape="),
         ({"model": nn.Linear(2, 2)}, "not a sample and a timestep"),
@@ -235,6 +237,27 @@ def test_nan_and_misfits_are_one_clear_sentence():
         sampled(shape=(3, 8, 8))
     with pytest.raises(CalibrationError, match=r"cannot be called with \(sample, timestep, nonsense\)"):
         sampled(extra={"nonsense": 1})
+
+
+@pytest.mark.parametrize(("samples", "kept"), [(4, 4), (20, 8)])
+def test_by_default_eight_rows_a_step_are_kept_or_all_that_there_are(samples, kept):
+    batches = sampled(Watcher(), samples=samples, keep=None, steps=3)
+    assert sum(len(b["sample"]) for b in batches) == kept * 3
+    del (options := {**OPTIONS, "samples": samples, "steps": 3})["keep"]
+    assert sum(len(b["sample"]) for b in sample_trajectories(Watcher(), DDIMScheduler(), **options)) == kept * 3
+
+
+class OddlyNamed(Watcher):
+    """Its timestep has another name."""
+
+    def forward(self, x, timestep_ratio, extra=None):
+        return super().forward(x, timestep_ratio, extra)
+
+
+def test_a_timestep_of_any_name():
+    batches = sampled(OddlyNamed(), timestep="timestep_ratio")
+    assert set(batches[0]) == {"x", "timestep_ratio"}
+    assert tfmq_fx.recorded_timesteps(batches, "timestep_ratio").tolist() == [800, 600, 400, 200, 0]
 
 
 # --- record_trajectories ----------------------------------------------------------------------------
@@ -286,6 +309,29 @@ def test_recorded_inputs_are_bound_to_names_and_nones_are_dropped():
     assert torch.equal(batch["timestep"], torch.tensor(5))
     assert batch["prompt"]["text"].shape == (2, 3)
     assert batch["late"].shape == (4,)
+
+
+def test_a_recorded_timestep_of_any_name():
+    class Named(OddlyNamed):
+        def forward(self, x, timestep_ratio, extra=None):
+            return super().forward(x, torch.as_tensor(timestep_ratio), extra)
+
+    class Pipe:
+        unet = Named()
+
+        def __call__(self):
+            for t in (0.9, 0.4):
+                self.unet(torch.ones(2, 1, 4, 4), t)
+                self.unet(x=torch.ones(3, 1, 4, 4), timestep_ratio=torch.full((3,), t))
+
+    batches = record_trajectories(Pipe(), lambda p: p(), timestep="timestep_ratio", keep=4)
+    assert sum(len(b["x"]) for b in batches) == 8
+    assert all(isinstance(b["timestep_ratio"], torch.Tensor) for b in batches)
+    torch.testing.assert_close(
+        tfmq_fx.recorded_timesteps(batches, "timestep_ratio"), torch.tensor([0.9, 0.4], dtype=torch.float64)
+    )
+    with pytest.raises(CalibrationError, match="had no timestep; its inputs were x, timestep_ratio: name its timestep"):
+        record_trajectories(Pipe(), lambda p: p())
 
 
 def test_the_hook_goes_even_when_the_run_fails(pipeline):

@@ -54,6 +54,8 @@ def recorded_timesteps(batches: Iterable[Mapping[str, Any]], timestep: str = "ti
 def check_table_is_hit(values: Tensor, timesteps: Sequence[Tensor], timestep: str = "timestep") -> None:
     """Raise if the table has none of the calibration timesteps: it would serve a model on another scale.
 
+    That 0 is in it says nothing, for 0 is 0 on every scale; with other timesteps at hand it does not count.
+
     Args:
         values: The table's timesteps, ``[K]``.
         timesteps: Those of each batch; without any, nothing is known and nothing checked.
@@ -63,11 +65,11 @@ def check_table_is_hit(values: Tensor, timesteps: Sequence[Tensor], timestep: st
         CalibrationError: Names the first timestep, and what to do.
     """
     search = ValueSearch(distinct_timesteps(values))
-    if not timesteps or any(bool(search.find(given)[1].any()) for given in timesteps):
+    given = [t.reshape(-1) for t in timesteps if t.numel()]
+    given = [t[t != 0] for t in given if bool((t != 0).any())] or given
+    if not given or any(bool(search.find(t)[1].any()) for t in given):
         return
-    first = next((given.reshape(-1)[0] for given in timesteps if given.numel()), None)
-    if first is None:
-        return
+    first = given[0][0]
     row, finite = search.nearest(first)
     nearest = f"nearest {float(search.values[row]):g}, " if bool(finite) else ""
     msg = (

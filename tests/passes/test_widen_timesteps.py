@@ -83,10 +83,11 @@ def test_a_lookup_stays_a_lookup():
         lambda b, t: b.call(aten.to.dtype, t, torch.int32),
         lambda b, t: b.call(aten.to.dtype, b.call(aten.floor_divide.default, t, 10), torch.float32),
         lambda b, t: b.call(aten.remainder.Scalar, t, 10),
+        lambda b, t: t,
         lambda b, t: b.call(aten.to.dtype, b.call(aten.bitwise_and.Scalar, t, 1), torch.float32),
         lambda b, t: b.call(aten.mul.Tensor, t, b.buffer("halves", torch.ones(3, dtype=torch.float16))),
     ],
-    ids=["a cast", "floor division", "a remainder", "bits", "another float"],
+    ids=["a cast", "floor division", "a remainder", "an output", "bits", "another float"],
 )
 def test_what_needs_integers_is_found(read):
     assert integer_reader(graph(read)) is not None

@@ -20,9 +20,11 @@ from tfmq_fx.passes import (
     RemoveGuards,
     RemoveIdentityArithmetic,
     RemoveNoopCasts,
+    SetUnknownTimesteps,
     SplitConcatenatedConvs,
     StripDeadState,
     TabulateTemporalBlock,
+    WidenTimesteps,
     run_pipeline,
 )
 from tfmq_fx.passes.analysis import find_temporal_block
@@ -193,6 +195,48 @@ def test_inline_timestep_rows(model):
     TabulateTemporalBlock(timestep=model.path.timestep_name)(graph_module)
     inputs, more = calls(model)
     assert assert_pass_contract(InlineTimestepRows, graph_module, inputs, exact=True, more_inputs=more).modified
+
+
+@given(temporal_graphs())
+def test_set_unknown_timesteps(model):
+    inputs, more = calls(model)
+    result = assert_pass_contract(
+        lambda: SetUnknownTimesteps("nearest", timestep=model.path.timestep_name),
+        indexed(model),
+        inputs,
+        exact=True,
+        more_inputs=more,
+        confined_to=lambda node: "timestep_row" in node.name,
+    )
+    assert result.modified
+
+
+@given(temporal_graphs())
+def test_widen_timesteps(model):
+    """Whole timesteps as floats: what the graph makes of them before and after."""
+    name = model.path.timestep_name
+    position = [str(node.target) for node in model.graph_module.graph.nodes if node.op == "placeholder"].index(name)
+
+    def widened(inputs):
+        return [value.float() if index == position else value for index, value in enumerate(inputs)]
+
+    inputs, more = calls(model)
+    graph_module = indexed(model)
+    # Assertions about the dtype, and casts to the integer that it is, are readers of integers; capture removes them.
+    run_pipeline(graph_module, (RemoveGuards, RemoveNoopCasts))
+    result = assert_pass_contract(
+        lambda: WidenTimesteps(timestep=name),
+        graph_module,
+        widened(inputs),
+        exact=True,
+        more_inputs=[widened(values) for values in more],
+        may_set=["val"],
+    )
+    assert result.modified != model.path.float_timestep
+    with torch.no_grad():
+        for values in (inputs, *more):
+            wanted, got = graph_module(*values), result.graph_module(*widened(values))
+            torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 
 
 class FeaturesRead(fx.Interpreter):
