@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: venv test lint types pytest demo bench-peers clean
+.PHONY: venv test lint types pytest nightly demo bench-peers clean
 
 venv: $(VENV)/.installed
 
@@ -28,6 +28,10 @@ types: venv
 
 pytest: venv
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n 2 --durations=15
+
+# What draws its cases draws thousands of them instead of dozens, new ones each time. It takes hours.
+nightly: venv
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -n 2 --durations=15 tests/kernels tests/properties
 
 # The main job on the bundled model: quantize, save, load, lower, sample, compare.
 demo: venv
