@@ -90,7 +90,8 @@ OPERATORS = [
     "torch.ops.prim.device.default", "torch.ops.load_library", "torch.ops.aten.silu", "torch.ops.aten",
     "torch.ops.higher_order.cond", "torch.ops.higher_order.auto_functionalized", "torch.ops.import_module",
     "torch.os.system", "torch.load", "torch.hub.load", "torch.save", "torch.compile", "torch.package.PackageImporter",
-    "torch.nn.functional.silu", "torch.utils.cpp_extension.load", "torch._C._jit_get_operation", "torch.set_num_threads",
+    "torch.nn.functional.silu", "torch.utils.cpp_extension.load",
+    "torch._C._jit_get_operation", "torch.set_num_threads",
     "_operator.attrgetter", "_operator.methodcaller", "_operator.itemgetter", "_operator.setitem", "_operator.call",
     "_operator.pow", "_operator.lshift", "_operator.iadd", "_operator.concat", "_operator.__loader__.load_module",
     "math.factorial", "math.comb", "math.pow", "torch.sym_sqrt", "torch.sym_sum", "builtins.eval", "builtins.print",
@@ -212,7 +213,17 @@ NAMES = {
     "an input": lambda v: v["graph_module"]["signature"]["input_specs"][0]["parameter"]["arg"].update(name=CODE),
     "a value of another node": lambda v: node_of(v)["outputs"].__setitem__(0, {"as_tensor": {"name": "sample"}}),
 }
-TENSOR_NAMES = ["__class__.x", "forward", "_parameters.x", "graph", "a b", 'x"), exec("', "a..b", "state_dict", "a.__dict__.b"]
+TENSOR_NAMES = [
+    "__class__.x",
+    "forward",
+    "_parameters.x",
+    "graph",
+    "a b",
+    'x"), exec("',
+    "a..b",
+    "state_dict",
+    "a.__dict__.b",
+]
 
 
 @pytest.mark.parametrize("where", NAMES)
@@ -278,7 +289,8 @@ ARGUMENTS = {
     ),
     "a norm that trains": lambda v: insert_call(
         v, "torch.ops.aten.batch_norm.default",
-        [("input", reads(v)), *((name, {"as_none": True}) for name in ("weight", "bias", "running_mean", "running_var")),
+        [("input", reads(v)),
+         *((name, {"as_none": True}) for name in ("weight", "bias", "running_mean", "running_var")),
          ("training", {"as_bool": True}), ("momentum", {"as_float": 0.1}), ("eps", {"as_float": 0.1}),
          ("cudnn_enabled", {"as_bool": False})],
     ),
@@ -322,7 +334,9 @@ def test_guards_and_metadata_of_the_file_are_not_read(artefact, wanted):
         values["graph_module"]["metadata"] = {"custom": "[" * 10}
         values["graph_module"]["treespec_namedtuple_fields"] = {"x": 1}
         graph_of(values)["tensor_values"]["silu"] = {"dtype": "wrong"}
-        node_of(values)["metadata"].update(stack_trace="x", source_fn_stack="x,torch.os.system", from_node="[", custom="{")
+        node_of(values)["metadata"].update(
+            stack_trace="x", source_fn_stack="x,torch.os.system", from_node="[", custom="{"
+        )
 
     change_graph(artefact, change)
     loaded = load_guarded(artefact)
@@ -330,8 +344,6 @@ def test_guards_and_metadata_of_the_file_are_not_read(artefact, wanted):
 
 
 # -- bounds --------------------------------------------------------------------------------------------------------
-
-
 
 
 @pytest.mark.parametrize("claimed", [10, 2**26, 2**33])
@@ -418,7 +430,9 @@ def test_files_of_tensors(artefact, kind):
     refused(artefact)
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "manifest.json", ".", "", "tensors.safetensors/..", "x\x00"])
+@pytest.mark.parametrize(
+    "name", ["../secret", "/etc/passwd", "manifest.json", ".", "", "tensors.safetensors/..", "x\x00"]
+)
 def test_files_of_other_names_are_not_opened(artefact, name):
     (artefact.parent / "secret").write_bytes((artefact / TENSORS).read_bytes())
     change_manifest(artefact, lambda m: m["files"][TENSORS].update(name=name))

@@ -15,7 +15,19 @@ VALUES = (None, "x", -1, 0, 2**70, 1.5, True, [], {}, [[[]]], {"a": {"b": 1}}, "
 #: What a manifest may say otherwise: words for people, and the settings of what is still to come.
 FREE = {"versions", "scheduler", "interface", "kept_float", "layers", "temporal_choices", "config"}
 #: Calls of the graph may have other arguments: that is another program, and its checksums say that it was meant.
-OTHER_PROGRAM = {"arg", "kind", "nodes", "outputs", "metadata", "max_val", "min_val", "hint", "strides", "minor", "persistent"}
+OTHER_PROGRAM = {
+    "arg",
+    "kind",
+    "nodes",
+    "outputs",
+    "metadata",
+    "max_val",
+    "min_val",
+    "hint",
+    "strides",
+    "minor",
+    "persistent",
+}
 
 
 def positions(values, path=()):
@@ -82,11 +94,16 @@ def test_every_field_of_the_manifest(artefact, wanted):
         # Every value in place of every field, and some in place of what is in them.
         for value in VALUES if len(path) == 1 else draw.sample(VALUES, 2):
             # What is free text costs a whole load each time: a sample is enough.
-            if (type(value), value) != (type(old), old) and (path[0] not in FREE or len(path) == 1 or draw.random() < 0.15):
+            if (type(value), value) != (type(old), old) and (
+                path[0] not in FREE or len(path) == 1 or draw.random() < 0.15
+            ):
                 cases.append((path, changed(manifest, path, value), False))
         if path[0] not in FREE or len(path) == 1:
             cases.append((path, without(manifest, path), False))
-    cases += [(("extra",), {**manifest, "extra": 1}, False), (("format_version",), {**manifest, "format_version": 2}, False)]
+    cases += [
+        (("extra",), {**manifest, "extra": 1}, False),
+        (("format_version",), {**manifest, "format_version": 2}, False),
+    ]
     refused, total = run(artefact, wanted, cases, write_manifest)
     assert total >= 400 and refused >= total * 0.8
 

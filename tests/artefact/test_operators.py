@@ -4,14 +4,13 @@ import re
 
 import pytest
 import torch
-
-from tests.artefact.artefacts import change_graph, inputs, tiny_program
-from tests.models import TIMESTEPS, batch, small_denoiser, tiny_unet
-from tfmq_fx.artefact.operators import FIXED, OPERATORS, PYTHON_OPERATORS, TEXTS
 from torch import nn
 
 import tfmq_fx
+from tests.artefact.artefacts import change_graph, inputs, tiny_program
+from tests.models import TIMESTEPS, batch, small_denoiser, tiny_unet
 from tfmq_fx import ArtefactError, QuantizationConfig
+from tfmq_fx.artefact.operators import FIXED, OPERATORS, PYTHON_OPERATORS, TEXTS
 
 #: The words that the names of operators with a side effect have.
 WORDS = ("file", "load", "save", "print", "warn", "record", "profil", "debug", "import", "empty", "rand", "drop")
@@ -39,12 +38,18 @@ def test_no_operator_writes_draws_or_takes_a_text_that_is_not_known(name):
 
 
 def test_those_that_compute_with_sizes_are_pure():
-    assert not {name for name in PYTHON_OPERATORS if re.search("attr|call|item|pow|shift|load|import|__|^_operator.i[a-z]", name)}
+    assert not {
+        name
+        for name in PYTHON_OPERATORS
+        if re.search("attr|call|item|pow|shift|load|import|__|^_operator.i[a-z]", name)
+    }
 
 
 def test_texts_have_values_that_no_path_is():
     for pattern in TEXTS.values():
-        assert not any(re.fullmatch(pattern, text, re.ASCII) for text in ("/etc/passwd", "../x", "a/b", "x\n", "a" * 1000))
+        assert not any(
+            re.fullmatch(pattern, text, re.ASCII) for text in ("/etc/passwd", "../x", "a/b", "x\n", "a" * 1000)
+        )
 
 
 class InPlace(nn.Module):
@@ -52,7 +57,11 @@ class InPlace(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.time, self.enter, self.leave = nn.Linear(1, 4), nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3, padding=1)
+        self.time, self.enter, self.leave = (
+            nn.Linear(1, 4),
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.Conv2d(4, 1, 3, padding=1),
+        )
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, sample, timestep):
@@ -62,7 +71,9 @@ class InPlace(nn.Module):
 
 
 def quantized(model):
-    return tfmq_fx.quantize(model, QuantizationConfig(), [inputs()], timesteps=torch.tensor([0, 250, 500, 750]), progress=False)
+    return tfmq_fx.quantize(
+        model, QuantizationConfig(), [inputs()], timesteps=torch.tensor([0, 250, 500, 750]), progress=False
+    )
 
 
 def test_a_model_that_writes_into_what_it_computed_is_saved(tmp_path):
@@ -95,7 +106,9 @@ def test_a_model_that_writes_into_its_input_is_refused_when_it_is_saved(tmp_path
         tfmq_fx.save(quantized(Writes().eval()), tmp_path / "saved")
 
 
-@pytest.mark.parametrize(("make", "bits"), [(small_denoiser, 4), (small_denoiser, 8), (small_denoiser, 32), (tiny_unet, 4)])
+@pytest.mark.parametrize(
+    ("make", "bits"), [(small_denoiser, 4), (small_denoiser, 8), (small_denoiser, 32), (tiny_unet, 4)]
+)
 def test_programs_of_models_are_on_the_list(tmp_path, make, bits):
     program = tfmq_fx.quantize(
         make(), QuantizationConfig(weight_bits=bits), [batch()], timesteps=TIMESTEPS, progress=False

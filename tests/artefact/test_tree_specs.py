@@ -47,7 +47,9 @@ def test_what_models_take_and_return_is_admitted(tree):
     assert load_tree_spec(pytree.treespec_dumps(spec)) == spec
 
 
-@pytest.mark.parametrize("value", [None, 1, "", "null", "[]", "[1]", "[1, 2, 3]", '[1, {"type": null}]', "[true, null]"])
+@pytest.mark.parametrize(
+    "value", [None, 1, "", "null", "[]", "[1]", "[1, 2, 3]", '[1, {"type": null}]', "[true, null]"]
+)
 def test_what_is_none_is_refused(value):
     with pytest.raises(ArtefactError):
         check_tree_spec(value)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tfmq_fx.passes import ReplaceInPlace
-from tfmq_fx.passes.replace_in_place import functional_overload
 
 from tests.passes.helpers import operators, unchanged
+from tfmq_fx.passes import ReplaceInPlace
+from tfmq_fx.passes.replace_in_place import functional_overload
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten
@@ -132,6 +132,8 @@ def test_whatever_shares_memory_the_results_are_the_same(steps):
             pool.append(builder.call(aten.relu_.default, x))
         elif list(x.meta["val"].shape) == list(y.meta["val"].shape) and x is not y:
             pool.append(builder.call(getattr(aten, kind).Tensor, x, y))
-    graph_module = builder.build(builder.call(aten.cat.default, [builder.call(aten.flatten.using_ints, p) for p in pool]))
+    graph_module = builder.build(
+        builder.call(aten.cat.default, [builder.call(aten.flatten.using_ints, p) for p in pool])
+    )
     inputs = (torch.randn(4, 4, generator=torch.Generator().manual_seed(0)),)
     assert_pass_contract(ReplaceInPlace, graph_module, inputs, exact=True)

@@ -70,7 +70,9 @@ def graph_from_bytes(data: bytes, expanded: int, tensors: dict[str, Tensor]) -> 
     Raises:
         ArtefactError: The graph is not readable, or holds what no quantized denoiser does.
     """
-    program = exported_program(parse_json(_expand(data, expanded), "the graph of the artefact", MOST_GRAPH_BYTES), tensors)
+    program = exported_program(
+        parse_json(_expand(data, expanded), "the graph of the artefact", MOST_GRAPH_BYTES), tensors
+    )
     constants = {
         getattr(spec.value, TENSOR_KINDS[str(spec.type)])
         for spec in program.graph_module.signature.input_specs

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from tfmq_fx._compat import export_schema as schema
 from tfmq_fx._compat import serialized_dtypes
-from tfmq_fx.artefact.arguments import Argument, argument, is_constant, results
+from tfmq_fx.artefact.arguments import argument, is_constant, results
 from tfmq_fx.artefact.expressions import check_expression
 from tfmq_fx.artefact.fields import checked, identifier, items, whole
 from tfmq_fx.artefact.operators import FIXED, OPERATORS, PYTHON_OPERATORS
@@ -46,8 +46,6 @@ UNKNOWN = schema.TensorMeta(
     layout=schema.Layout.Strided,
 )  # fmt: skip
 DTYPES = {kind: str(dtype).removeprefix("torch.") for kind, dtype in serialized_dtypes().items()}
-
-
 
 
 def exported_program(values: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -126,8 +124,8 @@ def _value_name(value: Any) -> str:
     return name
 
 
-def _input(value: Any, metas: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Any, Argument]:
-    """An input's specification, and the argument that it is of the graph."""
+def _input(value: Any, metas: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    """An input's specification, and the argument of the graph that it is."""
     kind = next(iter(checked(value, dict, "an input of the graph")), "")
     what = _field(value, kind, dict)
     if kind == "constant_input":
@@ -230,7 +228,9 @@ def _node(value: Any, known: dict[str, Any], sizes: dict[str, Any]) -> Any:
     """A call; its results join ``known`` and ``sizes``."""
     target = _field(value, "target", str)
     if target not in OPERATORS and target not in PYTHON_OPERATORS:
-        msg = f"the artefact's graph calls {target[:120]!r}, which no quantized denoiser contains; do not trust this file"
+        msg = (
+            f"the artefact's graph calls {target[:120]!r}, which no quantized denoiser contains; do not trust this file"
+        )
         raise ArtefactError(msg)
     inputs = [_named(named, target, known, sizes) for named in items(_field(value, "inputs", list), target)]
     given = {named.name: named.arg for named in inputs}
@@ -290,7 +290,9 @@ def _named(value: Any, target: str, known: Mapping[str, Any], sizes: Mapping[str
 
 def _require(holds: bool, target: str, name: str) -> None:
     if not holds:
-        msg = f"the artefact's graph calls {target} with an argument {name[:60]!r} that it may not have; do not trust it"
+        msg = (
+            f"the artefact's graph calls {target} with an argument {name[:60]!r} that it may not have; do not trust it"
+        )
         raise ArtefactError(msg)
 
 

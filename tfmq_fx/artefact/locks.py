@@ -12,7 +12,7 @@ try:
 except ImportError:  # Windows has none; saves then go on without, and leave what others left
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["hold", "held"]
+__all__ = ["held", "hold"]
 
 
 def hold(path: Path, *, wait: bool) -> int | None:
