@@ -28,7 +28,7 @@ from tfmq_fx.errors import ArtefactError
 
 __all__ = ["TENSOR_KINDS", "exported_program"]
 
-MOST_NODES, MOST_INPUTS, MOST_AXES = 200_000, 200_000, 16
+MOST_NODES, MOST_INPUTS, MOST_AXES = 30_000, 30_000, 16
 #: Where the tensors of a graph are; a part of such a name may not stand for anything else of a module.
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 MODULE_ATTRIBUTES = frozenset(dir(nn.Module()))
