@@ -18,7 +18,7 @@ aten = torch.ops.aten
 
 
 def functional_overload(target: Any) -> torch._ops.OpOverload | None:
-    """``aten.add.Tensor`` for ``aten.add_.Tensor``; None for what writes to nothing, or to more than its first argument."""
+    """``aten.add.Tensor`` for ``aten.add_.Tensor``; None for what does not write to its first argument alone."""
     if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or not target._schema.is_mutable:
         return None
     written = [
@@ -55,7 +55,7 @@ class ReplaceInPlace(GraphPass):
     Legality: what is written to is no input and no weight, whose change could be seen from outside; nothing else that
     lies in the same memory, a view or what it is a view of, is read afterwards; and the new value has the shape and
     dtype of the old. Then whoever read the old value afterwards reads the new one. Numerics are preserved to the bit.
-    Meta: no node is inserted; the replaced call gets its new ``val``.
+    Meta: no node is inserted.
     """
 
     id: ClassVar[str] = "tfmq::replace_in_place"
@@ -70,7 +70,7 @@ class ReplaceInPlace(GraphPass):
         return modified
 
 
-def _replace(node: fx.Node, order: Mapping[fx.Node, int], memory: dict[fx.Node, set[int]]) -> bool:
+def _replace(node: fx.Node, order: Mapping[fx.Node, int], memory: Mapping[fx.Node, set[int]]) -> bool:
     target = functional_overload(node.target) if node.op == "call_function" else None
     if target is None or not isinstance(node.args[0], fx.Node):
         return False
@@ -85,10 +85,8 @@ def _replace(node: fx.Node, order: Mapping[fx.Node, int], memory: dict[fx.Node, 
         return False
     for user in later[written]:
         user.replace_input_with(written, node)
+    # Its recorded value stays: it has this shape and dtype, and shares its memory with the views that are made of it.
     node.target = target
-    node.meta["val"] = value
-    # What was made from the old result lies where it lay; the old value is read by nobody any more.
-    memory[written] = set()
     return True
 
 

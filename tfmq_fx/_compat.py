@@ -13,7 +13,7 @@ import torch._dynamo.exc
 import torch.fx.experimental._config
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
-from torch._export.serde import schema as export_schema
+from torch._export.serde import schema
 from torch._export.serde.serialize import (
     _SERIALIZE_TO_TORCH_DTYPE,
     EnumEncoder,
@@ -48,6 +48,9 @@ __all__ = [
     "serialized_node_types",
 ]
 
+
+#: The objects of torch.export's JSON schema.
+export_schema: Any = schema
 
 #: What every failure of ``torch.compile`` and of AOTInductor is.
 CompilerError = torch._dynamo.exc.TorchDynamoException

@@ -19,8 +19,9 @@ __all__ = ["load_guarded", "watched"]
 GIB = 2**30
 SECONDS = 60
 #: What Python raises an audit event for, and no artefact may cause.
-FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.remove", "os.rename", "os.mkdir", "os.putenv", "shutil.",
-             "subprocess.", "socket.", "ctypes.", "pickle.", "marshal.", "webbrowser.", "urllib.", "sqlite3.")  # fmt: skip
+FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.remove", "os.rename", "os.mkdir", "os.putenv",
+             "shutil.", "subprocess.", "socket.",
+             "ctypes.", "pickle.", "marshal.", "webbrowser.", "urllib.", "sqlite3.")  # fmt: skip
 #: Modules that torch imports when it first needs them.
 LAZY = ("torch", "sympy", "mpmath", "encodings", "tfmq_fx")
 
@@ -65,7 +66,8 @@ def _bounded() -> Iterator[None]:
     """At most a gibibyte more than there was, and a minute."""
 
     def stop(*_: object) -> None:
-        raise TimeoutError(f"it took more than {SECONDS} s")
+        msg = f"it took more than {SECONDS} s"
+        raise TimeoutError(msg)
 
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -11,9 +11,8 @@ from tfmq_fx.artefact.fields import checked, items, whole
 from tfmq_fx.artefact.operators import TEXTS
 from tfmq_fx.errors import ArtefactError
 
-__all__ = ["Argument", "argument", "is_constant", "results"]
+__all__ = ["argument", "is_constant", "results"]
 
-Argument = schema.Argument
 Names = Collection[str]
 
 MOST_ITEMS = 100_000
@@ -23,7 +22,7 @@ CONSTANTS = ("as_none", "as_int", "as_float", "as_bool", "as_string")
 PLAIN_TEXT = re.compile(r"[\w .:/-]{0,256}")
 
 
-def argument(value: Any, tensors: Names, sizes: Names, name: str | None = None) -> Argument:
+def argument(value: Any, tensors: Names, sizes: Names, name: str | None = None) -> Any:
     """An argument of a call, or an input or result of the graph.
 
     Args:
@@ -58,12 +57,12 @@ def argument(value: Any, tensors: Names, sizes: Names, name: str | None = None) 
     return schema.Argument.create(**{kind: made})
 
 
-def is_constant(given: Argument) -> bool:
+def is_constant(given: Any) -> bool:
     """Whether an argument is a plain value."""
     return str(given.type) in CONSTANTS
 
 
-def results(value: Any) -> tuple[Argument, list[str]]:
+def results(value: Any) -> tuple[Any, list[str]]:
     """A result of a call, and the names that it gives to tensors or numbers.
 
     Raises:

@@ -105,15 +105,20 @@ def _is_left(path: Path) -> bool:
 
 def _new_part(place: Path, prefix: str) -> tuple[Path, int]:
     """A new folder with a locked file in it."""
-    part = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-    try:
-        (part / MARK).touch()
-        lock = hold(part / MARK, wait=True)
-    except OSError:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    assert lock is not None
-    return part, lock
+    while True:
+        part = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+        try:
+            (part / MARK).touch()
+            lock = hold(part / MARK, wait=True)
+        except FileNotFoundError:
+            continue  # another save took it for what a killed one left, before it was locked
+        except OSError:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        assert lock is not None
+        if (part / MARK).exists():
+            return part, lock
+        os.close(lock)
 
 
 def _moved(part: Path, target: Path) -> bool:
@@ -185,13 +190,13 @@ def _sync(path: Path) -> None:
 def _remove_stale(place: Path, prefix: str) -> None:
     """Remove what killed saves left: folders with our mark, which nobody holds, and with nothing but our files."""
     for part in place.glob(f"{prefix}*"):
-        mark = part / MARK
-        if not RANDOM.fullmatch(part.name.removeprefix(prefix)) or not mark.is_file() or part.is_symlink():
-            continue
-        if any(path.name not in (*FILES, MARK, f"{MANIFEST}.previous") for path in part.iterdir()):
+        if not RANDOM.fullmatch(part.name.removeprefix(prefix)) or part.is_symlink():
             continue
         with contextlib.suppress(OSError):
-            lock = hold(mark, wait=False)
-            if lock is not None:
-                shutil.rmtree(part, ignore_errors=True)
-                os.close(lock)
+            if not (part / MARK).is_file():
+                part.rmdir()  # which removes empty folders only
+            elif all(path.name in (*FILES, MARK, f"{MANIFEST}.previous") for path in part.iterdir()):
+                lock = hold(part / MARK, wait=False)
+                if lock is not None:
+                    shutil.rmtree(part, ignore_errors=True)
+                    os.close(lock)

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from tfmq_fx._compat import export_schema as schema
 from tfmq_fx._compat import serialized_dtypes
-from tfmq_fx.artefact.arguments import Argument, argument, is_constant, results
+from tfmq_fx.artefact.arguments import argument, is_constant, results
 from tfmq_fx.artefact.expressions import check_expression
 from tfmq_fx.artefact.fields import checked, identifier, items, whole
 from tfmq_fx.artefact.operators import FIXED, OPERATORS, PYTHON_OPERATORS
@@ -28,7 +28,7 @@ from tfmq_fx.errors import ArtefactError
 
 __all__ = ["TENSOR_KINDS", "exported_program"]
 
-MOST_NODES, MOST_INPUTS, MOST_AXES = 200_000, 200_000, 16
+MOST_NODES, MOST_INPUTS, MOST_AXES = 30_000, 30_000, 16
 #: Where the tensors of a graph are; a part of such a name may not stand for anything else of a module.
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 MODULE_ATTRIBUTES = frozenset(dir(nn.Module()))
@@ -124,8 +124,8 @@ def _value_name(value: Any) -> str:
     return name
 
 
-def _input(value: Any, metas: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Any, Argument]:
-    """An input's specification, and the argument that it is of the graph."""
+def _input(value: Any, metas: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    """An input's specification, and the argument of the graph that it is."""
     kind = next(iter(checked(value, dict, "an input of the graph")), "")
     what = _field(value, kind, dict)
     if kind == "constant_input":

@@ -67,7 +67,8 @@ class Machine:
         for name in ("system", "processor", "torch"):
             there, here = getattr(other, name), getattr(self, name)
             if there != here:
-                return f"{'torch ' if name == 'torch' else ''}{there}, and this is {'torch ' if name == 'torch' else ''}{here}"
+                what = "torch " if name == "torch" else ""
+                return f"{what}{there}, and this is {what}{here}"
         missing = [name for name in other.instructions if name not in self.instructions]
         if missing:
             return f"a processor with {', '.join(missing)}, which this one lacks"

@@ -260,10 +260,8 @@ def _config(value: Any) -> QuantizationConfig:
 
 
 def _timesteps(value: Any) -> tuple[float, ...]:
-    numbers = [
-        checked(number, (float, int), "a number in 'timesteps'")
-        for number in items(value, "'timesteps'", MOST_TIMESTEPS)
-    ]
+    entries = items(value, "'timesteps'", MOST_TIMESTEPS)
+    numbers = [checked(number, (float, int), "a number in 'timesteps'") for number in entries]
     if not numbers or not all(abs(number) < 1e300 for number in numbers):
         msg = "'timesteps' is empty or holds a number that is not finite; save the program again"
         raise ArtefactError(msg)

@@ -34,9 +34,9 @@ VIEWS = """
     view view.dtype _unsafe_view reshape view_as reshape_as flatten.using_ints unflatten.int squeeze squeeze.dim
     squeeze.dims unsqueeze permute transpose.int t swapaxes swapdims movedim.int movedim.intlist
     numpy_T mT adjoint expand expand_as broadcast_to slice.Tensor select.int narrow
-    chunk split.Tensor split.sizes split_with_sizes tensor_split.sections tensor_split.indices unbind.int unsafe_split.Tensor
-    unsafe_chunk diagonal alias detach contiguous view_as_real view_as_complex real imag unfold atleast_1d
-    atleast_2d resolve_conj resolve_neg lift_fresh_copy clone
+    chunk split.Tensor split.sizes split_with_sizes tensor_split.sections tensor_split.indices unbind.int
+    unsafe_split.Tensor unsafe_chunk diagonal alias detach contiguous view_as_real view_as_complex real imag unfold
+    atleast_1d atleast_2d resolve_conj resolve_neg lift_fresh_copy clone
 """
 REARRANGING = """
     cat concat concatenate stack hstack vstack repeat repeat_interleave.self_int tile flip roll rot90 tril triu
@@ -93,31 +93,19 @@ OPERATORS = (
 
 #: What exported graphs compute sizes with; no power, whose result can be of any length, and nothing that calls back.
 PYTHON_OPERATORS = frozenset(
-    [
-        "_operator.add",
-        "_operator.sub",
-        "_operator.mul",
-        "_operator.floordiv",
-        "_operator.mod",
-        "_operator.truediv",
-        "_operator.neg",
-        "_operator.pos",
-        "_operator.eq",
-        "_operator.ne",
-        "_operator.lt",
-        "_operator.le",
-        "_operator.gt",
-        "_operator.ge",
-        "_operator.and_",
-        "_operator.or_",
-        "math.trunc",
-        "torch.sym_int",
-        "torch.sym_float",
-        "torch.sym_not",
-        "torch.sym_max",
-        "torch.sym_min",
-        "torch.sym_ite",
-    ]
+    {
+        *(
+            "_operator.add",
+            "_operator.sub",
+            "_operator.mul",
+            "_operator.floordiv",
+            "_operator.mod",
+            "_operator.truediv",
+        ),
+        *("_operator.neg", "_operator.pos", "_operator.eq", "_operator.ne", "_operator.lt", "_operator.le"),
+        *("_operator.gt", "_operator.ge", "_operator.and_", "_operator.or_", "math.trunc", "torch.sym_int"),
+        *("torch.sym_float", "torch.sym_not", "torch.sym_max", "torch.sym_min", "torch.sym_ite"),
+    }
 )
 
 #: By name, the arguments that are texts, and the pattern of their values.

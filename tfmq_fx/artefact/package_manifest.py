@@ -62,7 +62,8 @@ class PackageManifest:
             ArtefactError: It is none of this version, or a field is wrong; the message names the field.
         """
         values = checked(parse_json(data, "the description of the package", MOST_BYTES), dict, "the description")
-        if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
+        version = values.get("format_version")
+        if values.get("format") != FORMAT or type(version) is not int or version != FORMAT_VERSION:
             msg = f"it does not say format {FORMAT!r} of version {FORMAT_VERSION}; compile it again with this version"
             raise ArtefactError(msg)
         return cls.from_json(values)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -48,7 +48,6 @@ def read_tensors(data: bytearray, what: str) -> dict[str, Tensor]:
         dtype = CODES.get(code)
         if dtype is None or start + first != end or last - first != math.prod(shape) * dtype.itemsize:
             _refuse(what, f"tensor {name[:60]!r} of {code[:20]} and {shape} at bytes {first} to {last}")
-        assert dtype is not None
         end = start + last
         if end > len(data) or (start + first) % dtype.itemsize:
             _refuse(what, f"tensor {name[:60]!r} at bytes {first} to {last}, where none is")
@@ -72,6 +71,6 @@ def _offsets(entry: Any, name: str) -> tuple[int, int]:
     return first, last
 
 
-def _refuse(what: str, found: str) -> None:
+def _refuse(what: str, found: str) -> NoReturn:
     msg = f"{what} cannot be read ({found}); copy or save it again"
     raise ArtefactError(msg)

@@ -6,7 +6,7 @@ import importlib
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import diffusers
 from torch.utils import _pytree as pytree
@@ -124,6 +124,6 @@ def _defines(module: str, name: str) -> bool:
     return file.is_file() and f"class {name}(BaseOutput):" in file.read_text(encoding="utf-8")
 
 
-def _refuse(what: str) -> None:
+def _refuse(what: str) -> NoReturn:
     msg = f"a structure of the artefact holds {what}; it may hold tuples, lists, dictionaries and outputs of models"
     raise ArtefactError(msg)

@@ -1,0 +1,168 @@
+"""What a package says of itself is checked before any of its code is loaded."""
+
+import copy
+import dataclasses
+import json
+import zipfile
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from tests.artefact.test_crafted import SPECS
+from tests.artefact.test_mutated import VALUES, changed, parent, positions, without
+from tests.artefact.watch import watched
+from tfmq_fx import ArtefactError, load_denoiser
+from tfmq_fx.artefact.machine import Machine
+from tfmq_fx.artefact.package_manifest import PackageManifest
+from tfmq_fx.lowering import aot
+from tfmq_fx.lowering.aot import ABOUT, describe_package
+from tfmq_fx.lowering.denoiser import Signature
+from tfmq_fx.lowering.report import LoweringReport, ReportEntry
+from tfmq_fx.lowering.stages import Layout, Stage
+
+
+def description():
+    signature = Signature(
+        ["sample", "timestep"], [([None, 1, 4, 4], torch.float32), ([None], torch.int64), None],
+        pytree.tree_structure(((0, 0), {"x": None})), "timestep", 64,
+    )  # fmt: skip
+    stages = (Stage(("timestep",), ("emb",), True, "timestep"), Stage(("sample", "emb"), ("out",), False))
+    return {
+        "signature": signature.to_dict(),
+        "result": pytree.treespec_dumps(pytree.tree_structure({"sample": 0})),
+        "stages": Layout(("sample", "timestep"), stages, ("out", None)).to_dict(),
+        "report": LoweringReport("aot", (ReportEntry("conv", "conv2d", "integer", eligible=True),)).to_dict(),
+        "timesteps": [0.0, 1.5],
+        "finite": {"guidance": [3.5]},
+        "groups": [0, 1],
+        "unknown_timestep": "error",
+        "config": {"sample_size": 4},
+    }
+
+
+@pytest.fixture
+def package(tmp_path):
+    path = tmp_path / "package.pt2"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("package/version", "0")
+    describe_package(path, description())
+    return path
+
+
+def rewrite(path, change):
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in entries if name.endswith(ABOUT))
+    entries[name] = change if isinstance(change, bytes) else json.dumps(change(json.loads(entries[name]))).encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for entry, data in entries.items():
+            archive.writestr(entry, data)
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    """Whether its code was loaded."""
+    calls = []
+    monkeypatch.setattr(
+        aot, "load_models", lambda path: calls.append(path) or {"model": None, "stage0": 0, "stage1": 0}
+    )
+    return calls
+
+
+def test_the_round_trip(package, loaded):
+    _, about = aot.load_package(package)
+    assert loaded == [package]
+    wanted = json.loads(json.dumps(description()))
+    assert {name: about[name] for name in wanted} == wanted
+    assert Machine.from_json(about["machine"]) == Machine.here()
+
+
+def test_every_field(package, loaded):
+    """Another type, no value, another name: a sentence, before anything runs; or it says the same."""
+    values = json.loads(zipfile.ZipFile(package).read(f"package/{ABOUT}"))
+    refused = total = 0
+    for path in positions(values):
+        old = parent(values, path)[path[-1]]
+        cases = [changed(values, path, value) for value in VALUES if (type(value), value) != (type(old), old)]
+        for case in [*cases, without(values, path)]:
+            total += 1
+            try:
+                again = PackageManifest.from_bytes(json.dumps(case).encode()).to_json()
+            except ArtefactError as error:
+                refused += 1
+                assert "\n" not in str(error)
+            else:
+                # Equal as numbers, or as texts, which a NaN in the model's configuration is.
+                assert again == case or json.dumps(again, sort_keys=True) == json.dumps(case, sort_keys=True), path
+    assert total > 500 and refused > total * 0.6
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("where", ["result", "spec"])
+def test_structures(package, loaded, kind, where):
+    def change(values):
+        (values if where == "result" else values["signature"])[where] = SPECS[kind]
+        return values
+
+    rewrite(package, change)
+    with watched(package.parent) as seen, pytest.raises(ArtefactError, match="not a package of tfmq_fx"):
+        load_denoiser(package)
+    assert not [event for event in seen if event.startswith("import tfmq_canary")] and not loaded
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("system", "Plan9", "compiled for Plan9, and this is"),
+        ("processor", "vax", "compiled for vax, and this is"),
+        ("torch", "1.0.0", "compiled for torch 1.0.0, and this is torch"),
+        ("instructions", ["avx9000", "amx_tile_9"], "a processor with avx9000, amx_tile_9, which this one lacks"),
+    ],
+)
+def test_what_it_was_compiled_for(package, loaded, field, value, words):
+    def change(values):
+        values["machine"][field] = value
+        return values
+
+    rewrite(package, change)
+    with pytest.raises(ArtefactError, match=words):
+        load_denoiser(package)
+    assert not loaded
+
+
+def test_machines():
+    here = Machine("Linux", "x86_64", "AVX512", ("avx2", "avx512f"), "2.13.0")
+    other = dataclasses.replace
+    assert here.lacks(here) is None
+    assert here.lacks(other(here, instructions=("avx2",), capability="AVX2")) is None
+    assert "avx512f" in other(here, instructions=("avx2",)).lacks(here)
+    # Where no list of instructions is known, what torch says of the processor counts.
+    unknown = other(here, instructions=())
+    assert unknown.lacks(unknown) is None
+    assert "AVX2" in unknown.lacks(other(unknown, capability="AVX2"))
+    assert Machine.from_json(here.to_json()) == here
+    for name in here.to_json():
+        broken = copy.copy(here.to_json())
+        del broken[name]
+        with pytest.raises(ArtefactError, match=name):
+            Machine.from_json(broken)
+
+
+def test_files_that_are_no_package(package, loaded, tmp_path):
+    rewrite(package, b"[" * 10**6)
+    with pytest.raises(ArtefactError, match="nested deeper"):
+        load_denoiser(package)
+    rewrite(package, b" " * (2**26 + 10))
+    with pytest.raises(ArtefactError, match="more than any"):
+        load_denoiser(package)
+    data = package.read_bytes()
+    for part in (b"", data[: len(data) // 2], b"x" * 100):
+        package.write_bytes(part)
+        with pytest.raises(ArtefactError, match="not a package of tfmq_fx"):
+            load_denoiser(package)
+    with zipfile.ZipFile(package, "w") as archive:
+        archive.writestr("package/version", "0")
+    with pytest.raises(ArtefactError, match="0 descriptions instead of one"):
+        load_denoiser(package)
+    assert not loaded
