@@ -122,7 +122,7 @@ def graph_denoiser(
     @torch.no_grad()
     def denoise(x: Tensor, t: Tensor) -> Any:
         call = bind(interface, (), {sample: x, timestep: t, **extra}, timestep)
-        items = torch.arange(len(x)).split(max_batch or len(x))
+        items = torch.split(torch.arange(len(x)), max_batch or len(x))
         if len(items) == 1:
             return run_call(call)
         return pytree.tree_map(lambda *parts: torch.cat(parts), *(run_call(call.take(piece)) for piece in items))
