@@ -132,7 +132,7 @@ def test_a_batch_along_another_axis_and_several_entries_an_item(tmp_path):
     shapes = {"x": {0: BATCH}, "hints": {0: 2 * BATCH}, "tokens": {1: BATCH}}
 
     def given(size):
-        return torch.randn(size, 4), torch.randn(2 * size, 4), torch.randn(5, size, 4)
+        return torch.rand(size, 4), torch.rand(2 * size, 4), torch.rand(5, size, 4)
 
     config = tfmq_fx.QuantizationConfig(temporal="float", keep_float=())
     prepared = tfmq_fx.prepare(tfmq_fx.capture(model, given(3), dynamic_shapes=shapes), config)
