@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from tfmq_fx.conditional_calibration import calibrate_conditional_part, prepared_conditionings
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.quantizer import META_KEY
 
 __all__ = ["Batch", "calibrate"]
@@ -37,6 +38,7 @@ def _check_finite(index: int, batch: Batch) -> None:
             raise CalibrationError(msg)
 
 
+@in_plain_surroundings
 @torch.no_grad()
 def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: bool = True) -> int:
     """Observe the activation ranges over ``batches``; the temporal block is calibrated exactly, without them.

@@ -13,7 +13,10 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tfmq_fx.errors import CaptureError
-from tfmq_fx.passes import CANONICALIZE, run_pipeline
+from tfmq_fx.frontend.canonical import canonicalize
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.unwrapping import uncompiled_parts, unwrap
+from tfmq_fx.frontend.weights import check_weights, detach_from_inference
 
 __all__ = ["capture"]
 
@@ -27,6 +30,7 @@ MULTIPLE_LIMIT = re.compile(r"for batch < (\d+)/(\d+)")
 UNLIMITED = 2**31
 
 
+@in_plain_surroundings
 def capture(
     model: nn.Module | fx.GraphModule | ExportedProgram,
     example_inputs: Sequence[Any] = (),
@@ -46,33 +50,30 @@ def capture(
     Returns:
         A ``GraphModule`` whose placeholders carry the model's own argument names and whose nodes keep
         their ``nn_module_stack``; assertions, guards, dropouts and no-op casts are gone. It is called
-        like the model and returns the same structure. The model itself is not changed.
+        like the model and returns the same structure. The model itself is not changed. What the model computes in
+        bfloat16, float16 or float64, the graph computes in float32; its inputs and results keep the model's types.
 
     Raises:
-        CaptureError: The inputs do not fit, the model has NaN or infinite weights, or export fails.
+        CaptureError: The inputs do not fit, the model has NaN or infinite weights or is not on the CPU, layers stand
+            where no pass can reach them (:func:`tfmq_fx.frontend.canonical.canonicalize`), or export fails.
     """
+    model = unwrap(model)
     if isinstance(model, ExportedProgram):
         program = model
     elif isinstance(model, nn.Module):
-        _check_weights(model)
+        check_weights(model)
         program = _export(model, tuple(example_inputs), dict(example_kwargs or {}), dynamic_batch)
     else:
         msg = f"cannot capture a {type(model).__name__}: pass a torch.nn.Module, fx.GraphModule or ExportedProgram"
         raise CaptureError(msg)
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
-    _check_weights(graph_module)
-    run_pipeline(graph_module, CANONICALIZE)
+    check_weights(graph_module)
+    detach_from_inference(graph_module)
+    canonicalize(graph_module)
     about = {"max_batch": _max_batch(program), "route": _route(model, program)}
     graph_module.meta["tfmq_fx.interface"] = {**_interface(model), **about}
     return graph_module
-
-
-def _check_weights(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
-            msg = f"weight {name!r} holds NaN or infinite values; repair or reload the model before quantizing it"
-            raise CaptureError(msg)
 
 
 def _bind(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -127,7 +128,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dyn
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled_parts(model):
             if not dynamic or batch is None:
                 return _traced(lambda strict: torch.export.export(model, args, kwargs, strict=strict))
             args, kwargs = pytree.tree_map(lambda leaf: _twice(leaf, batch), (args, kwargs))

@@ -15,6 +15,7 @@ from tfmq_fx.config import FLOAT_BITS, QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.observers import (
     ConditionalObserver,
     EMAMinMaxObserver,
@@ -28,7 +29,6 @@ from tfmq_fx.observers import (
     TimestepObserver,
 )
 from tfmq_fx.passes import (
-    CANONICALIZE,
     DecomposeAttention,
     FlattenFrameConvs,
     FlattenLinearInputs,
@@ -40,7 +40,6 @@ from tfmq_fx.passes import (
     SinkRepeatedRows,
     SplitConcatenatedConvs,
     WidenSequenceConvs,
-    run_pipeline,
 )
 from tfmq_fx.passes.analysis import (
     TemporalBlock,
@@ -117,7 +116,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         """Bring the graph into the form to annotate: exact rewrites, then the temporal observers."""
         config = self.config
-        run_pipeline(model, CANONICALIZE)
+        canonicalize(model)
         if config.activation_bits < FLOAT_BITS and "attention" not in config.keep_float:
             DecomposeAttention()(model)
         if config.split_concatenations:

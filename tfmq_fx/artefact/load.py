@@ -17,6 +17,7 @@ from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, MANIFEST, TEN
 from tfmq_fx.artefact.packing import unpack
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ArtefactError, ConfigError
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes import RemoveGuards, StripDeadState, run_pipeline
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.program import QuantizedProgram
@@ -25,6 +26,7 @@ from tfmq_fx.temporal_choice import TemporalChoice
 __all__ = ["load"]
 
 
+@in_plain_surroundings
 def load(path: str | Path) -> QuantizedProgram:
     """Read an artefact that :func:`tfmq_fx.save` wrote; bit for bit the program that was saved.
 

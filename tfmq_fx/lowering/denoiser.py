@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tfmq_fx.errors import LoweringError
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.report import LoweringReport
 from tfmq_fx.passes.timestep_row import check_timesteps
 
@@ -141,6 +142,7 @@ class Denoiser(nn.Module):
         """The timesteps that it serves, ``[K]``; None when it has no table."""
         return self._timesteps
 
+    @in_plain_surroundings
     @torch.no_grad()
     def forward(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> Any:
         """Run the lowered program.

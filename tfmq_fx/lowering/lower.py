@@ -16,6 +16,7 @@ from tfmq_fx._compat import HAS_INTEGER_CONVS, calling_convention, output_struct
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.aot import describe_package, load_package
 from tfmq_fx.lowering.choose import lower_fastest
 from tfmq_fx.lowering.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
@@ -55,6 +56,7 @@ decomposed = torch.ops.quantized_decomposed
 BACKENDS = ("inductor", "aot", *ENGINES, "auto", "reference")
 
 
+@in_plain_surroundings
 def lower(
     program: QuantizedProgram | fx.GraphModule,
     backend: str = "inductor",
@@ -172,6 +174,7 @@ def lower(
     )
 
 
+@in_plain_surroundings
 def load_denoiser(path: str | Path) -> Denoiser:
     """Load a package that ``lower(..., backend="aot", path=path)`` wrote; nothing is compiled.
 

@@ -1,0 +1,1 @@
+"""What stands between a user's model and the canonical graph."""
