@@ -60,7 +60,7 @@ def capture(
     model = unwrap(model)
     if isinstance(model, ExportedProgram):
         program = model
-    elif isinstance(model, nn.Module):
+    elif isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
         check_weights(model)
         program = _export(model, tuple(example_inputs), dict(example_kwargs or {}), dynamic_batch)
     else:

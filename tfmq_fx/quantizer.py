@@ -53,6 +53,7 @@ from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.observe_timestep_groups import UNGROUPED
 from tfmq_fx.passes.predicates import (
     fqn,
+    is_call,
     is_conv,
     is_float_tensor,
     is_linear,
@@ -254,7 +255,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             else:
                 self._annotate(node, node in block)
         if self.config.output_bits not in (None, FLOAT_BITS):
-            for node in filter(is_float_tensor, output_nodes(model.graph)):
+            for node in filter(is_float_tensor, map(_computed, output_nodes(model.graph))):
                 self._annotate_output(node)
         model.meta[META_KEY] = {
             "config": self.config.to_dict(),
@@ -339,6 +340,11 @@ def _timestep_values(timesteps: Tensor | Iterable[float]) -> Tensor:
         )
         raise ConfigError(msg)
     return values.reshape(-1).double()
+
+
+def _computed(result: fx.Node) -> fx.Node:
+    """A result as it was computed, before the cast to the type that the model returns it in."""
+    return result.args[0] if is_call(result, torch.ops.aten.to.dtype) else result  # type: ignore[return-value]
 
 
 def _operands(node: fx.Node) -> list[Any]:

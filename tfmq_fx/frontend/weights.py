@@ -30,8 +30,9 @@ def check_weights(model: nn.Module) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
+    values = tensor.detach()
     # Types of one byte know no comparison.
-    return bool(torch.isfinite(tensor if tensor.element_size() > 1 else tensor.float()).all())
+    return bool(torch.isfinite(values if values.element_size() > 1 else values.float()).all())
 
 
 def detach_from_inference(module: nn.Module) -> None:
