@@ -108,8 +108,6 @@ class ComputeInFloat32(GraphPass):
     def _widen(self, graph: fx.Graph, node: fx.Node, foreign: Collection[torch.dtype], changed: set[fx.Node]) -> None:
         """Let one operator compute in float32."""
         leaves = pytree.tree_leaves(node_value(node))
-        if not any(isinstance(leaf, Tensor) for leaf in leaves):
-            return
         own = any(_is_of(leaf, foreign) for leaf in leaves)
         if not own and not changed.intersection(node.all_input_nodes):
             return
@@ -117,6 +115,8 @@ class ComputeInFloat32(GraphPass):
         types |= {COMPLEX[dtype]: torch.complex64 for dtype in foreign if dtype in COMPLEX}
         args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda leaf: _as_float32(leaf, types))  # type: ignore[misc]
         node.args, node.kwargs = args, kwargs
+        if not any(isinstance(leaf, Tensor) for leaf in leaves):  # a size, or an assertion about the type
+            return
         values = fx.node.map_arg((args, kwargs), lambda source: source.meta["val"])
         try:
             node.meta["val"] = compute_value(fake_mode_of(graph), node.target, *values)  # type: ignore[arg-type]

@@ -66,14 +66,20 @@ class InlineRegions(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Inline every region."""
-        regions = [(node, region_body(node)) for node in graph_module.graph.nodes]
-        inlined = [(node, *found) for node, found in regions if found is not None and not changes_numerics(node)]
-        for node, body, operands in inlined:
-            _inline(graph_module, node, body, operands)
+        inlined = [node for node in graph_module.graph.nodes if _is_harmless(node)]
+        for node in inlined:
+            _inline(graph_module, node)
         return bool(inlined)
 
 
-def _inline(graph_module: fx.GraphModule, node: fx.Node, body: fx.Node, operands: tuple[Any, ...]) -> None:
+def _is_harmless(node: Any) -> bool:
+    return isinstance(node, fx.Node) and region_body(node) is not None and not changes_numerics(node)
+
+
+def _inline(graph_module: fx.GraphModule, node: fx.Node) -> None:
+    found = region_body(node)
+    assert found is not None
+    body, operands = found
     graph, inner = graph_module.graph, read_attribute(graph_module, str(body.target))
     values: dict[fx.Node, Any] = {}
     given = iter(operands)
@@ -90,10 +96,9 @@ def _inline(graph_module: fx.GraphModule, node: fx.Node, body: fx.Node, operands
     graph.erase_node(node)
     erase_unread_attribute(graph_module, body)
     # Copied regions are those that the body held: one of another kind, or one to be inlined as well.
-    for copy in list(values.values()):
-        found = region_body(copy) if isinstance(copy, fx.Node) and copy.graph is graph else None
-        if found is not None and not changes_numerics(copy):
-            _inline(graph_module, copy, *found)
+    for step, copy in values.items():
+        if step.op == "call_function" and _is_harmless(copy):
+            _inline(graph_module, copy)
 
 
 def _copied(graph_module: fx.GraphModule, inner: Any, step: fx.Node, values: dict[fx.Node, Any]) -> fx.Node:
