@@ -53,6 +53,7 @@ from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.observe_timestep_groups import UNGROUPED
 from tfmq_fx.passes.predicates import (
     fqn,
+    is_attention,
     is_call,
     is_conv,
     is_float_tensor,
@@ -247,6 +248,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         grouped = self.config.activation_groups > 1
         kept: dict[str, str] = {}
         for node in model.graph.nodes:
+            if is_attention(node) and (reason := self._attention_reason(node)):
+                kept[fqn(node)] = reason
             if Q_ANNOTATION_KEY in node.meta or not (is_weighted(node) or is_matmul(node)):
                 continue
             reason = self._float_reason(node, block, roles.get(node, frozenset()))
@@ -290,6 +293,13 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         if config.weight_bits == FLOAT_BITS and config.activation_bits == FLOAT_BITS:
             return "weight_bits=32 and activation_bits=32"
         return ""
+
+    def _attention_reason(self, node: fx.Node) -> str:
+        """Why attention was left fused, or ``""`` where that is not the configuration's doing."""
+        entry = self.config.keeps_float(fqn(node), frozenset(("attention",)))
+        if entry is not None:
+            return f"keep_float has {entry!r}"
+        return "activation_bits=32" if self.config.for_layer(fqn(node)).activation_bits == FLOAT_BITS else ""
 
     def _annotate(self, node: fx.Node, temporal: bool) -> None:
         config = self.config.for_layer(fqn(node))

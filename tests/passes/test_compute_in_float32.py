@@ -55,7 +55,9 @@ def test_does_not_fire_on_float32_or_where_no_layer_computes_in_another_type():
     x = builder.placeholder("x", (2, 4))
     angles = builder.call(aten.sin.default, builder.call(aten.to.dtype, x, torch.float64))
     y = builder.call(aten.to.dtype, angles, torch.float32)
-    assert unchanged(ComputeInFloat32(), builder.build(builder.call(aten.linear.default, y, builder.weight("w", (3, 4)))))
+    assert unchanged(
+        ComputeInFloat32(), builder.build(builder.call(aten.linear.default, y, builder.weight("w", (3, 4))))
+    )
 
 
 @pytest.mark.parametrize("dtype", [*NARROW, torch.float64])

@@ -77,7 +77,9 @@ def test_what_stands_in_a_harmless_region_stays_where_it_cannot_be_inlined():
     x = torch.randn(3, 4)
     before = graph_module(x)
     InlineRegions()(graph_module)
-    kinds = [node.target for node in graph_module.graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)]
+    kinds = [
+        node.target for node in graph_module.graph.nodes if isinstance(node.target, torch._ops.HigherOrderOperator)
+    ]
     assert kinds == [higher_order.wrap_with_autocast]
     assert torch.equal(graph_module(x), before)
 

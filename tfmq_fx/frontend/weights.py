@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from tfmq_fx._compat import FakeTensor
 from tfmq_fx.errors import CaptureError
 
 __all__ = ["check_weights", "detach_from_inference"]
@@ -20,6 +21,8 @@ def check_weights(model: nn.Module) -> None:
         CaptureError: Names the weight and says what to do.
     """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if isinstance(tensor, FakeTensor):  # what the graphs of torch.cond keep beside the weights themselves
+            continue
         if tensor.device.type != "cpu":
             way = WAYS_OUT.get(tensor.device.type, "move the model there with model.to('cpu')")
             msg = f"weight {name!r} is on {str(tensor.device)!r}, but models are quantized on the CPU: {way}"
