@@ -7,6 +7,7 @@ Every pass is called on a ``GraphModule`` and returns a ``PassResult``; several 
 
 from .base import GraphPass, PassError
 from .compress_temporal_table import CompressTemporalTable
+from .compute_in_float32 import ComputeInFloat32
 from .decompose_attention import DecomposeAttention
 from .dequantize_weights import DequantizeWeights
 from .flatten_frame_convs import FlattenFrameConvs
@@ -18,6 +19,7 @@ from .fuse_residual_adds import FuseResidualAdds
 from .group_timesteps import GroupTimesteps
 from .hoist_quantizers import HoistQuantizers
 from .index_timesteps import IndexTimesteps
+from .inline_regions import InlineRegions
 from .inline_timestep_rows import InlineTimestepRows
 from .join_units import JoinUnits
 from .lower_indexed_convs import LowerIndexedConvs
@@ -36,6 +38,7 @@ from .remove_guards import RemoveGuards
 from .remove_identity_arithmetic import RemoveIdentityArithmetic
 from .remove_noop_casts import RemoveNoopCasts
 from .replace_in_place import ReplaceInPlace
+from .resolve_paddings import ResolvePaddings
 from .set_unknown_timesteps import SetUnknownTimesteps
 from .share_temporal_nodes import ShareTemporalNodes
 from .sink_repeated_rows import SinkRepeatedRows
@@ -51,6 +54,7 @@ __all__ = [
     "CANONICALIZE",
     "NATIVE_KERNELS",
     "CompressTemporalTable",
+    "ComputeInFloat32",
     "DecomposeAttention",
     "DequantizeWeights",
     "FlattenFrameConvs",
@@ -63,6 +67,7 @@ __all__ = [
     "GroupTimesteps",
     "HoistQuantizers",
     "IndexTimesteps",
+    "InlineRegions",
     "InlineTimestepRows",
     "JoinUnits",
     "LowerIndexedConvs",
@@ -81,6 +86,7 @@ __all__ = [
     "RemoveIdentityArithmetic",
     "RemoveNoopCasts",
     "ReplaceInPlace",
+    "ResolvePaddings",
     "SetUnknownTimesteps",
     "ShareTemporalNodes",
     "SinkRepeatedRows",

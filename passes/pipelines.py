@@ -10,6 +10,7 @@ from .base import GraphPass
 from .fuse_group_norms import FuseGroupNorms
 from .fuse_quantized_images import FuseQuantizedImages
 from .fuse_residual_adds import FuseResidualAdds
+from .inline_regions import InlineRegions
 from .lower_integer_attention import LowerIntegerAttention
 from .lower_integer_convs import LowerIntegerConvs
 from .merge_equal_nodes import MergeEqualNodes
@@ -18,15 +19,19 @@ from .remove_dropouts import RemoveDropouts
 from .remove_guards import RemoveGuards
 from .remove_identity_arithmetic import RemoveIdentityArithmetic
 from .remove_noop_casts import RemoveNoopCasts
+from .resolve_paddings import ResolvePaddings
 from .strip_dead_state import StripDeadState
 
 __all__ = ["CANONICALIZE", "NATIVE_KERNELS", "run_pipeline"]
 
-#: Bring an exported graph into the form that all later passes expect. Guards go first: they read
-#: nodes that the later passes want to see unread. Dead state goes last, when nothing reads it any more.
+#: Bring an exported graph into the form that all later passes expect. Regions go first: no other pass looks into
+#: them. Then guards, which read nodes that the later passes want to see unread. Dead state goes last, when nothing
+#: reads it any more.
 CANONICALIZE: tuple[type[GraphPass], ...] = (
+    InlineRegions,
     RemoveGuards,
     NormalizeArguments,
+    ResolvePaddings,
     RemoveDropouts,
     RemoveIdentityArithmetic,
     RemoveNoopCasts,

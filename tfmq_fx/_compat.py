@@ -13,6 +13,7 @@ import torch._dynamo.exc
 import torch.fx.experimental._config
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._export.serde import schema
 from torch._export.serde.serialize import (
     _SERIALIZE_TO_TORCH_DTYPE,
@@ -22,6 +23,7 @@ from torch._export.serde.serialize import (
     _dataclass_to_dict,
 )
 from torch._inductor.package.package import package_aoti
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
@@ -34,6 +36,8 @@ __all__ = [
     "CompilerError",
     "FakeTensor",
     "FakeTensorMode",
+    "HigherOrderOperator",
+    "OptimizedModule",
     "calling_convention",
     "constant_floats",
     "enable_python_dispatcher",

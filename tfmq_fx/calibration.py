@@ -15,12 +15,14 @@ from tfmq_fx.errors import CalibrationError, NonFiniteError
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.quantizer import META_KEY
 from tfmq_fx.refusal import refused_whole
 
 __all__ = ["Batch", "calibrate"]
 
 
+@in_plain_surroundings
 @torch.no_grad()
 def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: bool = True) -> int:
     """Observe the activation ranges over ``batches``; the temporal block is calibrated exactly, without them.

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
 from tfmq_fx.errors import CaptureError
+from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.frontend.exporting import BatchChoice, Batched, export, max_batch
 from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
-from tfmq_fx.passes import CANONICALIZE, run_pipeline
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.unwrapping import unwrap
+from tfmq_fx.frontend.weights import check_weights, detach_from_inference
 
 __all__ = ["capture"]
 
 
+@in_plain_surroundings
 def capture(
     model: nn.Module | fx.GraphModule | ExportedProgram,
     example_inputs: Sequence[Any] = (),
@@ -43,18 +48,21 @@ def capture(
         A ``GraphModule`` whose placeholders carry the model's own argument names and whose nodes keep
         their ``nn_module_stack``; assertions, guards, dropouts and no-op casts are gone. It is called
         like the model and returns the same structure; ``meta["tfmq_fx.interface"]`` is its
-        :class:`~tfmq_fx.frontend.Interface`. The model itself is not changed.
+        :class:`~tfmq_fx.frontend.Interface`. The model itself is not changed. What the model computes in
+        bfloat16, float16 or float64, the graph computes in float32; its inputs and results keep the model's types.
 
     Raises:
-        CaptureError: The inputs do not fit, the model has NaN or infinite weights, or export fails.
+        CaptureError: The inputs do not fit, the model has NaN or infinite weights or is not on the CPU, layers stand
+            where no pass can reach them (:func:`tfmq_fx.frontend.canonical.canonicalize`), or export fails.
     """
     if batched is not None and dynamic_shapes is not None:
         msg = "batched= and dynamic_shapes= say the same thing in two ways; pass one of them"
         raise CaptureError(msg)
+    model = unwrap(model)
     if isinstance(model, ExportedProgram):
         program = model
-    elif isinstance(model, nn.Module):
-        _check_weights(model)
+    elif isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        check_weights(model)
         batch = BatchChoice(dynamic_batch, batched, dynamic_shapes)
         program = export(model, tuple(example_inputs), dict(example_kwargs or {}), batch, timestep)
     else:
@@ -62,19 +70,13 @@ def capture(
         raise CaptureError(msg)
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
-    _check_weights(graph_module)
-    run_pipeline(graph_module, CANONICALIZE)
+    check_weights(graph_module)
+    detach_from_inference(graph_module)
+    canonicalize(graph_module)
     interface = Interface.of(graph_module)
     route, limit = _route(model, program), max_batch(program)
     graph_module.meta[INTERFACE_KEY] = interface.of_model(model, route=route, max_batch=limit)
     return graph_module
-
-
-def _check_weights(model: nn.Module) -> None:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
-            msg = f"weight {name!r} holds NaN or infinite values; repair or reload the model before quantizing it"
-            raise CaptureError(msg)
 
 
 def _route(model: Any, program: ExportedProgram) -> str:

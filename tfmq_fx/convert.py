@@ -13,6 +13,7 @@ from tfmq_fx.errors import ConfigError
 from tfmq_fx.feature_table import float_table, tabulate
 from tfmq_fx.finite_parameters import require_finite_parameters
 from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.nodes import read_attribute
@@ -26,6 +27,7 @@ __all__ = ["convert", "program_from_graph"]
 FINISH = (PropagateValues, FoldWeightZeroPoints, StripDeadState)
 
 
+@in_plain_surroundings
 def convert(prepared: fx.GraphModule) -> QuantizedProgram:
     """Turn a calibrated graph into a quantized program; ``prepared`` is not changed.
 
@@ -47,6 +49,7 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
     return program
 
 
+@in_plain_surroundings
 def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | None = None) -> QuantizedProgram:
     """Wrap what ``convert_pt2e`` returned for a graph prepared with our quantizer; it is finished in place.
 

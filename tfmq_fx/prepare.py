@@ -11,6 +11,7 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.finite_inputs import FiniteInputs, finite_values
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block
 from tfmq_fx.quantizer import TFMQQuantizer
 from tfmq_fx.roles import sample_inputs
@@ -18,6 +19,7 @@ from tfmq_fx.roles import sample_inputs
 __all__ = ["prepare"]
 
 
+@in_plain_surroundings
 def prepare(
     program: fx.GraphModule,
     config: QuantizationConfig | None = None,

@@ -13,6 +13,7 @@ from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.binding import bind
 from tfmq_fx.frontend.interface import Interface
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.temporal_choice import TemporalChoice
 
@@ -55,6 +56,7 @@ class QuantizedProgram:
         """By name, the values of every input that comes from a finite set: the timestep and :attr:`finite`."""
         return self.finite if self.timesteps is None else {self.timestep: self.timesteps, **self.finite}
 
+    @in_plain_surroundings
     @torch.no_grad()
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the graph eagerly, called like the model that came in.

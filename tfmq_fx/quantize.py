@@ -14,6 +14,7 @@ from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.convert import convert
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.finite_inputs import FiniteInputs
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.prepare import prepare
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.reconstruction import reconstruct
@@ -21,6 +22,7 @@ from tfmq_fx.reconstruction import reconstruct
 __all__ = ["quantize"]
 
 
+@in_plain_surroundings
 def quantize(
     model: nn.Module | fx.GraphModule | ExportedProgram,
     config: QuantizationConfig | None = None,

@@ -16,6 +16,7 @@ from tfmq_fx.config import FLOAT_BITS, QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.observers import (
     ConditionalObserver,
     EMAMinMaxObserver,
@@ -30,7 +31,6 @@ from tfmq_fx.observers import (
 )
 from tfmq_fx.observers.finite import input_of, output_of, weight_of
 from tfmq_fx.passes import (
-    CANONICALIZE,
     DecomposeAttention,
     FlattenFrameConvs,
     FlattenLinearInputs,
@@ -42,7 +42,6 @@ from tfmq_fx.passes import (
     SinkRepeatedRows,
     SplitConcatenatedConvs,
     WidenSequenceConvs,
-    run_pipeline,
 )
 from tfmq_fx.passes.analysis import (
     TemporalBlock,
@@ -56,6 +55,8 @@ from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.observe_timestep_groups import UNGROUPED
 from tfmq_fx.passes.predicates import (
     fqn,
+    is_attention,
+    is_call,
     is_conv,
     is_float_tensor,
     is_linear,
@@ -119,7 +120,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         """Bring the graph into the form to annotate: exact rewrites, then the temporal observers."""
         config = self.config
-        run_pipeline(model, CANONICALIZE)
+        canonicalize(model)
         if self.timesteps is not None:
             accept_timesteps(model, self.timesteps, self.timestep)
         if config.activation_bits < FLOAT_BITS and "attention" not in config.keep_float:
@@ -253,6 +254,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         grouped = self.config.activation_groups > 1
         kept: dict[str, str] = {}
         for node in model.graph.nodes:
+            if is_attention(node) and (reason := self._attention_reason(node)):
+                kept[fqn(node)] = reason
             if Q_ANNOTATION_KEY in node.meta or not (is_weighted(node) or is_matmul(node)):
                 continue
             reason = self._float_reason(node, block, roles.get(node, frozenset()))
@@ -261,7 +264,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             else:
                 self._annotate(node, node in block)
         if self.config.output_bits not in (None, FLOAT_BITS):
-            for node in filter(is_float_tensor, output_nodes(model.graph)):
+            for node in filter(is_float_tensor, map(_computed, output_nodes(model.graph))):
                 self._annotate_output(node)
         model.meta[META_KEY] = {
             "config": self.config.to_dict(),
@@ -296,6 +299,13 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         if config.weight_bits == FLOAT_BITS and config.activation_bits == FLOAT_BITS:
             return "weight_bits=32 and activation_bits=32"
         return ""
+
+    def _attention_reason(self, node: fx.Node) -> str:
+        """Why attention was left fused, or ``""`` where that is not the configuration's doing."""
+        entry = self.config.keeps_float(fqn(node), frozenset(("attention",)))
+        if entry is not None:
+            return f"keep_float has {entry!r}"
+        return "activation_bits=32" if self.config.for_layer(fqn(node)).activation_bits == FLOAT_BITS else ""
 
     def _annotate(self, node: fx.Node, temporal: bool) -> None:
         name = fqn(node)
@@ -348,6 +358,11 @@ def _timestep_values(timesteps: Tensor | Iterable[float]) -> Tensor:
         )
         raise ConfigError(msg)
     return values.reshape(-1)
+
+
+def _computed(result: fx.Node) -> fx.Node:
+    """A result as it was computed, before the cast to the type that the model returns it in."""
+    return result.args[0] if is_call(result, torch.ops.aten.to.dtype) else result  # type: ignore[return-value]
 
 
 def _operands(node: fx.Node) -> list[Any]:

@@ -1,6 +1,7 @@
 """Every pass that preserves numerics keeps the contract (P1 to P8) on generated graphs."""
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from hypothesis import strategies as st
 from tfmq_fx.passes import (
     CANONICALIZE,
     CompressTemporalTable,
+    ComputeInFloat32,
     DecomposeAttention,
     FlattenLinearInputs,
     IndexTimesteps,
+    InlineRegions,
     InlineTimestepRows,
     NormalizeArguments,
     ObserveTemporalBlock,
@@ -20,6 +23,7 @@ from tfmq_fx.passes import (
     RemoveGuards,
     RemoveIdentityArithmetic,
     RemoveNoopCasts,
+    ResolvePaddings,
     SetUnknownTimesteps,
     SplitConcatenatedConvs,
     StripDeadState,
@@ -29,7 +33,11 @@ from tfmq_fx.passes import (
 )
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.compress_temporal_table import find_feature_tables
+from tfmq_fx.passes.compute_in_float32 import foreign_dtypes
+from tfmq_fx.passes.nodes import insert_call
+from tfmq_fx.passes.predicates import is_weighted
 from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from tfmq_fx.testing import assert_pass_contract, aten_graphs, temporal_graphs
 
@@ -47,7 +55,9 @@ CLOSE = {
     FlattenLinearInputs: ("linear",),
     DecomposeAttention: ("attention",),
     SplitConcatenatedConvs: ("conv_of_concatenation",),
+    ResolvePaddings: ("conv_of_named_padding",),
 }
+aten = torch.ops.aten
 VALUES = [999, 500, 7, 3]
 
 
@@ -84,6 +94,70 @@ def test_passes_that_change_the_order_of_sums(rewrite):
 
     check()
     assert sum(fired) >= len(fired) / 5
+
+
+def in_region(generated):
+    """The whole graph as the body of a region that records gradients."""
+    body, root, graph = copy.deepcopy(generated.graph_module), nn.Module(), fx.Graph()
+    leaves = pytree.tree_leaves(body.graph.output_node().args[0])
+    body.graph.output_node().args = (tuple(leaves),)
+    body.recompile()
+    root.add_module("body", body)
+    inputs = [graph.node_copy(node) for node in body.graph.nodes if node.op == "placeholder"]
+    target = torch.ops.higher_order.wrap_with_set_grad_enabled
+    region = graph.call_function(target, (True, graph.get_attr("body"), *inputs))
+    region.meta["val"] = tuple(leaf.meta["val"] for leaf in leaves)
+    results = [graph.call_function(operator.getitem, (region, index)) for index in range(len(leaves))]
+    for node, leaf in zip(results, leaves, strict=True):
+        node.meta["val"] = leaf.meta["val"]
+    graph.output(tuple(results))
+    return fx.GraphModule(root, graph).eval()
+
+
+@given(aten_graphs())
+def test_a_region_is_what_its_body_is(generated):
+    graph_module, inputs = in_region(generated), generated.example_inputs
+    result = assert_pass_contract(InlineRegions, graph_module, inputs, exact=True, more_inputs=generated.more_inputs)
+    assert result.modified
+    assert len(result.graph_module.graph.nodes) == len(generated.graph_module.graph.nodes)
+
+
+@given(aten_graphs(favour=("cast", "linear", "conv")))
+def test_what_computes_in_bfloat16_computes_in_float32_behind_its_interface(generated):
+    graph_module = copy.deepcopy(generated.graph_module)
+    halve(graph_module)
+    foreign = foreign_dtypes(graph_module)
+    interface = [node.meta["val"].dtype for node in at_the_interface(graph_module)]
+    event(f"modified: {bool(foreign)}")
+    assert ComputeInFloat32()(graph_module).modified == bool(foreign)
+    assert [node.meta["val"].dtype for node in at_the_interface(graph_module)] == interface
+    assert not foreign_dtypes(graph_module) and not ComputeInFloat32()(graph_module).modified
+    with torch.no_grad():
+        found = pytree.tree_leaves(graph_module(*generated.example_inputs))
+    assert [leaf.dtype for leaf in found] == interface[-len(found) :]
+
+
+def halve(graph_module):
+    """Let every layer compute in bfloat16, weights included, and return to float32 behind it."""
+    for node in list(graph_module.graph.nodes):
+        if is_weighted(node) and node.meta["val"].dtype == torch.float32:
+            with graph_module.graph.inserting_before(node):
+                for source in node.all_input_nodes:
+                    cast = insert_call(graph_module.graph, aten.to.dtype, (source, torch.bfloat16), anchor=node)
+                    node.replace_input_with(source, cast)
+            with graph_module.graph.inserting_after(node):
+                readers = list(node.users)
+                node.meta["val"] = node.meta["val"].to(torch.bfloat16)
+                back = insert_call(graph_module.graph, aten.to.dtype, (node, torch.float32), anchor=node)
+                for reader in readers:
+                    reader.replace_input_with(node, back)
+    graph_module.recompile()
+
+
+def at_the_interface(graph_module):
+    placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
+    leaves = pytree.tree_leaves(graph_module.graph.output_node().args[0])
+    return [*placeholders, *(leaf for leaf in leaves if isinstance(leaf, fx.Node))]
 
 
 @given(aten_graphs(favour=("guard", "dropout", "noop_cast", "identity", "linear")))

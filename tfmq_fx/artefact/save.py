@@ -20,6 +20,7 @@ from tfmq_fx.artefact.manifest import Manifest, StoredFile
 from tfmq_fx.artefact.packing import needed_bits, pack
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.interface_json import model_to_json
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.aot import export_graph
 from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.passes.predicates import module_path
@@ -28,6 +29,7 @@ from tfmq_fx.program import QuantizedProgram
 __all__ = ["save"]
 
 
+@in_plain_surroundings
 def save(program: QuantizedProgram, path: str | Path) -> Path:
     """Write ``program`` to the folder ``path``; an artefact that was there before is replaced at the end.
 

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.interface import leaf_names
 from tfmq_fx.frontend.tensors import contiguous
+from tfmq_fx.frontend.unwrapping import uncompiled_parts
 from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.predicates import is_call
 
@@ -205,7 +206,7 @@ def _bound(
 
 def _exported(model: nn.Module, example: _Example, axes: Mapping[int, int], batch: BatchChoice) -> ExportedProgram:
     args, kwargs = example.arguments()
-    with _evaluated(model), torch.no_grad():
+    with _evaluated(model), torch.no_grad(), uncompiled_parts(model):
         try:
             if not axes:
                 return _traced(

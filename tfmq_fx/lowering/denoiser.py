@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from tfmq_fx.errors import ArtefactError, InputError
 from tfmq_fx.frontend.binding import Call, bind_named, named_arguments
 from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.report import LoweringReport
 from tfmq_fx.passes.timestep_row import check_timesteps
 from tfmq_fx.passes.timestep_values import ValueSearch
@@ -82,6 +83,7 @@ class Denoiser(nn.Module):
         """The timesteps that it serves, ``[K]``; None when it has no table."""
         return self._timesteps
 
+    @in_plain_surroundings
     @torch.no_grad()
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the lowered program.

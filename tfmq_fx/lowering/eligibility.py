@@ -8,10 +8,22 @@ from typing import Any
 import torch
 from torch import fx
 
-from tfmq_fx.lowering.reasons import NO_ACTIVATION, NO_MATMUL, NO_OPERATOR, NO_WEIGHT, ONE_CHANNEL, PER_ROW, WIDE
+from tfmq_fx.lowering.reasons import (
+    FUSED_ATTENTION,
+    NO_ACTIVATION,
+    NO_MATMUL,
+    NO_OPERATOR,
+    NO_RULE,
+    NO_WEIGHT,
+    ONE_CHANNEL,
+    PER_ROW,
+    WIDE,
+)
 from tfmq_fx.lowering.report import ReportEntry
+from tfmq_fx.passes.analysis import data_dependence
+from tfmq_fx.passes.analysis.multiply_adds import multiply_adds
 from tfmq_fx.passes.nodes import read_attribute
-from tfmq_fx.passes.predicates import is_call, is_conv, is_matmul, is_weighted, module_path, node_value
+from tfmq_fx.passes.predicates import is_attention, is_call, is_conv, is_matmul, is_weighted, module_path, node_value
 
 __all__ = ["classify", "layers", "reads_one_channel"]
 
@@ -37,6 +49,8 @@ def _weight_fits(graph_module: fx.GraphModule, weight: fx.Node) -> bool:
 
 def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str, str], name: str) -> str:
     """Why ``node`` cannot run on an integer kernel, or ``""``."""
+    if not (is_weighted(node) or is_matmul(node)):
+        return kept_float.get(name) or (FUSED_ATTENTION if is_attention(node) else NO_RULE)
     left: Any = node.args[0]
     right: Any = node.args[1]
     quantized_left = is_call(left, *PER_TENSOR, PER_ITEM)
@@ -61,8 +75,18 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
 
 def layers(graph_module: fx.GraphModule) -> list[fx.Node]:
     """Every node that multiplies, in graph order: what :func:`classify` has an entry for."""
-    nodes = graph_module.graph.nodes
-    return [node for node in nodes if (is_weighted(node) or is_matmul(node)) and node_value(node) is not None]
+    return list(_work(graph_module))
+
+
+def _work(graph_module: fx.GraphModule) -> dict[fx.Node, int]:
+    """The multiply-adds of every layer; operators of constants alone, such as a norm of weights, are none."""
+    counts, dependence = multiply_adds(graph_module), data_dependence(graph_module)
+    return {
+        node: counts.get(node, 0)
+        for node in graph_module.graph.nodes
+        if node_value(node) is not None
+        and (is_weighted(node) or is_matmul(node) or (node in counts and bool(dependence[node])))
+    }
 
 
 def classify(graph_module: fx.GraphModule, kept_float: Mapping[str, str]) -> list[ReportEntry]:
@@ -73,13 +97,13 @@ def classify(graph_module: fx.GraphModule, kept_float: Mapping[str, str]) -> lis
         kept_float: Names of layers that stay float on purpose, with reasons.
     """
     entries = []
-    for node in layers(graph_module):
+    for node, count in _work(graph_module).items():
         operator = str(node.target).removeprefix("aten.").split(".")[0]
         name = module_path(node) or operator
-        weight = node.args[1]
+        weight = node.args[1] if len(node.args) > 1 else None
         if isinstance(weight, fx.Node) and weight.op == "get_attr" and str(weight.target).endswith(".weight"):
             name = str(weight.target).removesuffix(".weight")
         reason = _reason(graph_module, node, kept_float, name)
         kernel = "float" if reason else "integer"
-        entries.append(ReportEntry(name, operator, kernel, reason, eligible=not reason))
+        entries.append(ReportEntry(name, operator, kernel, reason, eligible=not reason, multiply_adds=count))
     return entries

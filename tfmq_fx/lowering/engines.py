@@ -11,6 +11,7 @@ from typing import Any
 from torch import fx
 
 from tfmq_fx.errors import LoweringError
+from tfmq_fx.lowering.float32_interface import as_float32, with_types_of
 from tfmq_fx.lowering.native import precisions
 
 __all__ = ["ENGINES", "Engine", "available_engines", "compile_engine", "resolve_precision"]
@@ -87,5 +88,6 @@ def compile_engine(
         msg = f'backend={name!r} needs {" and ".join(missing)}: pip install "tfmq-fx[{name}]"'
         raise LoweringError(msg)
     compile_graph = importlib.import_module(engine.module).compile_graph
-    run, integer = compile_graph(graph_module, batch, precision or engine.precisions[0])
-    return run, integer
+    inner = as_float32(graph_module)
+    run, integer = compile_graph(inner, batch, precision or engine.precisions[0])
+    return (run if inner is graph_module else with_types_of(graph_module, run)), integer

@@ -20,6 +20,7 @@ from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.interface_json import interface_from_json, interface_to_json
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.aot import describe_package, load_package
 from tfmq_fx.lowering.choose import lower_fastest
 from tfmq_fx.lowering.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
@@ -61,6 +62,7 @@ decomposed = torch.ops.quantized_decomposed
 BACKENDS = ("inductor", "aot", *ENGINES, "auto", "reference")
 
 
+@in_plain_surroundings
 def lower(
     program: QuantizedProgram | fx.GraphModule,
     backend: str = "inductor",
@@ -186,6 +188,7 @@ def lower(
     )
 
 
+@in_plain_surroundings
 def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None = None) -> Denoiser:
     """Load a package that ``lower(..., backend="aot", path=path)`` wrote; nothing is compiled.
 

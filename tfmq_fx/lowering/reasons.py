@@ -4,11 +4,13 @@ from __future__ import annotations
 
 __all__ = [
     "EAGER",
+    "FUSED_ATTENTION",
     "MISSED",
     "NO_ACTIVATION",
     "NO_EXACT_BYTES",
     "NO_MATMUL",
     "NO_OPERATOR",
+    "NO_RULE",
     "NO_WEIGHT",
     "ONE_CHANNEL",
     "PER_ROW",
@@ -24,6 +26,8 @@ PER_ROW = "its activation has parameters per timestep, and the kernels take one 
 WIDE = "its operands are wider than 8 bits"
 ONE_CHANNEL = "its input has one channel, whose memory layout the compiler of the integer kernel takes for another"
 NO_OPERATOR = "its operands are quantized, but there is no integer kernel for this operator"
+NO_RULE = "no rule quantizes this operator"
+FUSED_ATTENTION = "it was left fused: only attention without causal, boolean or grouped masking becomes two products"
 MISSED = "eligible, but the compiler left it in float"
 EAGER = "the reference backend computes quantize/dequantize in float"
 #: Of layers that have quantized operands.

@@ -13,13 +13,23 @@ __all__ = ["LoweringReport", "Measurement", "ReportEntry"]
 
 @dataclass(frozen=True)
 class ReportEntry:
-    """One layer: its name, its operator, the kernel it runs on (``"integer"`` or ``"float"``), and why."""
+    """One layer.
+
+    Attributes:
+        name: The path of its module.
+        operator: Its operator.
+        kernel: What it runs on: ``"integer"`` or ``"float"``.
+        reason: Why it stays float.
+        eligible: Whether its operands are quantized in a form that there are integer kernels for.
+        multiply_adds: How many products it adds up for one item of the batch.
+    """
 
     name: str
     operator: str
     kernel: str
     reason: str = ""
     eligible: bool = False
+    multiply_adds: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class LoweringReport:
-    """What lowering did to every conv, linear and attention product.
+    """What lowering did to every layer that multiplies.
 
     Attributes:
         backend: The backend.
@@ -78,6 +88,12 @@ class LoweringReport:
         return sum(entry.kernel == "integer" for entry in self.entries)
 
     @property
+    def integer_share(self) -> float | None:
+        """The share of the multiply-adds that integer kernels compute; None where they were not counted."""
+        total = sum(entry.multiply_adds for entry in self.entries)
+        return sum(e.multiply_adds for e in self.entries if e.kernel == "integer") / total if total else None
+
+    @property
     def annotated(self) -> int:
         """Layers with at least one quantized operand."""
         return sum(entry.eligible or entry.reason in UNSUPPORTED for entry in self.entries)
@@ -89,6 +105,7 @@ class LoweringReport:
             "integer_kernels": self.integer_kernels,
             "eligible": self.eligible,
             "annotated": self.annotated,
+            "integer_share": self.integer_share,
             "temporal_layers": self.temporal_layers,
             "table_rows": self.table_rows,
             "parity_error": self.parity_error,
@@ -113,8 +130,11 @@ class LoweringReport:
     def __str__(self) -> str:
         """A summary line, then every layer that stays float with its reason."""
         kernels = f" of {self.kernels}" if self.kernels else ""
+        part = self.integer_share
+        share = "" if part is None else f"{100 * part:.1f} % of the multiply-adds, "
         lines = [
             f"{self.backend}: {self.integer_kernels} of {self.eligible} eligible layers on integer kernels{kernels}, "
+            f"{share}"
             f"{self.temporal_layers} temporal layers at run time ({self.table_rows} table rows), "
             f"parity error {self.parity_error:.1e} (rounding alone: {self.parity_floor:.1e})"
         ]
@@ -124,5 +144,11 @@ class LoweringReport:
             lines.append(f"  fastest of {len(self.measured)}, timed in turn, median: {best}")
             lines += [f"    {other}" for other in others]
         lines += [f"  table: {choice}" for choice in self.temporal_choices]
-        lines += [f"  float: {e.name} ({e.operator}): {e.reason}" for e in self.entries if e.kernel == "float"]
+        floats = [entry for entry in self.entries if entry.kernel == "float"]
+        lines += [f"  float: {e.name} ({e.operator}{self._part(e)}): {e.reason}" for e in floats]
         return "\n".join(lines)
+
+    def _part(self, entry: ReportEntry) -> str:
+        """An entry's share of the multiply-adds, for its line."""
+        total = sum(other.multiply_adds for other in self.entries)
+        return f", {100 * entry.multiply_adds / total:.1f} %" if entry.multiply_adds else ""

@@ -21,6 +21,7 @@ from tfmq_fx.errors import ConfigError, ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis import find_temporal_block, find_units, row_columns
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
@@ -57,6 +58,7 @@ CACHE_BYTES = 2 * 2**30
 SEED_STRIDE = 1_000_003
 
 
+@in_plain_surroundings
 def reconstruct(
     prepared: fx.GraphModule,
     batches: Iterable[Batch] = (),

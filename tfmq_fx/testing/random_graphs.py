@@ -26,6 +26,7 @@ OPERATORS = (
     "linear",
     "conv",
     "conv_of_concatenation",
+    "conv_of_named_padding",
     "concatenation",
     "noop_cast",
     "identity",
@@ -235,6 +236,15 @@ class _Growth:
             self._keep(cat)
         weight = self._weight(2, int(cat.meta["val"].shape[1]), 1, 1)
         self._weighted(aten.conv2d.default, cat, weight)
+
+    def conv_of_named_padding(self) -> None:
+        kernel = [self.draw(st.sampled_from([2, 1, 3])) for _ in range(2)]
+        if source := self._pick(
+            lambda v: _is_image(v) and all(a >= b for a, b in zip(v.shape[2:], kernel, strict=True))
+        ):
+            padding, dilation = self.draw(st.sampled_from([("same", 1), ("same", 2), ("valid", 1)]))
+            weight = self._weight(2, int(source.meta["val"].shape[1]), *kernel)
+            self._weighted(aten.conv2d.padding, source, weight, [1, 1], padding, [dilation, dilation])
 
     def noop_cast(self) -> None:
         if source := self._pick():

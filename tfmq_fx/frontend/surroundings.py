@@ -1,0 +1,56 @@
+"""Work in plain surroundings, whatever the caller has switched on around the call.
+
+Autocast computes a graph in another dtype than it says, another default dtype or device changes what constants become,
+and tensors that are made in inference mode can neither be trained nor written to later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from typing import ParamSpec, TypeVar
+
+import torch
+
+__all__ = ["in_plain_surroundings", "plain_surroundings"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: The devices whose autocast reaches what we compute.
+AUTOCAST = "cpu"
+
+
+def _are_plain() -> bool:
+    return (
+        torch.get_default_dtype() is torch.float32
+        and not torch.is_autocast_enabled(AUTOCAST)
+        and not torch.is_inference_mode_enabled()
+        and torch.get_default_device().type == "cpu"
+    )
+
+
+@contextlib.contextmanager
+def plain_surroundings() -> Iterator[None]:
+    """Without autocast and inference mode, with float32 and the CPU as defaults; as it was before, afterwards."""
+    dtype = torch.get_default_dtype()
+    with torch.inference_mode(False), torch.autocast(AUTOCAST, enabled=False), torch.device("cpu"):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def in_plain_surroundings(function: Callable[P, R]) -> Callable[P, R]:
+    """Let ``function`` run in :func:`plain_surroundings`; where they are plain already it is called as it is."""
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        if _are_plain():
+            return function(*args, **kwargs)
+        with plain_surroundings():
+            return function(*args, **kwargs)
+
+    return wrapped
