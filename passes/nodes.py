@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher
@@ -17,6 +17,7 @@ __all__ = [
     "compute_value",
     "erase_unread_attribute",
     "fake_mode_of",
+    "inherit",
     "insert_call",
     "insert_get_attr",
     "insert_module_call",
@@ -24,8 +25,8 @@ __all__ = [
     "replace_node",
 ]
 
-#: What an inserted node takes over from the node that it is inserted for.
-INHERITED = ("nn_module_stack", "stack_trace", "torch_fn", "source_fn_stack", "from_node")
+#: What an inserted node takes over from the node that it is inserted for: where it comes from.
+INHERITED = ("nn_module_stack", "stack_trace", "from_node")
 
 
 def fake_mode_of(graph: fx.Graph) -> FakeTensorMode:
@@ -45,10 +46,46 @@ def compute_value(mode: FakeTensorMode, target: Callable[..., Any], args: Any, k
         return target(*args, **kwargs)
 
 
-def _inherit(node: fx.Node, anchor: fx.Node) -> None:
+def inherit(node: fx.Node, anchor: fx.Node) -> None:
+    """Give ``node`` the origin of ``anchor``, but not its identity: it is an operator of its own.
+
+    Quantizers find the operators of a layer by their source (``source_fn_stack``, then ``torch_fn``, then the module's
+    type). A node that took these over would join the layer that it stands beside, and such a group is refused. A node
+    that replaces its like is the layer: the first of them under its name, which parameters have too, the others alone.
+    """
     for key in INHERITED:
         if key in anchor.meta:
             node.meta[key] = anchor.meta[key]
+    if node.op == "call_function":
+        node.meta["source_fn_stack"] = [_own_source(node, anchor)]
+
+
+def _own_source(node: fx.Node, anchor: fx.Node) -> tuple[str, Any]:
+    source = _source(anchor) if node.target is anchor.target else None
+    if source is None:
+        return node.name, node.target
+    taken = any(_claims(other, source) for other in node.graph.nodes if other is not anchor)
+    return (node.name, source[1]) if taken else source
+
+
+def _source(node: fx.Node) -> tuple[str, Any] | None:
+    """Name and function, or type of module, that ``node`` was traced from; None when that is not known."""
+    if stack := node.meta.get("source_fn_stack"):
+        name, kind = stack[-1]
+        return str(name), kind
+    if not (modules := node.meta.get("nn_module_stack")):
+        return None
+    path, kind = list(modules.values())[-1]
+    if isinstance(kind, str):
+        found = getattr(nn, kind.rpartition(".")[2], None)
+        kind = found if isinstance(found, type) and f"{found.__module__}.{found.__qualname__}" == kind else None
+    return None if kind is None else (str(path), kind)
+
+
+def _claims(node: fx.Node, source: tuple[str, Any]) -> bool:
+    """Whether ``node`` computes and says that it comes from ``source``."""
+    stack = node.meta.get("source_fn_stack")
+    return node.op == "call_function" and bool(stack) and tuple(stack[-1]) == source
 
 
 def insert_call(
@@ -65,7 +102,7 @@ def insert_call(
     batch sizes stay symbolic; the module stack and origin are those of ``anchor``.
     """
     node = graph.call_function(target, tuple(args), dict(kwargs or {}))
-    _inherit(node, anchor)
+    inherit(node, anchor)
     values = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     node.meta["val"] = compute_value(fake_mode_of(graph), target, *values)
     return node
@@ -74,7 +111,7 @@ def insert_call(
 def insert_module_call(graph: fx.Graph, target: str, args: Sequence[Any], *, anchor: fx.Node) -> fx.Node:
     """Insert a call of the submodule ``target``, an observer: its value is that of its first argument."""
     node = graph.call_module(target, tuple(args))
-    _inherit(node, anchor)
+    inherit(node, anchor)
     node.meta["val"] = args[0].meta["val"]
     return node
 
@@ -83,7 +120,7 @@ def insert_get_attr(graph_module: fx.GraphModule, name: str, *, anchor: fx.Node)
     """Insert a read of the parameter or buffer ``name`` at the graph's insertion point."""
     graph = graph_module.graph
     node = graph.create_node("get_attr", name)
-    _inherit(node, anchor)
+    inherit(node, anchor)
     node.meta["val"] = fake_mode_of(graph).from_tensor(read_attribute(graph_module, name), static_shapes=True)
     return node
 

@@ -20,6 +20,7 @@ __all__ = [
     "check_interface",
     "check_metadata",
     "check_module_stack",
+    "check_sources",
     "check_values",
     "check_well_formed",
     "first_difference",
@@ -173,6 +174,34 @@ def check_module_stack(rewritten: fx.GraphModule, before: GraphSnapshot, after: 
         if name not in before.nodes and "nn_module_stack" not in after.nodes[name].meta:
             message = f"new node {name!r} has no nn_module_stack, though the nodes that it replaces have one"
             fail("P5", message, rewritten)
+
+
+def check_sources(rewritten: fx.GraphModule, before: GraphSnapshot) -> None:
+    """P5: a new node joins no layer that it is not: its source belongs to its like, and to no other node of the graph.
+
+    Quantizers group nodes by source, and refuse a group in which they find an operator that they do not expect.
+    """
+    claimed: dict[tuple[str, str], fx.Node] = {}
+    kinds = {_source(node): node.target for node in before.nodes.values() if node.op == "call_function"}
+    for node in rewritten.graph.nodes:
+        source = _source(node)
+        if node.op != "call_function" or source is None:
+            continue
+        new = node.name not in before.nodes
+        if new and kinds.get(source, node.target) != node.target:
+            fail(
+                "P5",
+                f"new node {node.name!r} says that it is from {source[0]!r}, which was another operator",
+                rewritten,
+            )
+        other = claimed.setdefault(source, node)
+        if other is not node and (new or other.name not in before.nodes):
+            fail("P5", f"nodes {other.name!r} and {node.name!r} both say that they are from {source[0]!r}", rewritten)
+
+
+def _source(node: Any) -> tuple[str, str] | None:
+    stack = node.meta.get("source_fn_stack")
+    return (str(stack[-1][0]), repr(stack[-1][1])) if stack else None
 
 
 def _touched(name: str, before: GraphSnapshot, after: GraphSnapshot) -> bool:
