@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .nodes import insert_call
+from .nodes import insert_call, replace_node
 from .predicates import is_attention, node_value
 
 __all__ = ["DecomposeAttention"]
@@ -79,6 +79,5 @@ class DecomposeAttention(GraphPass):
                     scores = insert_call(graph, aten.add.Tensor, (scores, mask), anchor=node)
                 weights = insert_call(graph, aten.softmax.int, (scores, -1), anchor=node)
                 mixed = insert_call(graph, aten.matmul.default, (weights, value), anchor=node)
-            node.replace_all_uses_with(mixed)
-            graph.erase_node(node)
+            replace_node(node, mixed)
         return bool(fused)

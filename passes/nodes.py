@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import FakeTensor, FakeTensorMode, enable_python_dispatcher
+
+from .strides import axis_order, layout, refuses
 
 __all__ = [
     "add_buffer",
@@ -24,6 +26,8 @@ __all__ = [
     "read_attribute",
     "replace_node",
 ]
+
+aten = torch.ops.aten
 
 #: What an inserted node takes over from the node that it is inserted for: where it comes from.
 INHERITED = ("nn_module_stack", "stack_trace", "from_node")
@@ -161,6 +165,58 @@ def erase_unread_attribute(graph_module: fx.GraphModule, node: fx.Node) -> None:
 
 
 def replace_node(node: fx.Node, replacement: fx.Node) -> None:
-    """Send every user of ``node`` to ``replacement`` and erase ``node``."""
+    """Send every user of ``node`` to ``replacement`` and erase ``node``.
+
+    Where the strides of the two differ and something behind them needs the old ones (a ``view``, an output), the
+    old layout is put back behind ``replacement``; otherwise the values recorded from there on are brought up to date.
+    """
+    recorded, users = node.meta.get("val"), list(node.users)
     node.replace_all_uses_with(replacement)
     node.graph.erase_node(node)
+    value = replacement.meta.get("val")
+    both = isinstance(recorded, Tensor) and isinstance(value, Tensor) and recorded.ndim == value.ndim
+    if not both or layout(recorded) == layout(value):
+        return
+    changed = _follow_strides(replacement, users)
+    if changed is None:
+        restored = _with_layout_of(recorded, replacement)
+        for user in users:
+            user.replace_input_with(replacement, restored)
+        return
+    for user, new in changed.items():
+        user.meta["val"] = new
+
+
+def _follow_strides(source: fx.Node, users: Collection[fx.Node]) -> dict[fx.Node, Any] | None:
+    """New values of all that sees the strides of ``source`` through ``users``, None where one cannot have them."""
+    changed: dict[fx.Node, Any] = {}
+    mode, node = fake_mode_of(source.graph), source.next
+    while node.op != "root":
+        if node in users or any(read in changed for read in node.all_input_nodes):
+            try:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: changed.get(n, n.meta.get("val")))
+                target: Any = node.target
+                value = args[0] if node.op == "call_module" else compute_value(mode, target, args, kwargs)
+            except Exception:  # each operator has its own words for a layout that it does not take
+                return None
+            if node.op == "output" or "val" not in node.meta or refuses(node, args):
+                return None
+            if _layouts(value) != _layouts(node.meta["val"]):
+                changed[node] = value
+        node = node.next
+    return changed
+
+
+def _layouts(value: Any) -> list[tuple[str, ...]]:
+    return [layout(leaf) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _with_layout_of(recorded: Tensor, node: fx.Node) -> fx.Node:
+    """Insert behind ``node`` what gives it the strides of ``recorded``."""
+    order = axis_order(recorded)
+    graph, plain = node.graph, order == sorted(order)
+    with graph.inserting_before(node.next):
+        turned = node if plain else insert_call(graph, aten.permute.default, (node, order), anchor=node)
+        dense = insert_call(graph, aten.contiguous.default, (turned,), anchor=node)
+        back = [order.index(axis) for axis in range(len(order))]
+        return dense if plain else insert_call(graph, aten.permute.default, (dense, back), anchor=node)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .nodes import add_buffer, erase_unread_attribute, insert_call, insert_get_attr, read_attribute
+from .nodes import add_buffer, erase_unread_attribute, insert_call, insert_get_attr, read_attribute, replace_node
 from .predicates import is_call, is_conv, node_value, weight_node
 
 __all__ = ["SplitConcatenatedConvs"]
@@ -107,8 +107,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) ->
             conv = insert_call(graph, target, args, anchor=node, kwargs=kwargs)
             total = conv if total is None else insert_call(graph, aten.add.Tensor, (total, conv), anchor=node)
     assert total is not None
-    node.replace_all_uses_with(total)
-    graph.erase_node(node)
+    replace_node(node, total)
     # Half of a UNet's weights are split; both copies at once would not fit where the model just fits.
     erase_unread_attribute(graph_module, whole)
     _erase_unread_concatenations(graph, cat)
