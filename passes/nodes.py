@@ -199,7 +199,7 @@ def _follow_strides(source: fx.Node, users: Collection[fx.Node]) -> dict[fx.Node
                 value = args[0] if node.op == "call_module" else compute_value(mode, target, args, kwargs)
             except Exception:  # each operator has its own words for a layout that it does not take
                 return None
-            if node.op == "output" or "val" not in node.meta or refuses(node, args):
+            if node.op == "output" or "val" not in node.meta or refuses(node.target, args):
                 return None
             if _layouts(value) != _layouts(node.meta["val"]):
                 changed[node] = value

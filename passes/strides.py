@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
-from torch import SymInt, Tensor, fx
+from torch import SymInt, Tensor
 
 __all__ = ["axis_order", "layout", "refuses"]
 
@@ -28,9 +28,9 @@ def axis_order(value: Tensor) -> list[int]:
     return sorted(range(value.ndim), key=lambda axis: -strides[axis])
 
 
-def refuses(node: fx.Node, values: Collection[Any]) -> bool:
-    """Whether the kernel of ``node`` will not take ``values``, though their fake tensors pass."""
-    if node.target not in ONLY_DENSE:
+def refuses(target: Any, values: Collection[Any]) -> bool:
+    """Whether the kernel of ``target`` will not take ``values``, though their fake tensors pass."""
+    if target not in ONLY_DENSE:
         return False
     return any(isinstance(value, Tensor) and value.ndim > 1 and not _is_dense_image(value) for value in values)
 

@@ -5,7 +5,7 @@ P1        The result lints, recompiles and runs; new state is read by some node.
 P2        It computes the same: to the bit, or within a tolerance.
 P3        Running the pass again changes nothing and says so.
 P4        ``modified`` is true exactly when the canonical text of the graph changed.
-P5        Placeholders, output tree, shapes and dtypes stay; every ``meta["val"]`` is right; metadata of
+P5        Placeholders, output tree, shapes, dtypes and strides stay; every ``meta["val"]`` is right; metadata of
           nodes that stay is untouched; new nodes know the module they belong to, and join no other layer.
 P6        Nodes outside the declared region stay as they are.
 P7        The example inputs are not changed.

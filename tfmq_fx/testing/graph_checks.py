@@ -114,7 +114,7 @@ def _output(graph_module: fx.GraphModule) -> fx.Node:
 def _leaf_signature(leaf: Any) -> str:
     if not isinstance(leaf, fx.Node):
         return repr(leaf)
-    return value_signature(leaf.meta["val"]) if "val" in leaf.meta else UNKNOWN
+    return value_signature(leaf.meta["val"], strides=True) if "val" in leaf.meta else UNKNOWN
 
 
 def _calling_convention(graph_module: fx.GraphModule) -> tuple[str, str]:
@@ -146,7 +146,7 @@ def _same(old: Any, new: Any) -> bool:
 
 
 def check_values(rewritten: fx.GraphModule, before: GraphSnapshot, inputs: Sequence[Any]) -> None:
-    """P5: each recorded value has the dtype and shape that the node computes; new nodes have one."""
+    """P5: each recorded value has the dtype, shape and strides that the node computes; new nodes have one."""
     try:
         values = recompute_values(rewritten, inputs)
     except AssertionError as error:
@@ -158,7 +158,7 @@ def check_values(rewritten: fx.GraphModule, before: GraphSnapshot, inputs: Seque
             if node.op in ("call_function", "call_module") and node.name not in before.nodes:
                 fail("P5", f"new node {node.name!r} has no meta['val']", rewritten)
             continue
-        recorded, computed = value_signature(node.meta["val"]), value_signature(value)
+        recorded, computed = (value_signature(v, strides=True) for v in (node.meta["val"], value))
         if recorded != computed:
             message = f"meta['val'] of node {node.name!r} says {recorded}, the node computes {computed}"
             fail("P5", message, rewritten)
