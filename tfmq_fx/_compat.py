@@ -25,6 +25,8 @@ from torch._inductor.package.package import package_aoti
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 __all__ = [
@@ -38,10 +40,12 @@ __all__ = [
     "enable_python_dispatcher",
     "exported_from_dict",
     "exported_to_json",
+    "has_calling_convention",
     "load_pt2",
     "no_special_batch_sizes",
     "output_structure",
     "package_aoti",
+    "plain_calling_convention",
 ]
 
 
@@ -53,6 +57,21 @@ def calling_convention(graph: fx.Graph) -> tuple[list[str], Any]:
     """Argument names and the input structure ``((args), {kwargs})`` of an exported graph."""
     info = graph._codegen.pytree_info  # type: ignore[attr-defined]
     return list(info.orig_args), info.in_spec
+
+
+def has_calling_convention(graph: fx.Graph) -> bool:
+    """Whether ``graph`` says how its inputs and results are structured, as exported graphs do."""
+    return getattr(graph._codegen, "pytree_info", None) is not None
+
+
+def plain_calling_convention(graph: fx.Graph) -> None:
+    """Write down the convention of a graph without one: its placeholders by position, its results as they stand."""
+    names = [str(node.target) for node in graph.find_nodes(op="placeholder")]
+    _, inputs = pytree.tree_flatten((tuple(names), {}))
+    output = graph.output_node()
+    leaves, results = pytree.tree_flatten(output.args[0])
+    output.args = (tuple(leaves),)
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, inputs, results)))
 
 
 def output_structure(graph: fx.Graph) -> Any:

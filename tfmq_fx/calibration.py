@@ -14,6 +14,8 @@ from torch.utils import _pytree as pytree
 from tfmq_fx.conditional_calibration import calibrate_conditional_part, prepared_conditionings
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.given import CAPTURED, PREPARED, describe, stage_of
+from tfmq_fx.notes import noted, restore_notes
 from tfmq_fx.quantizer import META_KEY
 
 __all__ = ["Batch", "calibrate"]
@@ -56,6 +58,12 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     Raises:
         CalibrationError: There is no batch, one does not fit the model, or one holds NaN.
     """
+    stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else ""
+    # What is prepared and quantizes nothing has no observer, but notes.
+    if stage != PREPARED and not (stage == CAPTURED and noted(prepared, META_KEY)):
+        msg = f"calibrate needs a prepared graph, it was given {describe(prepared)}"
+        raise CalibrationError(msg)
+    restore_notes(prepared)
     about = prepared.meta.get(META_KEY, {})
     timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
     total = len(batches) if isinstance(batches, Sequence) else None

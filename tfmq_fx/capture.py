@@ -12,7 +12,10 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from tfmq_fx._compat import FakeTensor
 from tfmq_fx.errors import CaptureError
+from tfmq_fx.given import describe
+from tfmq_fx.notes import keep_notes
 from tfmq_fx.passes import CANONICALIZE, run_pipeline
 
 __all__ = ["capture"]
@@ -57,15 +60,28 @@ def capture(
         _check_weights(model)
         program = _export(model, tuple(example_inputs), dict(example_kwargs or {}), dynamic_batch)
     else:
-        msg = f"cannot capture a {type(model).__name__}: pass a torch.nn.Module, fx.GraphModule or ExportedProgram"
+        msg = f"capture needs a torch.nn.Module, fx.GraphModule or ExportedProgram, it was given {describe(model)}"
         raise CaptureError(msg)
+    _check_constants(program)
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
     _check_weights(graph_module)
     run_pipeline(graph_module, CANONICALIZE)
     about = {"max_batch": _max_batch(program), "route": _route(model, program)}
     graph_module.meta["tfmq_fx.interface"] = {**_interface(model), **about}
+    keep_notes(graph_module)
     return graph_module
+
+
+def _check_constants(program: ExportedProgram) -> None:
+    """Refuse what torch.export 2.13 makes of a tensor that comes into being outside torch (numpy) during a call."""
+    for name, value in program.constants.items():
+        if isinstance(value, FakeTensor):
+            msg = (
+                f"the model makes the constant {name!r} of shape {tuple(value.shape)} outside torch while it runs, and "
+                "torch.export does not keep its values: use sizes for which it has them stored (those of its config)"
+            )
+            raise CaptureError(msg)
 
 
 def _check_weights(model: nn.Module) -> None:

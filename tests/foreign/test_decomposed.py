@@ -52,7 +52,7 @@ def test_attention_is_decomposed_in_front_of_a_view():
 
 
 def test_no_copy_is_made_where_any_layout_will_do():
-    graph_module, inputs = attention_before(lambda b, rows: b.call(aten.reshape.default, rows, [2, 6, 32]))
+    graph_module, _ = attention_before(lambda b, rows: b.call(aten.reshape.default, rows, [2, 6, 32]))
     rewritten = DecomposeAttention()(graph_module).graph_module
     assert not [n for n in rewritten.graph.nodes if n.target is aten.contiguous.default]
     rows = next(n for n in rewritten.graph.nodes if n.name == "transpose_int")

@@ -16,6 +16,7 @@ from tfmq_fx._compat import HAS_INTEGER_CONVS, calling_convention, output_struct
 from tfmq_fx.convert import program_from_graph
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.feature_table import store_table
+from tfmq_fx.given import describe
 from tfmq_fx.lowering.aot import describe_package, load_package
 from tfmq_fx.lowering.choose import lower_fastest
 from tfmq_fx.lowering.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
@@ -102,6 +103,9 @@ def lower(
         msg = "backend='aot' needs path=, the .pt2 package to write"
         raise LoweringError(msg)
     narrow = resolve_precision(backend, precision) == "bf16"
+    if not isinstance(program, (QuantizedProgram, fx.GraphModule)):
+        msg = f"lower needs a quantized program, it was given {describe(program)}"
+        raise LoweringError(msg)
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
     if backend == "auto":
