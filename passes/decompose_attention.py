@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .nodes import insert_call, read_attribute
+from .nodes import insert_call, read_attribute, replace_node
 from .predicates import is_attention, node_value
 
 __all__ = ["DecomposeAttention"]
@@ -99,6 +99,5 @@ class DecomposeAttention(GraphPass):
                 mixed = insert_call(graph, aten.matmul.default, (weights, value), anchor=node)
                 if hidden is not None:
                     mixed = insert_call(graph, aten.where.ScalarSelf, (hidden, 0.0, mixed), anchor=node)
-            node.replace_all_uses_with(mixed)
-            graph.erase_node(node)
+            replace_node(node, mixed)
         return bool(fused)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .base import GraphPass
-from .nodes import insert_call
+from .nodes import insert_call, replace_node
 from .predicates import is_call, node_value
 
 __all__ = ["FlattenLinearInputs"]
@@ -61,6 +61,5 @@ class FlattenLinearInputs(GraphPass):
                 flat = insert_call(graph, aten.reshape.default, (source, [-1, int(value.shape[-1])]), anchor=node)
                 linear = insert_call(graph, node.target, (flat, *node.args[1:]), anchor=node, kwargs=dict(node.kwargs))
                 shaped = insert_call(graph, aten.view.default, (linear, [*sizes, int(out.shape[-1])]), anchor=node)
-            node.replace_all_uses_with(shaped)
-            graph.erase_node(node)
+            replace_node(node, shaped)
         return bool(batched)

@@ -11,7 +11,7 @@ from torch import fx
 from .analysis.reachability import Reachability, contracted_order
 from .analysis.reconstruction_units import EARLY, ReconstructionUnit, find_units
 from .base import GraphPass, PassError
-from .nodes import INHERITED, insert_call
+from .nodes import inherit, insert_call
 from .subgraphs import extract_subgraph, known_value
 
 __all__ = ["UNIT", "PartitionUnits"]
@@ -110,7 +110,7 @@ def _move_out(graph_module: fx.GraphModule, unit: ReconstructionUnit) -> None:
     with graph.inserting_after(unit.nodes[-1]):
         call = graph.call_module(name, tuple(inputs))
     values = tuple(known_value(graph_module, output) for output in outputs)
-    call.meta = {key: outputs[-1].meta[key] for key in INHERITED if key in outputs[-1].meta}
+    inherit(call, outputs[-1])
     call.meta |= {"val": values[0] if len(values) == 1 else values, UNIT: (unit.name, unit.kind)}
     results = [call]
     if len(outputs) > 1:

@@ -36,7 +36,7 @@ def _moved_behind(repetition: fx.Node, user: fx.Node) -> fx.Node:
     again: Any = repetition.target
     with graph.inserting_before(user):
         first = insert_call(graph, operator, (source, *user.args[1:]), kwargs=dict(user.kwargs), anchor=user)
-        return insert_call(graph, again, (first, *times), kwargs=dict(repetition.kwargs), anchor=repetition)
+        return insert_call(graph, again, (first, *times), kwargs=dict(repetition.kwargs), anchor=user)
 
 
 class SinkRepeatedRows(GraphPass):
@@ -54,7 +54,7 @@ class SinkRepeatedRows(GraphPass):
     Numerics are preserved up to the number of rows' effect on the order of float sums.
     Why: video models repeat the time embed once a frame. Repeated last, every layer of the block has one row
     an item of the batch, so it is observed, reconstructed and tabulated as in any other model; it is also less work.
-    Meta: moved calls keep the module stack of the call that they replace, repetitions that of the repetition.
+    Meta: moved calls and the repetitions behind them take the module stack of the call that they replace.
 
     Args:
         timestep: Name of the timestep placeholder.

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from .base import GraphPass
 from .constant_weight import constant_weight
-from .nodes import add_buffer, erase_unread_attribute, insert_call, insert_get_attr, read_attribute
+from .nodes import add_buffer, erase_unread_attribute, insert_call, insert_get_attr, read_attribute, replace_node
 from .predicates import is_call, is_conv, node_value, weight_node
 
 __all__ = ["SplitConcatenatedConvs"]
@@ -108,8 +108,7 @@ def _split(graph_module: fx.GraphModule, node: fx.Node, parts: list[fx.Node]) ->
             if index:
                 convs = [insert_call(graph, aten.add.Tensor, tuple(convs), anchor=node)]
     (total,) = convs
-    node.replace_all_uses_with(total)
-    graph.erase_node(node)
+    replace_node(node, total)
     # Half of a UNet's weights are split; both copies at once would not fit where the model just fits.
     erase_unread_attribute(graph_module, whole)
     _erase_unread_concatenations(graph, cat)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, fx
 
-from .nodes import INHERITED, fake_mode_of, read_attribute
+from .nodes import fake_mode_of, inherit, read_attribute
 from .predicates import node_value
 
 __all__ = ["SIZE_OF", "extract_subgraph", "known_value"]
@@ -111,7 +111,8 @@ def _read_off(inner: fx.Graph, node: fx.Node, tensors: Sequence[fx.Node], copies
     place = _axis(node_value(node), tensors, [copies[tensor].meta["val"] for tensor in tensors])
     if place is not None:
         copy = inner.create_node("call_function", aten.sym_size.int, (copies[place[0]], place[1]), name=node.name)
-        copy.meta = {key: node.meta[key] for key in ("val", *INHERITED) if key in node.meta}
+        inherit(copy, node)
+        copy.meta["val"] = node.meta["val"]
     else:
         for source in node.all_input_nodes:
             _read_off(inner, source, tensors, copies)

@@ -27,6 +27,7 @@ from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.export.pt2_archive._package import load_pt2
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 from torch.utils import _pytree as pytree
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
@@ -44,10 +45,12 @@ __all__ = [
     "export_schema",
     "exported_from_schema",
     "exported_to_json",
+    "has_calling_convention",
     "load_pt2",
     "no_special_batch_sizes",
     "output_structure",
     "package_aoti",
+    "plain_calling_convention",
     "serialized_dtypes",
     "serialized_node_types",
 ]
@@ -70,6 +73,21 @@ def calling_convention(graph: fx.Graph) -> tuple[list[str], Any]:
         return list(info.orig_args), info.in_spec
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
     return names, pytree.tree_structure((tuple(names), {}))
+
+
+def has_calling_convention(graph: fx.Graph) -> bool:
+    """Whether ``graph`` says how its inputs and results are structured, as exported graphs do."""
+    return getattr(graph._codegen, "pytree_info", None) is not None
+
+
+def plain_calling_convention(graph: fx.Graph) -> None:
+    """Write down the convention of a graph without one: its placeholders by position, its results as they stand."""
+    names = [str(node.target) for node in graph.find_nodes(op="placeholder")]
+    _, inputs = pytree.tree_flatten((tuple(names), {}))
+    output = graph.output_node()
+    leaves, results = pytree.tree_flatten(output.args[0])
+    output.args = (tuple(leaves),)
+    graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, inputs, results)))
 
 
 def output_structure(graph: fx.Graph) -> Any:

@@ -16,6 +16,8 @@ from tfmq_fx.finite_set_calibration import calibrate_temporal_block
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.given import CAPTURED, PREPARED, describe, stage_of
+from tfmq_fx.notes import noted, restore_notes
 from tfmq_fx.quantizer import META_KEY
 from tfmq_fx.refusal import refused_whole
 
@@ -45,6 +47,12 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         NonFiniteError: A layer sees NaN or infinite values under a batch, at a timestep; the error names all three,
             and no observer has learnt from that batch.
     """
+    stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else ""
+    # What is prepared and quantizes nothing has no observer, but notes.
+    if stage != PREPARED and not (stage == CAPTURED and noted(prepared, META_KEY)):
+        msg = f"calibrate needs a prepared graph, it was given {describe(prepared)}"
+        raise CalibrationError(msg)
+    restore_notes(prepared)
     about = prepared.meta.get(META_KEY, {})
     timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
     interface = interface_of(prepared)

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from tfmq_fx._compat import FakeTensor
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.frontend.exporting import BatchChoice, Batched, export, max_batch
@@ -16,6 +17,8 @@ from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.frontend.unwrapping import unwrap
 from tfmq_fx.frontend.weights import check_weights, detach_from_inference
+from tfmq_fx.given import describe
+from tfmq_fx.notes import keep_notes
 
 __all__ = ["capture"]
 
@@ -66,8 +69,9 @@ def capture(
         batch = BatchChoice(dynamic_batch, batched, dynamic_shapes)
         program = export(model, tuple(example_inputs), dict(example_kwargs or {}), batch, timestep)
     else:
-        msg = f"cannot capture a {type(model).__name__}: pass a torch.nn.Module, fx.GraphModule or ExportedProgram"
+        msg = f"capture needs a torch.nn.Module, fx.GraphModule or ExportedProgram, it was given {describe(model)}"
         raise CaptureError(msg)
+    _check_constants(program)
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
     check_weights(graph_module)
@@ -76,7 +80,19 @@ def capture(
     interface = Interface.of(graph_module)
     route, limit = _route(model, program), max_batch(program)
     graph_module.meta[INTERFACE_KEY] = interface.of_model(model, route=route, max_batch=limit)
+    keep_notes(graph_module)
     return graph_module
+
+
+def _check_constants(program: ExportedProgram) -> None:
+    """Refuse what torch.export 2.13 makes of a tensor that comes into being outside torch (numpy) during a call."""
+    for name, value in program.constants.items():
+        if isinstance(value, FakeTensor):
+            msg = (
+                f"the model makes the constant {name!r} of shape {tuple(value.shape)} outside torch while it runs, and "
+                "torch.export does not keep its values: use sizes for which it has them stored (those of its config)"
+            )
+            raise CaptureError(msg)
 
 
 def _route(model: Any, program: ExportedProgram) -> str:

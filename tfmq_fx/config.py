@@ -100,7 +100,8 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        object.__setattr__(self, "keep_float", tuple(self.keep_float))
+        entries = (self.keep_float,) if isinstance(self.keep_float, str) else tuple(self.keep_float)
+        object.__setattr__(self, "keep_float", entries)
         _check_bits("weight_bits", self.weight_bits)
         _check_bits("activation_bits", self.activation_bits)
         check_choice("temporal", self.temporal, get_args(Temporal))

@@ -14,6 +14,8 @@ from tfmq_fx.feature_table import float_table, tabulate
 from tfmq_fx.finite_parameters import require_finite_parameters
 from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.given import CONVERTED, PREPARED, describe, live_observers, stage_of
+from tfmq_fx.notes import ensure_calling_convention, noted
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.nodes import read_attribute
@@ -40,6 +42,9 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
         CalibrationError: An observer has seen nothing, or a scale is no positive, finite number.
         ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
     """
+    if not isinstance(prepared, fx.GraphModule) or stage_of(prepared) == CONVERTED:
+        msg = f"convert needs a calibrated graph, it was given {describe(prepared)}"
+        raise ConfigError(msg)
     config = QuantizationConfig.from_dict(_about(prepared)["config"])
     original = float_table(prepared) if config.temporal == "auto" else None
     weights = _weights(prepared)
@@ -62,7 +67,12 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`, or ``temporal="auto"`` has
             no float table to compare with.
     """
+    ensure_calling_convention(converted)
+    if stage_of(converted) == PREPARED:
+        msg = f"only a converted graph makes a quantized program, this is {describe(converted)}"
+        raise ConfigError(msg)
     about = _about(converted)
+    _convert_left_over(converted)
     config = QuantizationConfig.from_dict(about["config"])
     timesteps = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
     choices: list[TemporalChoice] = []
@@ -83,6 +93,15 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         interface=interface,
         temporal_choices=tuple(choices),
     )
+
+
+def _convert_left_over(converted: fx.GraphModule) -> None:
+    """Convert what observes by timestep: nncf places quantizers of its own and leaves these in the graph."""
+    left_over: dict[fx.Node, Any] = dict(live_observers(converted))
+    for node, observer in left_over.items():
+        observer.convert(converted, node)
+    if left_over:
+        converted.recompile()
 
 
 def _weights(graph_module: fx.GraphModule) -> dict[int, Tensor]:
@@ -110,7 +129,7 @@ def _copy_shared(graph_module: fx.GraphModule, shared: dict[int, Tensor]) -> Non
 
 def _about(graph_module: fx.GraphModule) -> dict[str, Any]:
     """What our quantizer noted on the graph."""
-    about: dict[str, Any] | None = getattr(graph_module, "meta", {}).get(META_KEY)
+    about: dict[str, Any] | None = noted(graph_module, META_KEY)
     if about is None:
         msg = (
             "this graph was not prepared with TFMQQuantizer; use tfmq_fx.prepare, or prepare_pt2e with a TFMQQuantizer"

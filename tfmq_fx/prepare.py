@@ -12,6 +12,8 @@ from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.given import CAPTURED, check_config, describe, stage_of
+from tfmq_fx.notes import restore_notes
 from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block
 from tfmq_fx.quantizer import TFMQQuantizer
 from tfmq_fx.roles import sample_inputs
@@ -46,10 +48,10 @@ def prepare(
         ConfigError: The model has such layers and no timesteps are given, or a finite input is not one of
             the model's or its values are not known.
     """
-    if not isinstance(program, fx.GraphModule):
-        msg = f"prepare needs a captured graph, not a {type(program).__name__}; call tfmq_fx.capture first"
+    if not isinstance(program, fx.GraphModule) or stage_of(program) != CAPTURED:
+        msg = f"prepare needs a captured graph, it was given {describe(program)}"
         raise CaptureError(msg)
-    config = config or QuantizationConfig()
+    config = check_config(config)
     finite_values(program, finite)
     block = find_temporal_block(program, timestep, finite=tuple(finite))
     samples = {str(node.target) for node in sample_inputs(program.graph, timestep)}
@@ -60,6 +62,8 @@ def prepare(
         )
         raise CaptureError(msg)
     quantizer = TFMQQuantizer(config, timesteps=timesteps, timestep=timestep, finite=finite)
-    prepared = prepare_pt2e(copy.deepcopy(program), quantizer)
+    copied = copy.deepcopy(program)
+    restore_notes(copied)
+    prepared = prepare_pt2e(copied, quantizer)
     assert isinstance(prepared, fx.GraphModule)
     return prepared

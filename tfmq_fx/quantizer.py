@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -12,11 +13,13 @@ from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, Quantiza
 
 from tfmq_fx._compat import Q_ANNOTATION_KEY
 from tfmq_fx.accepted_timesteps import accept_timesteps
-from tfmq_fx.config import FLOAT_BITS, QuantizationConfig
+from tfmq_fx.config import FLOAT_BITS, ROLES, QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.finite_set_calibration import calibrate_temporal_block
 from tfmq_fx.frontend.canonical import canonicalize
+from tfmq_fx.given import CONVERTED, check_config, describe, stage_of
+from tfmq_fx.notes import keep_notes, update_notes
 from tfmq_fx.observers import (
     ConditionalObserver,
     EMAMinMaxObserver,
@@ -88,7 +91,8 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     timesteps.
     Layers that touch the model's sample or result stay float by default. Integer tensors and shape
     arithmetic are never annotated, nor is any node that another quantizer annotated before, so it
-    composes with ``ComposableQuantizer``.
+    composes with ``ComposableQuantizer``. Weights are stored as integers when the graph is converted, whatever
+    ``convert_pt2e(fold_quantize=…)`` says: no ``quantize`` of a float weight gives what learned rounding has found.
 
     Args:
         config: What to quantize; W8A8 with FSC by default.
@@ -112,7 +116,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         finite: FiniteInputs = (),
     ) -> None:
         super().__init__()
-        self.config = config or QuantizationConfig()
+        self.config = check_config(config)
         self.timesteps = None if timesteps is None else _timestep_values(timesteps)
         self.timestep = timestep
         self.finite = finite
@@ -120,6 +124,10 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         """Bring the graph into the form to annotate: exact rewrites, then the temporal observers."""
         config = self.config
+        if META_KEY in model.meta or stage_of(model) == CONVERTED:
+            msg = f"a graph is prepared with TFMQQuantizer once, this is {describe(model)}"
+            raise ConfigError(msg)
+        keep_notes(model)
         canonicalize(model)
         if self.timesteps is not None:
             accept_timesteps(model, self.timesteps, self.timestep)
@@ -276,7 +284,18 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             "conditions": list(conditions),
             "kept_float": kept,
         }
+        update_notes(model)
+        self._warn_of_unmatched(model)
         return model
+
+    def _warn_of_unmatched(self, model: fx.GraphModule) -> None:
+        """Say which entries of ``keep_float`` are the names of no layer: a typing error quantizes silently."""
+        names = [fqn(node) for node in model.graph.nodes if is_weighted(node) or is_matmul(node)]
+        patterns = [entry for entry in self.config.keep_float if entry not in ROLES]
+        alone = [p for p in patterns if not any(fnmatch.fnmatchcase(name, p) for name in names)]
+        if alone:
+            shown = ", ".join(map(repr, alone))
+            warnings.warn(f"keep_float has {shown}, which matches no layer of this model", stacklevel=3)
 
     def _float_reason(self, node: fx.Node, block: TemporalBlock, roles: frozenset[str]) -> str:
         """Why ``node`` stays float, or ``""``."""

@@ -21,6 +21,7 @@ from tfmq_fx.feature_table import store_table
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.interface_json import interface_from_json, interface_to_json
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.given import describe
 from tfmq_fx.lowering.aot import describe_package, load_package
 from tfmq_fx.lowering.choose import lower_fastest
 from tfmq_fx.lowering.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
@@ -113,6 +114,9 @@ def lower(
         msg = "backend='aot' needs path=, the .pt2 package to write"
         raise LoweringError(msg)
     narrow = resolve_precision(backend, precision) == "bf16"
+    if not isinstance(program, (QuantizedProgram, fx.GraphModule)):
+        msg = f"lower needs a quantized program, it was given {describe(program)}"
+        raise LoweringError(msg)
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
     program = with_unknown_timestep(program, unknown_timestep)

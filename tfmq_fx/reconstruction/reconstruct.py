@@ -22,6 +22,8 @@ from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, inse
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.given import CONVERTED, describe, stage_of
+from tfmq_fx.notes import noted
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis import find_temporal_block, find_units, row_columns
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
@@ -100,9 +102,10 @@ def reconstruct(
 
     Source: TFMQ-DM (CVPR 2024), section 5; BRECQ (ICLR 2021); AdaRound (ICML 2020).
     """
-    about: dict[str, Any] | None = prepared.meta.get(META_KEY)
+    stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else ""
+    about: dict[str, Any] | None = noted(prepared, META_KEY) if stage and stage != CONVERTED else None
     if about is None:
-        msg = "reconstruct needs a graph that was prepared with tfmq_fx.prepare or a TFMQQuantizer, and calibrated"
+        msg = f"reconstruct needs a graph that was prepared with TFMQQuantizer and calibrated, not {describe(prepared)}"
         raise ConfigError(msg)
     config = config or QuantizationConfig.from_dict(about["config"]).reconstruction or ReconstructionConfig()
     began = time.perf_counter()

@@ -10,21 +10,26 @@ from torch import SymBool, SymFloat, SymInt, Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
+from tfmq_fx.passes.strides import layout
+
 __all__ = ["canonical_text", "leaf_tensors", "state_digests", "tensor_bytes", "value_signature"]
 
 
-def value_signature(value: Any) -> str:
+def value_signature(value: Any, *, strides: bool = False) -> str:
     """Describe a value by what a compiler may rely on: dtype and shape of tensors, symbols of sizes.
 
     Args:
         value: ``meta["val"]`` of a node: a tensor, a number, a symbolic number, or a nesting of them.
+        strides: Whether the strides of tensors are told too; those of axes of size one are nobody's business.
     """
     if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}[{', '.join(value_signature(size) for size in value.shape)}]"
+        sizes = ", ".join(value_signature(size) for size in value.shape)
+        steps = f" by ({', '.join(layout(value))})" if strides else ""
+        return f"{str(value.dtype).removeprefix('torch.')}[{sizes}]{steps}"
     if isinstance(value, (SymInt, SymFloat, SymBool)):
         return str(value.node.expr)
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(value_signature(item) for item in value)})"
+        return f"({', '.join(value_signature(item, strides=strides) for item in value)})"
     return repr(value)
 
 

@@ -5,8 +5,8 @@ P1        The result lints, recompiles and runs; new state is read by some node.
 P2        It computes the same: to the bit, or within a tolerance.
 P3        Running the pass again changes nothing and says so.
 P4        ``modified`` is true exactly when the canonical text of the graph changed.
-P5        Placeholders, output tree, shapes and dtypes stay; every ``meta["val"]`` is right; metadata of
-          nodes that stay is untouched; new nodes know the module they belong to.
+P5        Placeholders, output tree, shapes, dtypes and strides stay; every ``meta["val"]`` is right; metadata of
+          nodes that stay is untouched; new nodes know the module they belong to, and join no other layer.
 P6        Nodes outside the declared region stay as they are.
 P7        The example inputs are not changed.
 P8        The same graph gives the same code and state when one pass instance is used twice.
@@ -28,6 +28,7 @@ from .graph_checks import (
     check_interface,
     check_metadata,
     check_module_stack,
+    check_sources,
     check_values,
     check_well_formed,
 )
@@ -89,6 +90,7 @@ def assert_pass_contract(
     check_metadata(rewritten, before, after, frozenset(may_set))
     check_values(rewritten, before, calls[0])
     check_module_stack(rewritten, before, after)
+    check_sources(rewritten, before)
     for inputs, outputs in zip(calls, wanted, strict=True):
         check_semantics(rewritten, inputs, outputs, exact, rtol, atol)
     if [bytes_of(inputs) for inputs in calls] != inputs_before:

@@ -109,6 +109,7 @@ class GraphBuilder:
         value = compute_value(self._mode, target, *values)
         node = self.graph.call_function(target, tuple(args), kwargs)
         node.meta["val"] = value
+        node.meta["source_fn_stack"] = [(node.name, target)]
         self._add_module_stack(node)
         return node
 

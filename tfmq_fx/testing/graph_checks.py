@@ -20,6 +20,7 @@ __all__ = [
     "check_interface",
     "check_metadata",
     "check_module_stack",
+    "check_sources",
     "check_values",
     "check_well_formed",
     "first_difference",
@@ -113,7 +114,7 @@ def _output(graph_module: fx.GraphModule) -> fx.Node:
 def _leaf_signature(leaf: Any) -> str:
     if not isinstance(leaf, fx.Node):
         return repr(leaf)
-    return value_signature(leaf.meta["val"]) if "val" in leaf.meta else UNKNOWN
+    return value_signature(leaf.meta["val"], strides=True) if "val" in leaf.meta else UNKNOWN
 
 
 def _calling_convention(graph_module: fx.GraphModule) -> tuple[str, str]:
@@ -145,7 +146,7 @@ def _same(old: Any, new: Any) -> bool:
 
 
 def check_values(rewritten: fx.GraphModule, before: GraphSnapshot, inputs: Sequence[Any]) -> None:
-    """P5: each recorded value has the dtype and shape that the node computes; new nodes have one."""
+    """P5: each recorded value has the dtype, shape and strides that the node computes; new nodes have one."""
     try:
         values = recompute_values(rewritten, inputs)
     except AssertionError as error:
@@ -157,7 +158,7 @@ def check_values(rewritten: fx.GraphModule, before: GraphSnapshot, inputs: Seque
             if node.op in ("call_function", "call_module") and node.name not in before.nodes:
                 fail("P5", f"new node {node.name!r} has no meta['val']", rewritten)
             continue
-        recorded, computed = value_signature(node.meta["val"]), value_signature(value)
+        recorded, computed = (value_signature(v, strides=True) for v in (node.meta["val"], value))
         if recorded != computed:
             message = f"meta['val'] of node {node.name!r} says {recorded}, the node computes {computed}"
             fail("P5", message, rewritten)
@@ -173,6 +174,34 @@ def check_module_stack(rewritten: fx.GraphModule, before: GraphSnapshot, after: 
         if name not in before.nodes and "nn_module_stack" not in after.nodes[name].meta:
             message = f"new node {name!r} has no nn_module_stack, though the nodes that it replaces have one"
             fail("P5", message, rewritten)
+
+
+def check_sources(rewritten: fx.GraphModule, before: GraphSnapshot) -> None:
+    """P5: a new node joins no layer that it is not: its source belongs to its like, and to no other node of the graph.
+
+    Quantizers group nodes by source, and refuse a group in which they find an operator that they do not expect.
+    """
+    claimed: dict[tuple[str, str], fx.Node] = {}
+    kinds = {_source(node): node.target for node in before.nodes.values() if node.op == "call_function"}
+    for node in rewritten.graph.nodes:
+        source = _source(node)
+        if node.op != "call_function" or source is None:
+            continue
+        new = node.name not in before.nodes
+        if new and kinds.get(source, node.target) != node.target:
+            fail(
+                "P5",
+                f"new node {node.name!r} says that it is from {source[0]!r}, which was another operator",
+                rewritten,
+            )
+        other = claimed.setdefault(source, node)
+        if other is not node and (new or other.name not in before.nodes):
+            fail("P5", f"nodes {other.name!r} and {node.name!r} both say that they are from {source[0]!r}", rewritten)
+
+
+def _source(node: Any) -> tuple[str, str] | None:
+    stack = node.meta.get("source_fn_stack")
+    return (str(stack[-1][0]), repr(stack[-1][1])) if stack else None
 
 
 def _touched(name: str, before: GraphSnapshot, after: GraphSnapshot) -> bool:

@@ -12,6 +12,8 @@ import torch
 from hypothesis import strategies as st
 from torch import SymInt, Tensor, fx, nn
 
+from tfmq_fx.passes.predicates import is_attention, is_conv
+
 from .graph_builder import GraphBuilder
 from .tensors import tensor_specs
 
@@ -36,6 +38,8 @@ OPERATORS = (
     "attention",
     "reshape",
     "transpose",
+    "layout",
+    "view",
     "unsqueeze",
     "mean",
     "chunk",
@@ -87,7 +91,8 @@ def aten_graphs(
     """Random ATen graphs with everything that rewrites trip over.
 
     Among it: nodes with several users, dead nodes, aliases, no-op casts, arithmetic by one, idle
-    dropouts, assertions, constants, shared weights, nodes among keyword arguments, convolutions of
+    dropouts, assertions, constants, shared weights, values whose channels lie last in memory, readers that take only
+    some strides, nodes among keyword arguments, convolutions of
     concatenations, fused attention, unread state, several outputs in any structure, an input that is an
     output, and the timestep as first, middle or last placeholder.
 
@@ -144,9 +149,14 @@ class _Growth:
         self.pool.append(node)
         return node
 
-    def _pick(self, fits: Callable[[Tensor], bool] = lambda value: True) -> fx.Node | None:
-        """Draw a value from the pool; the latest comes first, so that failing examples shrink to chains."""
+    def _pick(self, fits: Callable[[Tensor], bool] = lambda value: True, *, settled: bool = False) -> fx.Node | None:
+        """Draw a value from the pool; the latest comes first, so that failing examples shrink to chains.
+
+        What attention and convolutions return has strides that only the run shows: it is not ``settled``.
+        """
         fitting = [node for node in reversed(self.pool) if fits(node.meta["val"])]
+        if settled:
+            fitting = [node for node in fitting if not _chooses_strides(node)]
         return self.draw(st.sampled_from(fitting)) if fitting else None
 
     def _like(self, node: fx.Node) -> fx.Node:
@@ -158,6 +168,14 @@ class _Growth:
 
     def _call(self, target: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         return self._keep(self.builder.call(target, *args, **kwargs))
+
+    def _sizes(self, node: fx.Node) -> list[Any]:
+        """The sizes of ``node`` as arguments: a symbolic one is read off it by a node of its own."""
+        read = self.builder.call
+        return [
+            read(aten.sym_size.int, node, axis) if isinstance(size, SymInt) else int(size)
+            for axis, size in enumerate(node.meta["val"].shape)
+        ]
 
     def _flag(self) -> bool:
         return self.draw(st.booleans())
@@ -318,6 +336,23 @@ class _Growth:
             axes = st.integers(1, source.meta["val"].ndim - 1)
             self._call(aten.transpose.int, source, self.draw(axes), self.draw(axes))
 
+    def layout(self) -> None:
+        """An image or any other value with its channels last in memory, its shape as before."""
+        if source := self._pick(lambda v: v.ndim >= 3):
+            order = [0, *range(2, source.meta["val"].ndim), 1]
+            if _is_image(source.meta["val"]) and self._flag():
+                self._call(aten.contiguous.default, source, memory_format=torch.channels_last)
+                return
+            turned = self.builder.call(aten.permute.default, source, order)
+            dense = self.builder.call(aten.clone.default, turned, memory_format=torch.contiguous_format)
+            self._call(aten.permute.default, dense, [order.index(axis) for axis in range(len(order))])
+
+    def view(self) -> None:
+        """What takes only some strides: it merges two axes that lie one behind the other."""
+        if source := self._pick(_merges_last_axes, settled=True):
+            *outer, height, width = self._sizes(source)
+            self._call(aten.view.default, source, [*outer, height * width])
+
     def unsqueeze(self) -> None:
         if source := self._pick(lambda v: 1 <= v.ndim <= 3):
             self._call(aten.unsqueeze.default, source, self.draw(st.integers(1, source.meta["val"].ndim)))
@@ -373,6 +408,17 @@ class _Growth:
 def _shape(value: Tensor) -> tuple[Any, ...]:
     """The shape in a form that compares without asking a symbolic size anything."""
     return tuple(str(size) if isinstance(size, SymInt) else size for size in value.shape)
+
+
+def _chooses_strides(node: fx.Node) -> bool:
+    """Whether ``node`` is, or reads, an operator that chooses its kernel, and the strides with it, when it runs."""
+    return is_attention(node) or is_conv(node) or any(map(_chooses_strides, node.all_input_nodes))
+
+
+def _merges_last_axes(value: Tensor) -> bool:
+    """Whether the last two axes, of fixed sizes, lie one behind the other in memory."""
+    fixed = all(isinstance(size, int) for size in value.shape[1:])
+    return value.ndim >= 3 and fixed and value.stride(-2) == value.shape[-1] * value.stride(-1)
 
 
 def _is_image(value: Tensor) -> bool:
