@@ -23,8 +23,7 @@ from tests.reconstruction_cases import (
     sentence,
     state,
 )
-from tfmq_fx import CalibrationError, ConfigError, QuantizationConfig, TimestepError
-from tfmq_fx.errors import ReconstructionError
+from tfmq_fx import CalibrationError, ConfigError, NonFiniteError, QuantizationConfig, TimestepError
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, float_mode, quantizers_of
 from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.samples import gather_samples
@@ -267,7 +266,9 @@ def test_an_unknown_timestep_is_named():
 def test_values_beyond_float_are_an_error_and_the_weights_stay_nearest():
     graph = calibrated()
     before = state(graph)
-    with pytest.raises(ReconstructionError, match="NaN or infinite") as caught:
+    with pytest.raises(
+        NonFiniteError, match=r"the output of unit .down. holds NaN or infinite values in calibration batch 0"
+    ) as caught:
         rec(graph, [(X * 1e30, T)], temporal="nearest", learned_steps=True)
     sentence(caught)
     after = state(graph)
