@@ -114,7 +114,7 @@ def _multi_head(query: Tensor, key: Tensor, value: Tensor, width: int, heads: in
 
 def _encoder_layer(x: Tensor, width: int, heads: int, qkv: Tensor, _: Any, out: Tensor, *rest: Any) -> int:
     first, second = rest[8], rest[10]
-    return _multi_head(x, x, x, width, heads, qkv, None, out) + _rows(x) * (first.numel() + second.numel())
+    return _multi_head(x, x, x, width, heads, qkv, None, out) + _rows(x) * int(first.numel() + second.numel())
 
 
 FORMULAS: dict[Any, Callable[..., int]] = {
