@@ -75,7 +75,8 @@ class ComputeInFloat32(GraphPass):
         super().requires(graph_module)
         foreign = foreign_dtypes(graph_module)
         for node in graph_module.graph.nodes:
-            if is_call(node, aten.view.dtype) and {node_value(node).dtype, node_value(node.args[0]).dtype} & foreign:
+            read = node.all_input_nodes if is_call(node, aten.view.dtype) else ()
+            if read and {node_value(node).dtype, node_value(read[0]).dtype} & foreign:
                 msg = f"{self.id}: node {node.name!r} reads the bits of a number, which float32 has others of"
                 raise PassError(msg)
 

@@ -127,6 +127,8 @@ def test_a_diffusers_model_and_its_pipeline(dtype):
         wanted = copy.deepcopy(model).float()(x, t).sample
     found = denoiser(x.to(dtype), t).sample
     assert found.dtype is denoiser.dtype is dtype and relative(found.float(), wanted) < 0.05
+    if dtype is torch.bfloat16:  # this pipeline turns its images into numpy's types, which bfloat16 is none of
+        return
     pipeline = DDIMPipeline(unet=model, scheduler=scheduler)
     pipeline.unet = denoiser
     pipeline.set_progress_bar_config(disable=True)

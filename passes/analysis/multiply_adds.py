@@ -65,7 +65,7 @@ def _is_foreign(node: fx.Node) -> bool:
 
 
 def _rank(value: Any) -> int:
-    return value.ndim if isinstance(value, Tensor) else 0
+    return int(value.ndim) if isinstance(value, Tensor) else 0
 
 
 def _arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -93,18 +93,18 @@ def _count(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
             target(*args, **kwargs)
         except (NotImplementedError, RuntimeError, TypeError, ValueError):
             return 0
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 # -- what torch has kernels of their own for --------------------------------------------------------------------------
 
 
 def _rows(x: Tensor) -> int:
-    return math.prod(x.shape[:-1])
+    return int(math.prod(x.shape[:-1]))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
-    return math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return _rows(query) * int(key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 def _multi_head(query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, qkv: Tensor, _: Any, out: Tensor,
@@ -114,7 +114,7 @@ def _multi_head(query: Tensor, key: Tensor, value: Tensor, width: int, heads: in
 
 def _encoder_layer(x: Tensor, width: int, heads: int, qkv: Tensor, _: Any, out: Tensor, *rest: Any) -> int:
     first, second = rest[8], rest[10]
-    return _multi_head(x, x, x, width, heads, qkv, None, out) + _rows(x) * (first.numel() + second.numel())
+    return _multi_head(x, x, x, width, heads, qkv, None, out) + _rows(x) * int(first.numel() + second.numel())
 
 
 FORMULAS: dict[Any, Callable[..., int]] = {

@@ -48,7 +48,7 @@ def _refuse_hidden_layers(graph_module: fx.GraphModule) -> None:
             raise CaptureError(msg)
         if any(_holds_layers(body) for body in _bodies(graph_module, node)):
             msg = (
-                f"the model has layers inside torch.{node.target.name()} (node {node.name!r}), where they cannot be "
+                f"the model has layers inside torch.{node.target} (node {node.name!r}), where they cannot be "
                 "quantized; write that part without it, or capture the branch that is used"
             )
             raise CaptureError(msg)
