@@ -179,4 +179,4 @@ class FuseGroupNorms(GraphPass):
                 new = insert_call(graph, aten.squeeze.dim, (new, 1), anchor=norm.node)
             order = FIRST if node_value(norm.node).ndim == 4 else [0, 2, 1]
             new = insert_call(graph, aten.permute.default, (new, order), anchor=norm.node)
-        replace_node(norm.last, new)
+        replace_node(norm.last, new, results=False)

@@ -111,4 +111,4 @@ class FuseResidualAdds(GraphPass):
             new = insert_call(graph, conv.target, arguments, anchor=conv)  # type: ignore[arg-type]
             for step in summand.chain:
                 new = insert_call(graph, step.target, (new, *step.args[1:]), anchor=conv, kwargs=dict(step.kwargs))  # type: ignore[arg-type]
-        replace_node(node, new)
+        replace_node(node, new, results=False)

@@ -146,7 +146,7 @@ class LowerIntegerAttention(GraphPass):
                 operands = (match.query, match.key, match.value, match.factor, scales, zeros)
                 new = insert_call(graph, OPERATORS.integer_attention.default, operands, anchor=node)
                 turned = insert_call(graph, aten.transpose.int, (new, 1, 2), anchor=node)
-            replace_node(node, turned)
+            replace_node(node, turned, results=False)
             modified = True
         if modified:
             graph.eliminate_dead_code()

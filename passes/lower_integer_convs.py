@@ -160,7 +160,7 @@ class LowerIntegerConvs(GraphPass):
                 (aten.reshape.default, [-1, len(scale)]) if linear else (aten.permute.default, [0, 3, 1, 2])
             )
             new = insert_call(graph, back[0], (new, list(back[1])), anchor=node)
-        replace_node(node, new)
+        replace_node(node, new, results=False)
 
     def _pad(self, graph: fx.Graph, image: fx.Node, layer: IntegerLayer, anchor: fx.Node) -> fx.Node:
         height, width = layer.padding

@@ -24,6 +24,7 @@ __all__ = [
     "insert_get_attr",
     "insert_module_call",
     "read_attribute",
+    "redirect_users",
     "replace_node",
 ]
 
@@ -164,20 +165,26 @@ def erase_unread_attribute(graph_module: fx.GraphModule, node: fx.Node) -> None:
         delattr(graph_module.get_submodule(path), leaf)
 
 
-def replace_node(node: fx.Node, replacement: fx.Node) -> None:
-    """Send every user of ``node`` to ``replacement`` and erase ``node``.
+def replace_node(node: fx.Node, replacement: fx.Node, *, results: bool = True) -> None:
+    """Send every user of ``node`` to ``replacement`` (:func:`redirect_users`) and erase ``node``."""
+    redirect_users(node, replacement, results=results)
+    node.graph.erase_node(node)
+
+
+def redirect_users(node: fx.Node, replacement: fx.Node, *, results: bool = True) -> None:
+    """Send every user of ``node`` to ``replacement``.
 
     Where the strides of the two differ and something behind them needs the old ones (a ``view``, an output), the
     old layout is put back behind ``replacement``; otherwise the values recorded from there on are brought up to date.
+    With ``results=False`` the graph's own results may get other strides: kernels do not copy what they return.
     """
     recorded, users = node.meta.get("val"), list(node.users)
     node.replace_all_uses_with(replacement)
-    node.graph.erase_node(node)
     value = replacement.meta.get("val")
     both = isinstance(recorded, Tensor) and isinstance(value, Tensor) and recorded.ndim == value.ndim
     if not both or layout(recorded) == layout(value):
         return
-    changed = _follow_strides(replacement, users)
+    changed = _follow_strides(replacement, users, results)
     if changed is None:
         restored = _with_layout_of(recorded, replacement)
         for user in users:
@@ -187,12 +194,13 @@ def replace_node(node: fx.Node, replacement: fx.Node) -> None:
         user.meta["val"] = new
 
 
-def _follow_strides(source: fx.Node, users: Collection[fx.Node]) -> dict[fx.Node, Any] | None:
+def _follow_strides(source: fx.Node, users: Collection[fx.Node], results: bool) -> dict[fx.Node, Any] | None:
     """New values of all that sees the strides of ``source`` through ``users``, None where one cannot have them."""
     changed: dict[fx.Node, Any] = {}
     mode, node = fake_mode_of(source.graph), source.next
     while node.op != "root":
-        if node in users or any(read in changed for read in node.all_input_nodes):
+        sees = node in users or any(read in changed for read in node.all_input_nodes)
+        if sees and (results or node.op != "output"):
             try:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: changed.get(n, n.meta.get("val")))
                 target: Any = node.target

@@ -12,7 +12,7 @@ from .analysis.dependence import reads_as_parameter
 from .analysis.layer_names import layer_name
 from .analysis.table_row import find_row, row_columns
 from .base import GraphPass, PassError
-from .nodes import add_buffer, insert_call, insert_get_attr
+from .nodes import add_buffer, insert_call, insert_get_attr, redirect_users
 from .observe_temporal_block import rows_for
 from .predicates import is_weighted, node_value
 
@@ -148,7 +148,7 @@ def _replace_group(graph_module: fx.GraphModule, row: fx.Node, group: list[tuple
             width = table[0].numel()
             piece = insert_call(graph, aten.slice.Tensor, (picked, 1, start, start + width), anchor=node)
             piece.meta[LAYER] = _layer_behind(node)
-            node.replace_all_uses_with(_shaped(graph, piece, rows, node), propagate_meta=False)
+            redirect_users(node, _shaped(graph, piece, rows, node))
             start += width
 
 

@@ -46,6 +46,7 @@ __all__ = [
     "exported_from_schema",
     "exported_to_json",
     "has_calling_convention",
+    "is_prepared",
     "load_pt2",
     "no_special_batch_sizes",
     "output_structure",
@@ -88,6 +89,11 @@ def plain_calling_convention(graph: fx.Graph) -> None:
     leaves, results = pytree.tree_flatten(output.args[0])
     output.args = (tuple(leaves),)
     graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, inputs, results)))
+
+
+def is_prepared(graph_module: fx.GraphModule) -> bool:
+    """Whether torchao still knows that it prepared the graph; ``convert_pt2e`` asserts it."""
+    return "_observed_graph_module_attrs" in graph_module.meta
 
 
 def output_structure(graph: fx.Graph) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
+from tfmq_fx._compat import is_prepared
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.feature_table import float_table, tabulate
@@ -46,6 +47,9 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
         msg = f"convert needs a calibrated graph, it was given {describe(prepared)}"
         raise ConfigError(msg)
     config = QuantizationConfig.from_dict(_about(prepared)["config"])
+    if not is_prepared(prepared):
+        msg = "another tool rebuilt this prepared graph and dropped torchao's own notes; run it on the captured graph"
+        raise ConfigError(msg)
     original = float_table(prepared) if config.temporal == "auto" else None
     weights = _weights(prepared)
     # The float weights are read and replaced, never written: a copy of them would only double the memory.
