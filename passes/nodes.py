@@ -89,7 +89,7 @@ def _source(node: fx.Node) -> tuple[str, Any] | None:
 
 def _claims(node: fx.Node, source: tuple[str, Any]) -> bool:
     """Whether ``node`` computes and says that it comes from ``source``."""
-    stack = node.meta.get("source_fn_stack")
+    stack: Any = node.meta.get("source_fn_stack")
     return node.op == "call_function" and bool(stack) and tuple(stack[-1]) == source
 
 
@@ -181,8 +181,9 @@ def redirect_users(node: fx.Node, replacement: fx.Node, *, results: bool = True)
     recorded, users = node.meta.get("val"), list(node.users)
     node.replace_all_uses_with(replacement)
     value = replacement.meta.get("val")
-    both = isinstance(recorded, Tensor) and isinstance(value, Tensor) and recorded.ndim == value.ndim
-    if not both or layout(recorded) == layout(value):
+    if not isinstance(recorded, Tensor) or not isinstance(value, Tensor) or recorded.ndim != value.ndim:
+        return
+    if layout(recorded) == layout(value):
         return
     changed = _follow_strides(replacement, users, results)
     if changed is None:

@@ -87,4 +87,4 @@ def _finds_hidden_rows(node: fx.Node) -> bool:
 
 def _shows_rows(node: fx.Node, mask: fx.Node) -> bool:
     """Whether ``node`` is the mask without its hidden rows: ``where(hidden, 0, mask)``."""
-    return is_call(node, aten.where.ScalarSelf) and node.args[1] == 0.0 and node.args[2] is mask
+    return is_call(node, aten.where.ScalarSelf) and bool(node.args[1] == 0.0) and node.args[2] is mask

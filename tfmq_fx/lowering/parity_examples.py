@@ -67,4 +67,5 @@ def _computed(graph_module: fx.GraphModule) -> int:
     """The numbers in all tensors that a call computes."""
     values = [node_value(node) for node in graph_module.graph.nodes if node.op == "call_function"]
     shapes = [value.shape for value in values if isinstance(value, Tensor)]
-    return max(1, sum(math.prod(concrete_size(size, EXAMPLE_BATCH) for size in shape) for shape in shapes))
+    total: int = sum(math.prod(concrete_size(size, EXAMPLE_BATCH) for size in shape) for shape in shapes)
+    return max(1, total)
