@@ -19,17 +19,19 @@ from .remove_dropouts import RemoveDropouts
 from .remove_guards import RemoveGuards
 from .remove_identity_arithmetic import RemoveIdentityArithmetic
 from .remove_noop_casts import RemoveNoopCasts
+from .replace_in_place import ReplaceInPlace
 from .resolve_paddings import ResolvePaddings
 from .strip_dead_state import StripDeadState
 
 __all__ = ["CANONICALIZE", "NATIVE_KERNELS", "run_pipeline"]
 
 #: Bring an exported graph into the form that all later passes expect. Regions go first: no other pass looks into
-#: them. Then guards, which read nodes that the later passes want to see unread. Dead state goes last, when nothing
-#: reads it any more.
+#: them. Then guards, which read nodes that the later passes want to see unread, and writes in place: behind them a
+#: value is what its node computes. Dead state goes last, when nothing reads it any more.
 CANONICALIZE: tuple[type[GraphPass], ...] = (
     InlineRegions,
     RemoveGuards,
+    ReplaceInPlace,
     NormalizeArguments,
     ResolvePaddings,
     RemoveDropouts,

@@ -135,6 +135,14 @@ def test_the_directory_of_another_run_is_refused(tmp_path, other, batches):
     assert {path.name: path.read_bytes() for path in (tmp_path / "state").iterdir()} == kept
 
 
+def test_the_directory_of_other_code_is_refused(tmp_path, monkeypatch):
+    """The version number is not raised with every change; what is written in the files is."""
+    rec(calibrated(), granularity="none", directory=tmp_path / "state")
+    monkeypatch.setattr("tfmq_fx.reconstruction.reconstruct.code_digest", lambda: "other")
+    with pytest.raises(ReconstructionError, match=r"another reconstruction .*code"):
+        rec(calibrated(), granularity="none", directory=tmp_path / "state")
+
+
 def test_the_directory_of_other_weights_or_another_width_is_refused(tmp_path):
     rec(calibrated(), granularity="none", directory=tmp_path)
     for other in (calibrated(model_seed=1), calibrated(weight_bits=3), calibrated(temporal="shared")):

@@ -14,6 +14,7 @@ from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.convert import convert
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.finite_inputs import FiniteInputs
+from tfmq_fx.frontend.exporting import Batched
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.prepare import prepare
 from tfmq_fx.program import QuantizedProgram
@@ -31,6 +32,7 @@ def quantize(
     timesteps: Tensor | Iterable[float] | None = None,
     timestep: str = "timestep",
     finite: FiniteInputs = (),
+    batched: Batched | None = None,
     directory: str | Path | None = None,
     progress: bool = True,
 ) -> QuantizedProgram:
@@ -44,6 +46,7 @@ def quantize(
         timesteps: The timesteps of the schedule (``scheduler.timesteps``).
         timestep: Name of the model's timestep input.
         finite: Further inputs from a finite set (:func:`tfmq_fx.prepare`), e.g. ``("class_labels",)``.
+        batched: The names of the inputs that have the batch, as for :func:`tfmq_fx.capture`.
         directory: Where reconstruction keeps the state of finished units, to go on after an interrupt.
         progress: Whether to draw a progress bar.
 
@@ -63,7 +66,8 @@ def quantize(
     if isinstance(first, Tensor):
         first = (first,)
     named = first if not isinstance(first, Sequence) else None
-    program = capture(model, () if named is not None else tuple(first), example_kwargs=named)
+    args = () if named is not None else tuple(first)
+    program = capture(model, args, example_kwargs=named, batched=batched, timestep=timestep)
     chosen = config or QuantizationConfig()
     prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep, finite=finite)
     calibrate(prepared, batches, progress=progress)

@@ -57,7 +57,7 @@ class Checkpoint:
                 known = None
             if known != key:
                 msg = (
-                    f"{folder} holds the state of another reconstruction (other weights, calibration data or "
+                    f"{folder} holds the state of another reconstruction (other weights, calibration data, code or "
                     "configuration); remove it to start over, or name another directory"
                 )
                 raise ReconstructionError(msg)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from tfmq_fx.code_digest import code_digest
 from tfmq_fx.conditional_calibration import conditioned_path, prepared_conditionings
 from tfmq_fx.conditionings import ConditionedTimesteps
 from tfmq_fx.config import QuantizationConfig
@@ -235,7 +236,7 @@ class _Run:
             "quantization": {k: v for k, v in self.about["config"].items() if k != "reconstruction"},
             "timesteps": self.about["timesteps"],
             "units": [node.meta["tfmq_fx.unit"] for node in self.units],
-            "versions": [torch.__version__, version("tfmq-fx")],
+            "versions": [torch.__version__, version("torchao"), torch.backends.cpu.get_cpu_capability(), code_digest()],
         }
         data = [] if samples is None else samples.tensors()
         conditionings = [] if self.pairs is None else list(self.pairs.conditionings.values())
