@@ -108,7 +108,9 @@ def test_inductor_and_a_package_have_the_models_type(tmp_path):
 def test_reconstruction_and_a_quantized_result():
     model, (x, t) = Mixed(torch.bfloat16), batch()
     batches = [(x.to(torch.bfloat16), t)]
-    config = QuantizationConfig(weight_bits=4, output_bits=8, reconstruction=ReconstructionConfig(iterations=4))
+    config = QuantizationConfig(
+        weight_bits=4, output_bits=8, reconstruction=ReconstructionConfig(iterations=4, temporal_iterations=4)
+    )
     program = tfmq_fx.quantize(model, config, batches, timesteps=TIMESTEPS, progress=False)
     with torch.no_grad():
         found, wanted = program(*batches[0]), float32_of(model)(x, t)

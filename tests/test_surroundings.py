@@ -54,7 +54,7 @@ def test_a_model_is_quantized_and_lowered_as_without_them(program, name, tmp_pat
 
 @pytest.mark.parametrize("name", ["inference mode", "autocast", "float64"])
 def test_reconstruction_is_the_same_too(name):
-    config = QuantizationConfig(weight_bits=4, reconstruction=ReconstructionConfig(iterations=4))
+    config = QuantizationConfig(weight_bits=4, reconstruction=ReconstructionConfig(iterations=4, temporal_iterations=4))
     made = []
     for surroundings in (contextlib.nullcontext, SURROUNDINGS[name]):
         model, batches = small_denoiser(), [batch()]
@@ -74,7 +74,7 @@ def test_they_are_as_they_were_afterwards_also_behind_an_error(program):
 def test_weights_and_batches_that_were_made_in_inference_mode():
     with torch.inference_mode():
         model, batches = small_denoiser(), [batch()]
-    config = QuantizationConfig(weight_bits=4, reconstruction=ReconstructionConfig(iterations=4))
+    config = QuantizationConfig(weight_bits=4, reconstruction=ReconstructionConfig(iterations=4, temporal_iterations=4))
     found = tfmq_fx.quantize(model, config, batches, timesteps=TIMESTEPS, progress=False)
     wanted = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
     assert torch.equal(found(*batch()), wanted(*batch()))

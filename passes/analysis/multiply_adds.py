@@ -124,6 +124,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     aten.addmv.default: lambda _, matrix, vector, *rest: matrix.numel(),
     aten.dot.default: lambda left, right: left.numel(),
     aten.conv_tbc.default: lambda x, weight, *_: _rows(x) * weight.numel(),
+    aten.embedding_bag.padding_idx: lambda weight, indices, *_: indices.numel() * weight.shape[-1],
     aten.embedding_bag.default: lambda weight, indices, *_: indices.numel() * weight.shape[-1],
     aten._embedding_bag.default: lambda weight, indices, *_: indices.numel() * weight.shape[-1],
     aten._embedding_bag_forward_only.default: lambda weight, indices, *_: indices.numel() * weight.shape[-1],

@@ -35,7 +35,10 @@ def _are_plain() -> bool:
 def plain_surroundings() -> Iterator[None]:
     """Without autocast and inference mode, with float32 and the CPU as defaults; as it was before, afterwards."""
     dtype = torch.get_default_dtype()
-    with torch.inference_mode(False), torch.autocast(AUTOCAST, enabled=False), torch.device("cpu"):
+    # The context of a device goes through every call of torch, so it is entered only where it is needed.
+    elsewhere = torch.get_default_device().type != "cpu"
+    device: contextlib.AbstractContextManager[object] = torch.device("cpu") if elsewhere else contextlib.nullcontext()
+    with torch.inference_mode(False), torch.autocast(AUTOCAST, enabled=False), device:
         torch.set_default_dtype(torch.float32)
         try:
             yield
