@@ -89,7 +89,7 @@ def _source(node: fx.Node) -> tuple[str, Any] | None:
 
 def _claims(node: fx.Node, source: tuple[str, Any]) -> bool:
     """Whether ``node`` computes and says that it comes from ``source``."""
-    stack = node.meta.get("source_fn_stack")
+    stack: Any = node.meta.get("source_fn_stack")
     return node.op == "call_function" and bool(stack) and tuple(stack[-1]) == source
 
 
@@ -178,9 +178,10 @@ def redirect_users(node: fx.Node, replacement: fx.Node, *, results: bool = True)
     old layout is put back behind ``replacement``; otherwise the values recorded from there on are brought up to date.
     With ``results=False`` the graph's own results may get other strides: kernels do not copy what they return.
     """
-    recorded, users = node.meta.get("val"), list(node.users)
+    recorded: Any = node.meta.get("val")
+    users = list(node.users)
     node.replace_all_uses_with(replacement)
-    value = replacement.meta.get("val")
+    value: Any = replacement.meta.get("val")
     both = isinstance(recorded, Tensor) and isinstance(value, Tensor) and recorded.ndim == value.ndim
     if not both or layout(recorded) == layout(value):
         return

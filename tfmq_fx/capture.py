@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from tfmq_fx._compat import FakeTensor
 from tfmq_fx.errors import CaptureError
-from tfmq_fx.given import describe
+from tfmq_fx.given import held_model
 from tfmq_fx.notes import keep_notes
 from tfmq_fx.passes import CANONICALIZE, run_pipeline
 
@@ -60,7 +60,9 @@ def capture(
         _check_weights(model)
         program = _export(model, tuple(example_inputs), dict(example_kwargs or {}), dynamic_batch)
     else:
-        msg = f"capture needs a torch.nn.Module, fx.GraphModule or ExportedProgram, it was given {describe(model)}"
+        held = held_model(model)
+        wanted = f"pass pipe.{held}" if held else "pass a torch.nn.Module, fx.GraphModule or ExportedProgram"
+        msg = f"cannot capture a {type(model).__name__}: {wanted}"
         raise CaptureError(msg)
     _check_constants(program)
     graph_module = program.module(check_guards=False)

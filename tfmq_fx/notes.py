@@ -75,7 +75,8 @@ def _notes(graph: fx.Graph) -> dict[str, Any]:
 
 def _fits(convention: Any, graph: fx.Graph) -> bool:
     """Whether a graph has the inputs and results that a convention was made for."""
-    info, results = convention.pytree_info, graph.output_node().args[0]
+    info = convention.pytree_info
+    results: Any = graph.output_node().args[0]
     inputs = len(graph.find_nodes(op="placeholder"))
     flat = isinstance(results, (tuple, list)) and not any(isinstance(r, (tuple, list, dict)) for r in results)
     return flat and inputs == info.in_spec.num_leaves and len(results) == info.out_spec.num_leaves
