@@ -40,8 +40,8 @@ demo: venv
 	$(BIN)/tfmq-fx compare --artefact $(DEMO)/fashion-w8a8 --out $(DEMO)/comparison.png --json $(DEMO)/comparison.json
 	$(BIN)/python benchmarks/baselines.py --artefact $(DEMO)/fashion-w8a8 --json $(DEMO)/baselines.json
 
-# What benchmarks/latency.py compares with, each in an environment of its own: never in this project's.
-PEERS := export openvino onnxruntime
+# What benchmarks/latency.py compares with, and nncf as a client, each in an environment of its own: never in this project's.
+PEERS := export openvino onnxruntime nncf
 bench-peers: $(PEERS:%=.peers/%/.installed)
 
 .peers/%/.installed: benchmarks/peers/%.txt

@@ -178,7 +178,8 @@ def redirect_users(node: fx.Node, replacement: fx.Node, *, results: bool = True)
     old layout is put back behind ``replacement``; otherwise the values recorded from there on are brought up to date.
     With ``results=False`` the graph's own results may get other strides: kernels do not copy what they return.
     """
-    recorded, users = node.meta.get("val"), list(node.users)
+    recorded: Any = node.meta.get("val")
+    users = list(node.users)
     node.replace_all_uses_with(replacement)
     value = replacement.meta.get("val")
     if not isinstance(recorded, Tensor) or not isinstance(value, Tensor) or recorded.ndim != value.ndim:

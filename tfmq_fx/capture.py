@@ -17,7 +17,7 @@ from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.frontend.unwrapping import unwrap
 from tfmq_fx.frontend.weights import check_weights, detach_from_inference
-from tfmq_fx.given import describe
+from tfmq_fx.given import held_model
 from tfmq_fx.notes import keep_notes
 
 __all__ = ["capture"]
@@ -69,7 +69,9 @@ def capture(
         batch = BatchChoice(dynamic_batch, batched, dynamic_shapes)
         program = export(model, tuple(example_inputs), dict(example_kwargs or {}), batch, timestep)
     else:
-        msg = f"capture needs a torch.nn.Module, fx.GraphModule or ExportedProgram, it was given {describe(model)}"
+        held = held_model(model)
+        wanted = f"pass pipe.{held}" if held else "pass a torch.nn.Module, fx.GraphModule or ExportedProgram"
+        msg = f"cannot capture a {type(model).__name__}: {wanted}"
         raise CaptureError(msg)
     _check_constants(program)
     graph_module = program.module(check_guards=False)

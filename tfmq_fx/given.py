@@ -11,7 +11,7 @@ from torchao.quantization.pt2e import ObserverBase
 from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 
-__all__ = ["CAPTURED", "CONVERTED", "PREPARED", "check_config", "describe", "live_observers", "stage_of"]
+__all__ = ["CAPTURED", "CONVERTED", "PREPARED", "check_config", "describe", "held_model", "live_observers", "stage_of"]
 
 CAPTURED, PREPARED, CONVERTED = "captured", "prepared", "converted"
 
@@ -33,8 +33,13 @@ def describe(value: Any) -> str:
         return "a QuantizedProgram, which is converted already: pass it to tfmq_fx.save or tfmq_fx.lower"
     if isinstance(value, nn.Module):
         return f"a {name}, a float model: call tfmq_fx.capture on it, or tfmq_fx.quantize for the whole way"
-    held = next((m for m in MODELS if isinstance(getattr(value, m, None), nn.Module)), None)
+    held = held_model(value)
     return f"a {name}, which holds its model: pass pipe.{held}" if held else f"a {name}"
+
+
+def held_model(value: Any) -> str | None:
+    """The name under which a pipeline holds the model that is quantized, None for what is no pipeline."""
+    return next((name for name in MODELS if isinstance(getattr(value, name, None), nn.Module)), None)
 
 
 def stage_of(graph_module: fx.GraphModule) -> str:

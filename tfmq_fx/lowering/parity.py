@@ -55,6 +55,8 @@ def relative_error(outputs: Any, reference: Any) -> float:
 
 def _perturbed(leaf: Any, generator: torch.Generator) -> Any:
     if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim > 1:
+        # A graph computes in float32 behind its inputs; in bfloat16 the perturbation would round away.
+        leaf = leaf.to(torch.promote_types(leaf.dtype, torch.float32))
         return leaf * (1 + PERTURBATION * torch.randn(leaf.shape, generator=generator).to(leaf))
     return leaf
 
