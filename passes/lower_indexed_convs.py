@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx.kernels.checks import MAX_SIGNED_PRODUCTS
+
 from .base import GraphPass
 from .nodes import insert_call, read_attribute, replace_node
 from .predicates import is_call, node_value
@@ -33,6 +35,8 @@ def is_indexed_conv(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     if not constant or weight.args[6] != torch.int8 or activation.args[5] not in (torch.uint8, torch.int8):
         return False
     bias = node.args[2] if len(node.args) > 2 else None
+    if node_value(weight)[0].numel() > MAX_SIGNED_PRODUCTS:  # the kernel adds them up in an int32, which wraps
+        return False
     values = [node_value(node), *([node_value(bias)] if isinstance(bias, fx.Node) else [])]
     zero_points: Tensor = read_attribute(graph_module, str(weight.args[2].target))  # type: ignore[union-attr]
     # The kernel ignores a weight's zero points, silently.

@@ -111,3 +111,13 @@ def test_weights_are_not_copied_to_be_quantized_and_the_program_has_its_own(monk
     assert seen == places
     left = {value.data_ptr() for value in quantized.graph_module.state_dict().values()}
     assert left and not left & set(places.values())
+
+
+def test_weights_that_another_tool_made_wider_are_named():
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+    prepared = tfmq_fx.prepare(tfmq_fx.capture(small_denoiser(), batch()), timesteps=TIMESTEPS)
+    tfmq_fx.calibrate(prepared, [batch()], progress=False)
+    prepared.meta["tfmq_fx.quantization"]["config"]["weight_bits"] = 4
+    with pytest.warns(UserWarning, match=r"layers have wider weights than configured .* for 4 bits"):
+        tfmq_fx.program_from_graph(convert_pt2e(prepared))

@@ -244,3 +244,18 @@ def test_other_named_paddings_are_right(options):
     assert denoiser.report.annotated == 2
     with torch.no_grad():
         assert relative(denoiser(x), model(x)) < 0.05
+
+
+def test_a_layer_whose_sums_could_wrap_is_computed_in_float():
+    """65,793 products of a byte and a signed byte can pass an int32; oneDNN's kernels would wrap in silence."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(66_000, 16), nn.SiLU(), nn.Linear(16, 4)).eval()
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+    x = torch.ones(2, 66_000)
+    config = QuantizationConfig(temporal="float", keep_float=())
+    program = tfmq_fx.quantize(model, config, [(x,)], progress=False)
+    denoiser = tfmq_fx.lower(program, "inductor")
+    deep = denoiser.report.entries[0]
+    assert deep.kernel == "float" and "32-bit" in deep.reason
+    assert relative(denoiser(x), model(x).detach()) < 0.02

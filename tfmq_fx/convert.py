@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
@@ -18,8 +20,10 @@ from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.given import CONVERTED, PREPARED, describe, live_observers, stage_of
 from tfmq_fx.notes import ensure_calling_convention, noted
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
+from tfmq_fx.passes.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.nodes import read_attribute
+from tfmq_fx.passes.predicates import fqn, is_weighted
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.quantizer import META_KEY
 from tfmq_fx.temporal_choice import TemporalChoice
@@ -86,6 +90,7 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         choices = tabulate(converted, config, about["timestep"], timesteps, original, finite)
     run_pipeline(converted, FINISH)
     require_finite_parameters(converted)
+    _warn_of_wider_weights(converted, config)
     interface = interface_of(converted)
     converted.meta[INTERFACE_KEY] = interface
     return QuantizedProgram(
@@ -106,6 +111,26 @@ def _convert_left_over(converted: fx.GraphModule) -> None:
         observer.convert(converted, node)
     if left_over:
         converted.recompile()
+
+
+def _warn_of_wider_weights(converted: fx.GraphModule, config: QuantizationConfig) -> None:
+    """Say so where weights have more bits than asked for: nncf, for one, knows 8 bits alone and ignores a range."""
+    wider = []
+    for layer in filter(is_weighted, converted.graph.nodes):
+        weight = layer.args[1]
+        bits = config.for_layer(fqn(layer)).weight_bits
+        if isinstance(weight, fx.Node) and dequantizes_constant(weight) and bits < 8:
+            integers: Tensor = read_attribute(converted, str(weight.args[0].target))  # type: ignore[union-attr]
+            channels = integers.reshape(len(integers), -1).to(torch.int32)
+            levels = int((channels.amax(1) - channels.amin(1)).max()) + 1
+            if levels > 2**bits:
+                wider.append(f"{fqn(layer)!r} has {levels} levels for {bits} bits")
+    if wider:
+        warnings.warn(
+            f"{len(wider)} layers have wider weights than configured ({wider[0]}): another quantizer or tool chose "
+            "them; for these to be as configured use prepare_pt2e and convert_pt2e with TFMQQuantizer alone",
+            stacklevel=3,
+        )
 
 
 def _weights(graph_module: fx.GraphModule) -> dict[int, Tensor]:

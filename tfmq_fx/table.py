@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from tfmq_fx.accepted_timesteps import accept_timesteps
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.given import describe
 from tfmq_fx.observers.ranges import asymmetric_parameters
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns, row_lookups
 from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
@@ -62,6 +63,9 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
         ConfigError: The program has no timestep table, or its table is all that is left of the temporal block. Or a
             timestep is fractional, and the captured model casts timesteps to integers.
     """
+    if not isinstance(program, QuantizedProgram):
+        msg = f"add_timesteps needs a quantized program, it was given {describe(program)}"
+        raise ConfigError(msg)
     if program.timesteps is None:
         msg = "this program has no timestep table; quantize a model with a temporal block and pass timesteps"
         raise ConfigError(msg)

@@ -21,6 +21,7 @@ from tfmq_fx.artefact.packing import needed_bits, pack
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.interface_json import model_to_json
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.given import describe
 from tfmq_fx.lowering.aot import export_graph
 from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.passes.predicates import module_path
@@ -47,6 +48,9 @@ def save(program: QuantizedProgram, path: str | Path) -> Path:
         ArtefactError: ``path`` holds something that is not an artefact, or it cannot be written, or the program has
             something that an artefact cannot hold.
     """
+    if not isinstance(program, QuantizedProgram):
+        msg = f"save needs a quantized program, it was given {describe(program)}"
+        raise ArtefactError(msg)
     target = Path(path)
     try:
         with filled_folder(target) as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -18,12 +19,12 @@ from torch.utils import _pytree as pytree
 from tfmq_fx._compat import calling_convention, load_pt2, package_aoti
 from tfmq_fx.artefact.machine import Machine
 from tfmq_fx.artefact.package_manifest import FORMAT, FORMAT_VERSION, MOST_BYTES, PackageManifest
-from tfmq_fx.errors import ArtefactError
+from tfmq_fx.errors import ArtefactError, LoweringError
 from tfmq_fx.frontend.sizes import sizes_of
 from tfmq_fx.lowering.inductor import freezing
 from tfmq_fx.lowering.kernels import KernelCounter
 
-__all__ = ["compile_package", "describe_package", "export_graph", "load_models", "load_package"]
+__all__ = ["check_package_path", "compile_package", "describe_package", "export_graph", "load_models", "load_package"]
 
 ABOUT = "extra/tfmq_fx.json"
 
@@ -79,6 +80,24 @@ def compile_package(programs: Mapping[str, ExportedProgram], path: Path) -> Kern
     return total
 
 
+def check_package_path(path: Path) -> None:
+    """Find out whether a package can be written to ``path`` before minutes of compiling.
+
+    Raises:
+        LoweringError: It is a folder, or its folder cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        msg = f"the package {path} cannot be written: {error.strerror or error}; choose another path"
+        raise LoweringError(msg) from error
+    if path.is_dir():
+        msg = f"the package {path} cannot be written: a folder is there; choose another path"
+        raise LoweringError(msg)
+
+
 def describe_package(path: Path, about: dict[str, Any]) -> None:
     """Add ``about`` (the fields of a :class:`PackageManifest`, JSON values) and this machine as a file of its own."""
     described = {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "machine": Machine.here().to_json()}
@@ -104,6 +123,9 @@ def load_package(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, A
     Raises:
         ArtefactError: The file is missing, not a package of ours, or compiled for another machine or torch.
     """
+    if path.is_dir():
+        msg = f"{path} is a folder and no package: an artefact is lowered with tfmq_fx.lower(tfmq_fx.load(path))"
+        raise ArtefactError(msg)
     if not path.is_file():
         msg = f"there is no package at {path}; make one with lower(program, backend='aot', path=...)"
         raise ArtefactError(msg)

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
+from tfmq_fx.kernels.checks import MAX_SIGNED_PRODUCTS
 from tfmq_fx.lowering.reasons import (
     FUSED_ATTENTION,
     NO_ACTIVATION,
@@ -17,6 +18,7 @@ from tfmq_fx.lowering.reasons import (
     NO_WEIGHT,
     ONE_CHANNEL,
     PER_ROW,
+    TOO_DEEP,
     WIDE,
 )
 from tfmq_fx.lowering.report import ReportEntry
@@ -25,7 +27,7 @@ from tfmq_fx.passes.analysis.multiply_adds import multiply_adds
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_attention, is_call, is_conv, is_matmul, is_weighted, module_path, node_value
 
-__all__ = ["classify", "layers", "reads_one_channel"]
+__all__ = ["classify", "layers", "reads_one_channel", "sums_may_overflow"]
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 WEIGHT = decomposed.dequantize_per_channel.default
@@ -40,6 +42,12 @@ def reads_one_channel(node: fx.Node) -> bool:
     """Whether ``node`` is a convolution of a one-channel input: channels last and first are one layout there."""
     source = node.args[0]
     return is_conv(node) and isinstance(source, fx.Node) and node_value(source).shape[1] == 1
+
+
+def sums_may_overflow(node: fx.Node) -> bool:
+    """Whether an int32 cannot hold the sums of products of a layer: they would wrap."""
+    weight = node_value(node.args[1]) if is_weighted(node) and isinstance(node.args[1], fx.Node) else None
+    return isinstance(weight, Tensor) and weight.ndim > 1 and weight[0].numel() > MAX_SIGNED_PRODUCTS
 
 
 def _weight_fits(graph_module: fx.GraphModule, weight: fx.Node) -> bool:
@@ -70,6 +78,8 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
         return WIDE
     if node.target not in INTEGER_OPERATORS:
         return NO_OPERATOR
+    if sums_may_overflow(node):
+        return TOO_DEEP
     return ONE_CHANNEL if reads_one_channel(node) else ""
 
 

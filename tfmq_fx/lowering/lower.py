@@ -22,11 +22,11 @@ from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.interface_json import interface_from_json, interface_to_json
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.given import describe
-from tfmq_fx.lowering.aot import describe_package, load_package
+from tfmq_fx.lowering.aot import check_package_path, describe_package, load_package
 from tfmq_fx.lowering.choose import lower_fastest
 from tfmq_fx.lowering.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
 from tfmq_fx.lowering.denoiser import Denoiser
-from tfmq_fx.lowering.eligibility import classify, layers, reads_one_channel
+from tfmq_fx.lowering.eligibility import classify, layers, reads_one_channel, sums_may_overflow
 from tfmq_fx.lowering.engines import ENGINES, resolve_precision
 from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.lowering.matching import in_float, match_kernels, read_kernels
@@ -117,6 +117,8 @@ def lower(
     if not isinstance(program, (QuantizedProgram, fx.GraphModule)):
         msg = f"lower needs a quantized program, it was given {describe(program)}"
         raise LoweringError(msg)
+    if backend == "aot":
+        check_package_path(Path(str(path)))
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
     program = with_unknown_timestep(program, unknown_timestep)
@@ -139,7 +141,7 @@ def lower(
     if backend in ("inductor", "aot"):
         exact = sums_bytes_exactly()
         entries = entries if exact else in_float(entries, NO_EXACT_BYTES)
-        DequantizeWeights(reads_one_channel if exact else is_weighted)(lowered)
+        DequantizeWeights(_computed_in_float if exact else is_weighted)(lowered)
         StripDeadState()(lowered)
     samples = {str(node.target) for node in sample_inputs(lowered.graph, program.timestep)}
     part = find_conditional_part(lowered, samples, program.timestep)
@@ -236,6 +238,11 @@ def _lower_fastest(program: QuantizedProgram, *, tabulate: bool, reuse: bool) ->
         return lower(program, backend, tabulate=tabulate, reuse=reuse, precision=precision)
 
     return lower_fastest(lower_with, *example_arguments(program.graph_module, program.indexed))
+
+
+def _computed_in_float(layer: fx.Node) -> bool:
+    """Whether a layer has quantized operands that Inductor's own integer kernels would get wrong."""
+    return reads_one_channel(layer) or sums_may_overflow(layer)
 
 
 def _final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule:
