@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_old_artefact(program, artefact, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(save_function.__globals__, "save_file", full)
+    monkeypatch.setitem(save_function.__wrapped__.__globals__, "save_file", full)
     with pytest.raises(ArtefactError, match="No space left on device"):
         tfmq_fx.save(program, artefact)
     monkeypatch.undo()
