@@ -11,6 +11,7 @@ import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tfmq_fx import QuantizationConfig, QuantizedProgram
 from tfmq_fx.diagnostics import TemporalFeatures
+from tfmq_fx.frontend import interface_of
 
 LAYERS = ("down.embed", "up.embed")
 WEIGHTED = 12
@@ -43,8 +44,10 @@ def program(**changes):
 
 def float_program():
     """The float graph, dressed as a program."""
+    graph_module = copy.deepcopy(captured())
     return QuantizedProgram(
-        graph_module=copy.deepcopy(captured()),
+        graph_module=graph_module,
+        interface=interface_of(graph_module),
         config=QuantizationConfig(temporal="float"),
         timesteps=TIMESTEPS.double(),
         scheduler=dict(DDPMScheduler().config),

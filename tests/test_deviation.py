@@ -176,7 +176,7 @@ def test_layer_errors_refuse_bad_input():
         diagnostics.layer_errors(captured(), program(), [batch()], flavour="global")
     with pytest.raises(ConfigError, match="at least one batch"):
         diagnostics.layer_errors(captured(), program(), [])
-    with pytest.raises(ConfigError, match="no 'timestep'; the graph takes sample, timestep"):
+    with pytest.raises(ConfigError, match="'timestep' is missing; this program was captured with"):
         diagnostics.layer_errors(captured(), program(), [{"sample": batch()[0]}])
     with pytest.raises(ConfigError, match="1 inputs; the graph takes"):
         diagnostics.layer_errors(captured(), program(), [batch()[0]])

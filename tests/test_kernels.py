@@ -75,7 +75,7 @@ def inputs(count):
 def compiled():
     register_native_kernels()
     program = tfmq_fx.capture(Operators().eval(), inputs(2))
-    return program, compile_inductor(program, inputs(2), {})[0]
+    return program, compile_inductor(program)[0]
 
 
 @needs_kernels

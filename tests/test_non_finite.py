@@ -14,6 +14,8 @@ from tests.reconstruction_cases import SCALAR_BATCHES, calibrated, rec
 from tfmq_fx import NonFiniteError, QuantizationConfig
 from tfmq_fx.conditional_calibration import calibrate_conditional_part
 from tfmq_fx.conditionings import Conditionings
+from tfmq_fx.frontend.batches import bind_batch
+from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers import (
     ConditionalObserver,
     EMAMinMaxObserver,
@@ -144,7 +146,10 @@ def test_the_conditional_part_names_layer_and_timestep():
     tfmq_fx.calibrate(graph, BATCHES, progress=False)
     sample, t, tokens, pooled = BATCHES[0]
     bad = Conditionings(CONDITIONS)
-    bad.add(captured(), (sample[:1], t[:1], tokens[:1], torch.full_like(pooled[:1], torch.inf)))
+    call = bind_batch(interface_of(captured()), 0, (sample[:1], t[:1], tokens[:1], pooled[:1]), "timestep")
+    # No batch can hold it; what lies between the batch and the layer may yet overflow.
+    call.leaves[3] = torch.full_like(pooled[:1], torch.inf)
+    bad.add(captured(), call)
     with pytest.raises(
         NonFiniteError, match=r"the input of layer '[\w.]+' holds .* at timesteps 0, 100, 200, 300 and 6"
     ):

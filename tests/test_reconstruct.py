@@ -236,14 +236,14 @@ def test_batches_may_be_mappings_and_come_from_a_generator():
 X, T = batch(8)
 WRONG = {
     "none": ([], "got no batches"),
-    "an input is missing": ([(X,)], "has no 'timestep'"),
-    "one too many": ([(X, T, T)], "3 values"),
-    "unknown name": ([{"sample": X, "timestep": T, "colour": T}], "unknown 'colour'"),
+    "an input is missing": ([(X,)], "'timestep' is missing"),
+    "one too many": ([(X, T, T)], "takes 2 arguments"),
+    "unknown name": ([{"sample": X, "timestep": T, "colour": T}], "'colour' was not captured"),
     "axes": ([(X[0], T)], r"'sample' is \[1, 8, 8\]"),
-    "no tensor": ([("x", T)], "'sample' is str"),
+    "no tensor": ([("x", T)], "'sample' is 'x'"),
     "size of the image": ([(X[..., :4], T)], r"\[8, 1, 8, 4\]"),
     "two sizes": ([(X, T), (X[..., :4], T)], "batch 1"),
-    "rows": ([(X, T[:5])], r"'timestep' has shape \[5\]"),
+    "rows": ([(X, T[:5])], r"'timestep' is \[5\]"),
     "dtype": ([(X.double(), T)], "float64"),
     "NaN": ([(X, T), (X * float("nan"), T)], "batch 1.* NaN"),
 }

@@ -321,5 +321,5 @@ def test_batches_of_a_fixed_size_stand_alone():
     report = tfmq_fx.reconstruct(graph, fixed, config, progress=False)
     assert all(0 <= unit.after <= unit.before for unit in report.units)
     assert sum(unit.changed > 0 for unit in report.units) >= 2
-    with pytest.raises(tfmq_fx.CalibrationError, match=r"takes \[2, 1, 8, 8\]"):
+    with pytest.raises(tfmq_fx.CalibrationError, match=r"captured with \[2, 1, 8, 8\]"):
         tfmq_fx.reconstruct(graph, [batch(3)], config, progress=False)

@@ -116,7 +116,7 @@ def test_a_compiled_model_is_the_model(wrap):
     with torch.no_grad():
         assert torch.equal(program(x, t), small_denoiser()(x, t))
     assert set(program.state_dict()) == set(small_denoiser().state_dict())
-    assert program.meta["tfmq_fx.interface"]["model_class"] == "SmallDenoiser"
+    assert program.meta["tfmq_fx.interface"].model_class == "SmallDenoiser"
     assert [str(node.target) for node in program.graph.nodes if node.op == "placeholder"] == ["sample", "timestep"]
     assert dict(model.named_modules()) == children
     assert (model._compiled_call_impl is not None) == (wrap is in_place)

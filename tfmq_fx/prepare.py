@@ -14,7 +14,7 @@ from tfmq_fx.finite_inputs import FiniteInputs, finite_values
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.given import CAPTURED, check_config, describe, stage_of
 from tfmq_fx.notes import restore_notes
-from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block
+from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block, several_timesteps
 from tfmq_fx.quantizer import TFMQQuantizer
 from tfmq_fx.roles import sample_inputs
 
@@ -52,6 +52,12 @@ def prepare(
         msg = f"prepare needs a captured graph, it was given {describe(program)}"
         raise CaptureError(msg)
     config = check_config(config)
+    if config.temporal != "float" and (axes := several_timesteps(program, timestep)):
+        msg = (
+            f"{timestep!r} was captured with {axes} axes, such as one timestep per token or frame, and a table has one row "
+            "per item: capture it with one per item, or quantize without a table, with temporal='float'"
+        )
+        raise CaptureError(msg)
     finite_values(program, finite)
     block = find_temporal_block(program, timestep, finite=tuple(finite))
     samples = {str(node.target) for node in sample_inputs(program.graph, timestep)}

@@ -52,6 +52,7 @@ from tfmq_fx.passes.analysis import (
     data_dependence,
     find_temporal_block,
     row_columns,
+    several_timesteps,
 )
 from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP
 from tfmq_fx.passes.index_timesteps import distinct_timesteps
@@ -278,7 +279,9 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
             "config": self.config.to_dict(),
             "timestep": self.timestep,
             "timesteps": self.timesteps.tolist()
-            if self.timesteps is not None and (block or conditions or grouped)
+            if self.timesteps is not None
+            and (block or conditions or grouped)
+            and not several_timesteps(model, self.timestep)
             else None,
             "finite": {name: values.tolist() for name, values in finite.items()} if block else {},
             "conditions": list(conditions),

@@ -5,6 +5,7 @@ from .dependence import data_arguments, data_dependence
 from .layer_names import layer_name, weight_source
 from .mask_inputs import mask_inputs
 from .reconstruction_units import ReconstructionUnit, find_units
+from .several_timesteps import several_timesteps
 from .table_row import find_row, row_columns, row_lookups, row_values
 from .temporal_block import EmbeddingLayer, TemporalBlock, find_temporal_block
 from .temporal_evaluation import NodeHook, evaluate_temporal_nodes
@@ -29,5 +30,6 @@ __all__ = [
     "row_columns",
     "row_lookups",
     "row_values",
+    "several_timesteps",
     "weight_source",
 ]

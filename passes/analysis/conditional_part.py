@@ -109,8 +109,6 @@ def conditioning_inputs(
         An input without the batch as its first axis is none: there is no value of it for an item.
     """
     placeholders = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
-    if timestep in placeholders and getattr(node_value(placeholders[timestep]), "ndim", 0) > 1:
-        return ()  # several timesteps an item have no row in a table
     batches = [_leading(node_value(placeholders[name])) for name in samples if name in placeholders]
     candidates = [
         name

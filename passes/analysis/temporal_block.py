@@ -214,12 +214,6 @@ def find_temporal_block(
     if missing:
         return empty(f"the model has no input named {missing[0]!r}; its inputs are {', '.join(inputs) or 'none'}")
 
-    value = next(node_value(n) for n in graph_module.graph.nodes if n.op == "placeholder" and n.target == timestep)
-    if isinstance(value, Tensor) and value.ndim > 1:
-        return empty(
-            f"{timestep!r} was captured with {value.ndim} axes, such as one timestep per token or frame, and a table "
-            "has one row per item; capture it with one per item"
-        )
     dependence = data_dependence(graph_module)
     members = {
         node

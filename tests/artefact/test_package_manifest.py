@@ -15,21 +15,29 @@ from tests.artefact.watch import watched
 from tfmq_fx import ArtefactError, load_denoiser
 from tfmq_fx.artefact.machine import Machine
 from tfmq_fx.artefact.package_manifest import PackageManifest
+from tfmq_fx.frontend import BatchSize, ConstantInput, Interface, Parameter, TensorInput
+from tfmq_fx.frontend.interface_json import interface_to_json
 from tfmq_fx.lowering import aot
 from tfmq_fx.lowering.aot import ABOUT, describe_package
-from tfmq_fx.lowering.denoiser import Signature
 from tfmq_fx.lowering.report import LoweringReport, ReportEntry
 from tfmq_fx.lowering.stages import Layout, Stage
 
 
 def description():
-    signature = Signature(
-        ["sample", "timestep"], [([None, 1, 4, 4], torch.float32), ([None], torch.int64), None],
-        pytree.tree_structure(((0, 0), {"x": None})), "timestep", 64,
-    )  # fmt: skip
+    inputs = (
+        TensorInput("sample", (BatchSize(), 1, 4, 4), torch.float32),
+        TensorInput("timestep", (BatchSize(),), torch.int64),
+        ConstantInput("x", None),
+    )
+    spec = pytree.tree_structure(((0, 0), {"x": None}))
+    parameters = (Parameter("sample"), Parameter("timestep"), Parameter("x", required=False, plain=True))
+    interface = Interface(
+        ("sample", "timestep", "x"), spec, inputs, parameters, (0, None), "UNet", {"sample_size": 4}, 64, "export"
+    )
     stages = (Stage(("timestep",), ("emb",), True, "timestep"), Stage(("sample", "emb"), ("out",), False))
     return {
-        "signature": signature.to_dict(),
+        "interface": interface_to_json(interface),
+        "timestep": "timestep",
         "result": pytree.treespec_dumps(pytree.tree_structure({"sample": 0})),
         "stages": Layout(("sample", "timestep"), stages, ("out", None)).to_dict(),
         "report": LoweringReport("aot", (ReportEntry("conv", "conv2d", "integer", eligible=True),)).to_dict(),
@@ -37,7 +45,6 @@ def description():
         "finite": {"guidance": [3.5]},
         "groups": [0, 1],
         "unknown_timestep": "error",
-        "config": {"sample_size": 4},
     }
 
 
@@ -102,7 +109,7 @@ def test_every_field(package, loaded):
 @pytest.mark.parametrize("where", ["result", "spec"])
 def test_structures(package, loaded, kind, where):
     def change(values):
-        (values if where == "result" else values["signature"])[where] = SPECS[kind]
+        (values if where == "result" else values["interface"])[where] = SPECS[kind]
         return values
 
     rewrite(package, change)

@@ -113,6 +113,10 @@ def test_composed(case, route, order):
     theirs, strict = ROUTES[route]
     names = ("ours", theirs) if order == "first" else (theirs, "ours")
     result, alone = outcome(case, names, strict), outcome(case, (theirs,), strict)
+    if case == "ControlFlow":
+        # With ours in it the sentence comes first: layers inside torch.map would stay float unseen.
+        assert isinstance(alone, str) and "layers inside torch.map" in result
+        return
     if isinstance(result, str) and result == alone:
         pytest.xfail(f"{theirs} alone ends the same way: {alone}")
     if isinstance(result, str) and result == outcome(case, ("other", theirs), strict):

@@ -189,7 +189,7 @@ def test_drawn_calls(seed):
     register_native_kernels()
     module = Calls(seed).eval()
     program = tfmq_fx.capture(module, (module.inputs(2),))
-    run, _ = compile_inductor(program, (module.inputs(2),), {})
+    run, _ = compile_inductor(program)
     for count in COUNTS:
         inputs = module.inputs(count)
         with torch.no_grad():
@@ -223,6 +223,6 @@ def test_what_the_kernels_do_not_cover_is_right_elsewhere():
     assert targets.count(OPERATORS.integer_conv.default) == 2 and targets.count(aten.conv2d.default) == 3
     assert targets.count(aten.linear.default) == 2 and targets.count(OPERATORS.integer_attention.default) == 1
     with torch.no_grad():
-        given, wanted = compile_inductor(lowered, inputs, {})[0](*inputs), graph_module(*inputs)
+        given, wanted = compile_inductor(lowered)[0](*inputs), graph_module(*inputs)
     for one, other in zip(given, wanted, strict=True):
         assert float((one - other).norm() / other.norm()) < 0.02

@@ -48,7 +48,7 @@ def test_generated_graphs_run_and_know_their_values(generated):
 def test_generated_graphs_are_of_every_kind():
     seen = Counter()
 
-    @settings(max_examples=100, phases=[Phase.generate], database=None, derandomize=True)
+    @settings(max_examples=200, phases=[Phase.generate], database=None, derandomize=True)
     @given(aten_graphs())
     def look(generated):
         nodes = list(generated.graph_module.graph.nodes)

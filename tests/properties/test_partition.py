@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import event, given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from tfmq_fx.passes import JoinUnits, PartitionUnits
 from tfmq_fx.passes.analysis import find_units
@@ -80,6 +80,7 @@ def without_modules(graph_module):
 def test_random_graphs():
     seen = []
 
+    @settings(max_examples=max(60, settings.default.max_examples))
     @given(aten_graphs(favour=("linear", "conv", "binary")), OPTIONS, st.booleans())
     def check(generated, options, bare):
         graph_module = without_modules(generated.graph_module) if bare else generated.graph_module

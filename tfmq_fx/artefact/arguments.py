@@ -131,6 +131,9 @@ def _integer(value: Any, what: str) -> int:
 
 
 def _number(value: Any, what: str) -> float:
+    # JSON has no infinity: torch writes it as a text.
+    if isinstance(value, str) and value in ("Infinity", "-Infinity"):
+        return float(value)
     return float(checked(value, (float, int), what))
 
 

@@ -56,7 +56,7 @@ REDUCTIONS = """
     std.correction var.dim var.correction var_mean.dim var_mean.correction norm.Scalar norm.ScalarOpt_dim
     linalg_vector_norm linalg_norm logsumexp
     all all.dim any any.dim argmax argmin cumsum cumprod softmax.int _softmax log_softmax.int _log_softmax
-    _safe_softmax topk sort
+    _safe_softmax topk sort _weight_norm
     avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d
     max_pool1d max_pool2d max_pool3d max_pool2d_with_indices
 """
