@@ -54,8 +54,8 @@ def prepare(
     config = check_config(config)
     if config.temporal != "float" and (axes := several_timesteps(program, timestep)):
         msg = (
-            f"{timestep!r} was captured with {axes} axes, such as one timestep per token or frame, and a table has one row "
-            "per item: capture it with one per item, or quantize without a table, with temporal='float'"
+            f"{timestep!r} was captured with {axes} axes, such as one timestep per token or frame, and a table has one "
+            "row per item: capture it with one per item, or quantize without a table, with temporal='float'"
         )
         raise CaptureError(msg)
     finite_values(program, finite)
