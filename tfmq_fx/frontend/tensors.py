@@ -19,7 +19,9 @@ def contiguous(value: Tensor) -> Tensor:
     ``Tensor.contiguous`` returns a tensor as it is where an axis of size 1 has any stride; views as bytes and compiled
     code take those of the shape alone.
     """
-    plain = value.detach().resolve_conj().resolve_neg().contiguous()
+    plain = value.detach().contiguous()
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
     strides = _strides(plain.shape)
     return plain if plain.stride() == strides else plain.as_strided(plain.shape, strides)
 

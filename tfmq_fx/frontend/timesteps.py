@@ -27,11 +27,11 @@ def bind_timestep(expected: TensorInput, value: Any, batch: int | None) -> Tenso
             than the batch, or several where one was captured.
     """
     tensor = _as_tensor(expected, value)
-    if not bool(torch.isfinite(tensor).all()):
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         msg = f"argument {expected.name!r} holds NaN or infinite values; fix where it comes from"
         raise InputError(msg)
-    fractional = tensor.is_floating_point() and not torch.equal(tensor, tensor.round())
-    if fractional and not expected.dtype.is_floating_point:
+    floats = tensor.is_floating_point() and not expected.dtype.is_floating_point
+    if floats and not torch.equal(tensor, tensor.round()):
         first = tensor[tensor != tensor.round()].flatten()[0].item() if tensor.ndim else tensor.item()
         msg = (
             f"timestep {first:g} is fractional, but the program was captured with {expected.dtype} timesteps; "

@@ -18,12 +18,14 @@ from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.report import LoweringReport
 from tfmq_fx.passes.timestep_row import check_timesteps
-from tfmq_fx.passes.timestep_values import ValueSearch
+from tfmq_fx.passes.timestep_values import ValueSearch, as_captured
 
 __all__ = ["Denoiser"]
 
 #: diffusers' own switch between its output class and a tuple; it shapes no computation.
 RETURN_DICT = "return_dict"
+#: Calls whose timesteps are remembered: a sampler has some dozens of steps.
+MOST_FOUND = 1024
 
 
 class Denoiser(nn.Module):
@@ -57,6 +59,8 @@ class Denoiser(nn.Module):
         self._finite = {name: (interface.find(name), values) for name, values in (finite or {}).items()}
         self._timesteps = timesteps
         self._search = None if timesteps is None else ValueSearch(timesteps)
+        #: The timesteps that were looked up so far, as the program takes them.
+        self._found: dict[Any, Tensor] = {}
         self._groups = groups
         self._unknown = unknown
         self.report = report
@@ -103,11 +107,8 @@ class Denoiser(nn.Module):
         call = bind_named(self._interface, given, self._timestep)
         for name, (index, allowed) in self._finite.items():
             check_timesteps(call.leaves[index], allowed, name)  # type: ignore[index]
-        limit = self._interface.max_batch
-        pieces = self._one_group_each(call)
-        if limit is not None:
-            pieces = [part for piece in pieces for part in torch.split(piece, limit)]
-        if len(pieces) == 1:
+        pieces = self._pieces(call)
+        if len(pieces) < 2:
             output = self._call(call)
         else:
             output = self._join([self._call(call.take(piece)) for piece in pieces], torch.cat(pieces))
@@ -139,12 +140,28 @@ class Denoiser(nn.Module):
         plain = isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype is not torch.bool
         if self._search is None or not isinstance(expected, TensorInput) or not plain:
             return timestep
-        # The table's own value: what follows, compiled or not, finds exactly that row.
-        return self._search.values[self._search.rows(value, self._unknown, captured=expected.dtype)]
+        # The table's own value: what follows, compiled or not, finds exactly that row. A step asks for the same again.
+        key = value.dtype, tuple(value.shape), tuple(value.reshape(-1).tolist())
+        found = self._found.get(key)
+        if found is None:
+            if len(self._found) >= MOST_FOUND:
+                self._found.clear()
+            rows = self._search.rows(value, self._unknown, captured=expected.dtype)
+            found = as_captured(self._search.values[rows], expected.dtype, self._timestep)
+            self._found[key] = found
+        return found.clone()
 
     def _call(self, call: Call) -> Any:
         args, kwargs = call.arguments()
         return self._compiled[0](*args, **kwargs)
+
+    def _pieces(self, call: Call) -> list[Tensor]:
+        """The items of each call of the program that a batch takes; none where it takes one."""
+        limit = self._interface.max_batch
+        if self._groups is None and (limit is None or (call.batch or 1) <= limit):
+            return []
+        pieces = self._one_group_each(call)
+        return pieces if limit is None else [part for piece in pieces for part in torch.split(piece, limit)]
 
     def _one_group_each(self, call: Call) -> list[Tensor]:
         """The items of a batch, those of each timestep group together; all in one piece when groups may mix."""
