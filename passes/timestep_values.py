@@ -36,8 +36,12 @@ def distinct_timesteps(values: Any) -> Tensor:
     Raises:
         ConfigError: One is NaN or infinite, or so small or large that float32 does not hold it in full.
     """
-    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
-    flat = [float(value) for value in tensor.reshape(-1).tolist()]
+    try:
+        tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
+        flat = [float(value) for value in tensor.reshape(-1).tolist()]
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        msg = f"timesteps must be real numbers that are there, such as scheduler.timesteps: {_first_line(error)}"
+        raise ConfigError(msg) from error
     found = torch.tensor(list(dict.fromkeys(flat)), dtype=torch.float64)
     # Engines flush what is smaller to zero. Negated, because NaN compares false with everything.
     refused = ~((found == 0) | (found.abs() >= torch.finfo(torch.float32).tiny) & (found.abs() <= LARGEST))
@@ -46,6 +50,10 @@ def distinct_timesteps(values: Any) -> Tensor:
         msg = f"{first:g} cannot stand in a table of timesteps: pass finite numbers of float32's range, or 0"
         raise ConfigError(msg)
     return found
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def is_low(dtype: torch.dtype) -> bool:

@@ -51,7 +51,7 @@ def accept_timesteps(graph_module: fx.GraphModule, timesteps: Tensor, timestep: 
     if bool(blurred.any()):
         msg = (
             f"timestep {float(values[blurred][0]):.9g} cannot be told from its neighbours in {_name(dtype)}, which the "
-            "model was captured with: capture it with a float32 timestep"
+            "model was captured with: capture it with a float32 timestep, or leave one of them out"
         )
         raise ConfigError(msg)
 

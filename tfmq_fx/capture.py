@@ -17,7 +17,7 @@ from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.frontend.unwrapping import unwrap
 from tfmq_fx.frontend.weights import check_weights, detach_from_inference
-from tfmq_fx.given import held_model
+from tfmq_fx.given import CAPTURED, describe, held_model, stage_of
 from tfmq_fx.notes import keep_notes
 
 __all__ = ["capture"]
@@ -62,6 +62,9 @@ def capture(
         msg = "batched= and dynamic_shapes= say the same thing in two ways; pass one of them"
         raise CaptureError(msg)
     model = unwrap(model)
+    if isinstance(model, fx.GraphModule) and stage_of(model) != CAPTURED:
+        msg = f"capture needs a float model, it was given {describe(model)}"
+        raise CaptureError(msg)
     if isinstance(model, ExportedProgram):
         program = model
     elif isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):

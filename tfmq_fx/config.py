@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -100,8 +100,11 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        entries = (self.keep_float,) if isinstance(self.keep_float, str) else tuple(self.keep_float)
-        object.__setattr__(self, "keep_float", entries)
+        entries = (self.keep_float,) if isinstance(self.keep_float, str) else self.keep_float
+        if not isinstance(entries, Collection) or not all(isinstance(entry, str) for entry in entries):
+            msg = f"keep_float={self.keep_float!r} must be a tuple of roles and name patterns, such as ('input',)"
+            raise ConfigError(msg)
+        object.__setattr__(self, "keep_float", tuple(entries))
         _check_bits("weight_bits", self.weight_bits)
         _check_bits("activation_bits", self.activation_bits)
         check_choice("temporal", self.temporal, get_args(Temporal))
@@ -122,7 +125,13 @@ class QuantizationConfig:
                 "an asymmetric 8-bit weight does not fit the integer kernels"
             )
             raise ConfigError(msg)
+        if not isinstance(self.overrides, Mapping):
+            msg = f"overrides={self.overrides!r} must be fields by pattern, such as {{'mid.*': {{'weight_bits': 8}}}}"
+            raise ConfigError(msg)
         for pattern, values in self.overrides.items():
+            if not isinstance(pattern, str) or not isinstance(values, Mapping):
+                msg = f"overrides has {pattern!r}: {values!r} instead of 'mid.*': {{'weight_bits': 8}} or the like"
+                raise ConfigError(msg)
             for name in values:
                 check_choice(f"override of {pattern!r}: field", name, OVERRIDABLE)
             dataclasses.replace(self, overrides={}, **values)

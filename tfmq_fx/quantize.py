@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor, fx, nn
@@ -14,6 +14,7 @@ from tfmq_fx.config import QuantizationConfig
 from tfmq_fx.convert import convert
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.finite_inputs import FiniteInputs
+from tfmq_fx.frontend.batches import batch_arguments
 from tfmq_fx.frontend.exporting import Batched
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.prepare import prepare
@@ -62,12 +63,8 @@ def quantize(
     if not batches:
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
         raise CalibrationError(msg)
-    first = batches[0]
-    if isinstance(first, Tensor):
-        first = (first,)
-    named = first if not isinstance(first, Sequence) else None
-    args = () if named is not None else tuple(first)
-    program = capture(model, args, example_kwargs=named, batched=batched, timestep=timestep)
+    args, kwargs = batch_arguments(batches[0])
+    program = capture(model, args, example_kwargs=kwargs, batched=batched, timestep=timestep)
     chosen = config or QuantizationConfig()
     prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep, finite=finite)
     calibrate(prepared, batches, progress=progress)

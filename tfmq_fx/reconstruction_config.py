@@ -95,10 +95,11 @@ class ReconstructionConfig:
         if self.learning_rate is not None:
             check_number("learning_rate", self.learning_rate, 1e-8, 1.0)
         check_number("round_weight", self.round_weight, 0.0, 1e6)
-        object.__setattr__(self, "beta", tuple(self.beta))
-        if len(self.beta) != 2 or not self.beta[0] >= self.beta[1] >= 1:
+        pair = isinstance(self.beta, (tuple, list)) and len(self.beta) == 2
+        if not pair or not all(type(b) in (int, float) for b in self.beta) or not self.beta[0] >= self.beta[1] >= 1:
             msg = f"beta={self.beta!r} must be a pair (start, end) with start >= end >= 1"
             raise ConfigError(msg)
+        object.__setattr__(self, "beta", tuple(self.beta))
         check_number("warmup", self.warmup, 0.0, 1.0)
         check_number("quantized_inputs", self.quantized_inputs, 0.0, 1.0)
         check_number("drop_activations", self.drop_activations, 0.0, 1.0)
@@ -107,6 +108,7 @@ class ReconstructionConfig:
         check_choice("temporal_precision", self.temporal_precision, get_args(Precision))
         check_number("held_back", self.held_back, 0.0, 0.9)
         check_whole("seed", self.seed, 0)
+        check_number("seed", self.seed, 0, 2**32)  # units have seeds of their own, far apart
         if self.granularity == "none" and self.temporal == "blocks":
             msg = (
                 "temporal='blocks' trains embedding layers inside their blocks, but granularity='none' trains no block"

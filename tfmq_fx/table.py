@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -79,7 +79,7 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
     new = copy.deepcopy(program)
     known = program.timesteps
     search = ValueSearch(known)
-    wanted = distinct_timesteps(timesteps if isinstance(timesteps, Tensor) else list(timesteps))
+    wanted = distinct_timesteps(list(timesteps) if isinstance(timesteps, Iterator) else timesteps)
     _, there = search.find(wanted)
     added = wanted[~there]
     new.timesteps = torch.cat([known, added])

@@ -25,6 +25,7 @@ from tfmq_fx.artefact.layout import FILES, GRAPH, MANIFEST, PREVIOUS, TENSORS, i
 from tfmq_fx.artefact.locks import held, hold
 from tfmq_fx.artefact.manifest import Manifest
 from tfmq_fx.errors import ArtefactError
+from tfmq_fx.paths import path_of
 
 __all__ = ["check_target", "filled_folder"]
 
@@ -40,7 +41,7 @@ def check_target(path: str | Path) -> None:
     Raises:
         ArtefactError: The path holds something else, or cannot be written.
     """
-    target = Path(path)
+    target = path_of(path, "an artefact")
     try:
         _refuse_foreign(target)
         place, prefix = _place(target)

@@ -19,6 +19,7 @@ from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.interface_json import model_from_json
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import row_lookups, row_values
+from tfmq_fx.paths import path_of
 from tfmq_fx.program import QuantizedProgram
 
 __all__ = ["load"]
@@ -43,7 +44,7 @@ def load(path: str | Path) -> QuantizedProgram:
         ArtefactError: The artefact is missing, foreign, truncated or changed; the message says which
             file or field differs.
     """
-    folder = Path(path)
+    folder = path_of(path, "an artefact")
     for _ in range(ATTEMPTS - 1):
         text = _read_manifest(folder)
         try:

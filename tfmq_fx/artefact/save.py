@@ -25,6 +25,7 @@ from tfmq_fx.given import describe
 from tfmq_fx.lowering.aot import export_graph
 from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.passes.predicates import module_path
+from tfmq_fx.paths import path_of
 from tfmq_fx.program import QuantizedProgram
 
 __all__ = ["save"]
@@ -51,7 +52,7 @@ def save(program: QuantizedProgram, path: str | Path) -> Path:
     if not isinstance(program, QuantizedProgram):
         msg = f"save needs a quantized program, it was given {describe(program)}"
         raise ArtefactError(msg)
-    target = Path(path)
+    target = path_of(path, "an artefact")
     try:
         with filled_folder(target) as folder:
             _write(program, folder)

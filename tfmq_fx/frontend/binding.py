@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from tfmq_fx.errors import InputError
 from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput, dict_keys
-from tfmq_fx.frontend.tensors import check_finite, contiguous, described
+from tfmq_fx.frontend.tensors import check_finite, check_memory, contiguous, described
 from tfmq_fx.frontend.timesteps import bind_timestep
 
 __all__ = ["Call", "bind", "named_arguments"]
@@ -238,6 +238,7 @@ def _tensor(expected: TensorInput, value: Any, batch: int | None) -> Tensor:
             f"{expected.device}; convert it before the call"
         )
         raise InputError(msg)
+    check_memory(value, expected.name)
     check_finite(value, expected.name, mask=expected.mask)
     return contiguous(value)
 

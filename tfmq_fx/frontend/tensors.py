@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tfmq_fx.errors import InputError
 
-__all__ = ["check_finite", "contiguous", "described"]
+__all__ = ["check_finite", "check_memory", "contiguous", "described"]
 
 
 def contiguous(value: Tensor) -> Tensor:
@@ -32,6 +32,19 @@ def _strides(shape: torch.Size) -> tuple[int, ...]:
         strides.append(step)
         step *= max(1, size)
     return tuple(reversed(strides))
+
+
+def check_memory(value: Tensor, name: str) -> None:
+    """Raise where a tensor only stands for another one, as inside ``torch.func`` transforms and while tracing.
+
+    Raises:
+        InputError: It has no memory that compiled code could read.
+    """
+    try:
+        value.data_ptr()
+    except RuntimeError as error:
+        msg = f"argument {name!r} has no values of its own (a torch.func transform, or tracing): call outside of it"
+        raise InputError(msg) from error
 
 
 def check_finite(value: Tensor, name: str, *, mask: bool = False) -> None:

@@ -52,6 +52,7 @@ from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS
 from tfmq_fx.passes.nodes import read_attribute
 from tfmq_fx.passes.predicates import is_call, is_weighted
 from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
+from tfmq_fx.paths import path_of
 from tfmq_fx.program import QuantizedProgram
 from tfmq_fx.roles import sample_inputs
 from tfmq_fx.unknown_timesteps import check_unknown_timestep, with_unknown_timestep
@@ -118,7 +119,7 @@ def lower(
         msg = f"lower needs a quantized program, it was given {describe(program)}"
         raise LoweringError(msg)
     if backend == "aot":
-        check_package_path(Path(str(path)))
+        check_package_path(path_of(path, "a package"))
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
     program = with_unknown_timestep(program, unknown_timestep)
@@ -209,7 +210,7 @@ def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None 
         ConfigError: ``unknown_timestep`` is not supported.
     """
     check_unknown_timestep(unknown_timestep)
-    models, about = load_package(Path(path))
+    models, about = load_package(path_of(path, "a package"))
     return Denoiser(
         _run_of(models, about),
         interface_from_json(about["interface"], load_tree_spec),
