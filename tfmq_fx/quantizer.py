@@ -368,15 +368,15 @@ def _warn_of_ungrouped(model: fx.GraphModule, what: str) -> None:
 
 
 def _timestep_values(timesteps: Tensor | Iterable[float]) -> Tensor:
+    if isinstance(timesteps, Tensor) and (timesteps.is_meta or timesteps.is_complex()):
+        msg = f"timesteps must be real numbers that are there, not {timesteps.dtype} on {timesteps.device}"
+        raise ConfigError(msg)
     try:
         given = timesteps if isinstance(timesteps, Tensor) else [float(t) for t in timesteps]
         values = torch.as_tensor(given, dtype=torch.float64)
     except (TypeError, ValueError, OverflowError) as error:
         msg = f"timesteps must be numbers, such as scheduler.timesteps: {error}"
         raise ConfigError(msg) from error
-    if values.is_meta or (isinstance(timesteps, Tensor) and timesteps.is_complex()):
-        msg = f"timesteps must be real numbers that are there, not {timesteps.dtype} on {values.device}"  # type: ignore[union-attr]
-        raise ConfigError(msg)
     if values.numel() == 0 or not bool(torch.isfinite(values).all()):
         msg = (
             "timesteps must hold at least one value and only finite ones; pass scheduler.timesteps after set_timesteps"

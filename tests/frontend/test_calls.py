@@ -123,6 +123,8 @@ BAD = {
     "a wrong number of timesteps": (lambda g: {"timestep": TIMESTEPS[:3]}, "'timestep' is"),
     "a timestep that is not a number": (lambda g: {"timestep": torch.tensor(torch.nan)}, "NaN|nan"),
     "a word for a timestep": (lambda g: {"timestep": "100"}, "'timestep' is"),
+    "a complex timestep": (lambda g: {"timestep": g["timestep"].to(torch.complex64)}, "'timestep' is .* complex64"),
+    "a sparse timestep": (lambda g: {"timestep": g["timestep"].to_sparse()}, "'timestep' is .* sparse"),
     "True for a timestep": (lambda g: {"timestep": True}, "'timestep' is True"),
 }  # fmt: skip
 

@@ -137,9 +137,8 @@ class Denoiser(nn.Module):
         value = timestep
         if isinstance(timestep, (int, float)) and not isinstance(timestep, bool):
             value = torch.tensor(timestep, dtype=torch.float64)
-        plain = isinstance(value, Tensor) and value.device.type == "cpu" and value.dtype is not torch.bool
-        if self._search is None or not isinstance(expected, TensorInput) or not plain:
-            return timestep
+        if self._search is None or not isinstance(expected, TensorInput) or not _is_plain(value):
+            return timestep  # binding says what is wrong with it
         # The table's own value: what follows, compiled or not, finds exactly that row. A step asks for the same again.
         key = value.dtype, tuple(value.shape), tuple(value.reshape(-1).tolist())
         found = self._found.get(key)
@@ -226,3 +225,10 @@ class Denoiser(nn.Module):
             "(backend='aot'), and load that in the other process"
         )
         raise ArtefactError(msg)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of real numbers in memory of this process."""
+    if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout is not torch.strided:
+        return False
+    return value.dtype is not torch.bool and not value.is_complex()
