@@ -291,6 +291,7 @@ def test_sample_refuses_bad_input(artefact, tmp_path):
     refused(tfmq("sample", "--artefact", tmp_path, *REFERENCE), "is not an artefact")
     refused(tfmq("sample", "--artefact", artefact, "--out", out, "--steps", 3, *REFERENCE), "not in the table")
     refused(tfmq("sample", "--artefact", artefact, "--out", out, "--steps", 2000, *REFERENCE), "use 1 to 1000")
+    refused(tfmq("sample", "--artefact", artefact, "--out", tmp_path / "samples.xyz", *REFERENCE), ".png")
     (tmp_path / "file").touch()
     inside = tmp_path / "file" / "samples.png"
     refused(tfmq("sample", "--artefact", artefact, "--out", inside, "--samples", 1, *REFERENCE), str(tmp_path / "file"))

@@ -87,3 +87,12 @@ def test_tensors_without_memory_are_refused():
     with pytest.raises(tfmq_fx.InputError, match=r"'sample' has no values of its own"):
         torch.func.grad(lambda sample: denoiser(sample, t).sum())(x)
     assert denoiser(x, t).shape == x.shape
+
+
+@pytest.mark.parametrize("field", ["keep_float", "overrides"])
+def test_a_pattern_that_matches_no_layer_is_said(field):
+    values = {"keep_float": ("output", "nothing.*"), "overrides": {"nothing.*": {"weight_bits": 4}}}
+    config = QuantizationConfig(**{field: values[field]})
+    captured = tfmq_fx.capture(small_denoiser(), batch())
+    with pytest.warns(UserWarning, match=rf"{field} has 'nothing\.\*', which matches no layer"):
+        tfmq_fx.prepare(captured, config, timesteps=TIMESTEPS)

@@ -46,6 +46,7 @@ __all__ = [
     "exported_from_schema",
     "exported_to_json",
     "has_calling_convention",
+    "has_memory",
     "is_prepared",
     "load_pt2",
     "no_special_batch_sizes",
@@ -100,6 +101,17 @@ def output_structure(graph: fx.Graph) -> Any:
     """The structure that a graph gives its results; a graph without one of its own returns them as they stand."""
     info = getattr(graph._codegen, "pytree_info", None)
     return pytree.tree_structure(graph.output_node().args[0]) if info is None else info.out_spec
+
+
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a tensor's values lie where its pointer says; not where it only stands for another tensor."""
+    if torch._is_functional_tensor(tensor):  # it has a pointer, to nothing
+        return False
+    try:
+        tensor.data_ptr()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

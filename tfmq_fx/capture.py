@@ -14,6 +14,7 @@ from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.frontend.exporting import BatchChoice, Batched, export, max_batch
 from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
+from tfmq_fx.frontend.state import check_state
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.frontend.unwrapping import unwrap
 from tfmq_fx.frontend.weights import check_weights, detach_from_inference
@@ -82,6 +83,7 @@ def capture(
     check_weights(graph_module)
     detach_from_inference(graph_module)
     canonicalize(graph_module)
+    check_state(graph_module)
     interface = Interface.of(graph_module)
     route, limit = _route(model, program), max_batch(program)
     graph_module.meta[INTERFACE_KEY] = interface.of_model(model, route=route, max_batch=limit)

@@ -19,6 +19,7 @@ from tfmq_fx.trajectories.prediction import predicted
 
 __all__ = [
     "Latency",
+    "check_image_path",
     "ddim_scheduler",
     "float_bytes",
     "image_grid",
@@ -106,6 +107,17 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     difference = a.double().clamp(-1, 1) - b.double().clamp(-1, 1)
     error = difference.square().flatten(1).mean(dim=1)
     return 10 * torch.log10(PEAK**2 / error)
+
+
+def check_image_path(path: Path) -> None:
+    """Raise unless an image can be written under that name; long work is in vain otherwise.
+
+    Raises:
+        ConfigError: Its ending names no image format.
+    """
+    if path.suffix.lower() not in Image.registered_extensions():
+        msg = f"{path} does not say which kind of image to write: let its name end in .png"
+        raise ConfigError(msg)
 
 
 def image_grid(panels: Sequence[tuple[str, Tensor]], *, columns: int | None = None) -> Image.Image:

@@ -292,13 +292,14 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         return model
 
     def _warn_of_unmatched(self, model: fx.GraphModule) -> None:
-        """Say which entries of ``keep_float`` are the names of no layer: a typing error quantizes silently."""
+        """Say which patterns are the names of no layer: a typing error would change nothing without a word."""
         names = [fqn(node) for node in model.graph.nodes if is_weighted(node) or is_matmul(node)]
-        patterns = [entry for entry in self.config.keep_float if entry not in ROLES]
-        alone = [p for p in patterns if not any(fnmatch.fnmatchcase(name, p) for name in names)]
-        if alone:
-            shown = ", ".join(map(repr, alone))
-            warnings.warn(f"keep_float has {shown}, which matches no layer of this model", stacklevel=3)
+        kept = [entry for entry in self.config.keep_float if entry not in ROLES]
+        for field, patterns in (("keep_float", kept), ("overrides", list(self.config.overrides))):
+            alone = [p for p in patterns if not any(fnmatch.fnmatchcase(name, p) for name in names)]
+            if alone:
+                shown = ", ".join(map(repr, alone))
+                warnings.warn(f"{field} has {shown}, which matches no layer of this model", stacklevel=3)
 
     def _float_reason(self, node: fx.Node, block: TemporalBlock, roles: frozenset[str]) -> str:
         """Why ``node`` stays float, or ``""``."""

@@ -463,3 +463,14 @@ def test_every_part_of_the_graph_is_needed(artefact):
     assert set(read_graph(artefact)) == {"schema_version", "range_constraints", "graph_module"}
     digest = hashlib.sha256((artefact / GRAPH).read_bytes()).hexdigest()
     assert read_manifest(artefact)["files"][GRAPH]["sha256"] == digest
+
+
+@pytest.mark.parametrize("field", ["model_class", "config", "parameters", "max_batch", "route"])
+def test_every_field_of_the_interface_is_needed(artefact, field):
+    change_manifest(artefact, lambda m: m["interface"].pop(field))
+    assert field in refused(artefact)
+
+
+def test_a_table_whose_timesteps_are_left_out(artefact):
+    change_manifest(artefact, lambda m: m.update(timesteps=None))
+    assert "has a table of timesteps and the manifest has none" in refused(artefact)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -240,3 +241,27 @@ def test_a_compiled_or_exported_caller_gets_the_same(denoisers):
     denoiser, (given) = denoisers["reference"], arguments(2)
     compiled = torch.compile(denoiser, backend="eager")
     assert torch.equal(compiled(**given), denoiser(**given))
+
+
+@EVERYWHERE
+def test_two_threads_get_their_own_results(denoisers, name):
+    """A lost lock does not show in every run; it did in half of the calls."""
+    calls = [arguments(2, seed) for seed in (1, 2)]
+    wanted = [denoisers[name](**given).clone() for given in calls]
+
+    def results(index):
+        return [relative(denoisers[name](**calls[index]), wanted[index]) for _ in range(15)]
+
+    with ThreadPoolExecutor(2) as pool:
+        assert max(map(max, pool.map(results, range(2)))) < 1e-3
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.functionalize, torch.vmap])
+def test_inside_a_transform_is_one_sentence(denoisers, name, transform):
+    """Compiled code would read what is not there, and gradients be zero."""
+    given = arguments(2)
+    sample = given.pop("sample")
+    with pytest.raises(InputError, match=r"'sample' has no values of its own|'sample' is") as caught:
+        transform(lambda value: denoisers[name](sample=value, **given).sum())(sample)
+    assert "\n" not in str(caught.value)

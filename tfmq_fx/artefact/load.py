@@ -159,10 +159,13 @@ def _interface(folder: Path, manifest: Manifest, graph_module: fx.GraphModule) -
 
 def _timesteps(folder: Path, manifest: Manifest, graph_module: fx.GraphModule) -> Tensor | None:
     """The timesteps of the manifest, which are those of the table where the graph has one."""
+    lookups = row_lookups(graph_module)
     if manifest.timesteps is None:
+        if lookups:
+            msg = f"{folder}: the graph has a table of timesteps and the manifest has none; save the program again"
+            raise ArtefactError(msg)
         return None
     timesteps = torch.tensor(manifest.timesteps, dtype=torch.float64)
-    lookups = row_lookups(graph_module)
     if lookups and not torch.equal(row_values(graph_module, lookups[0]), timesteps):
         msg = f"{folder}: the timesteps of the manifest differ from the table in the tensors; save the program again"
         raise ArtefactError(msg)

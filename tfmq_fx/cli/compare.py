@@ -61,10 +61,11 @@ def compare(
     import torch
 
     from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
-    from tfmq_fx.comparison import ddim_scheduler, float_bytes, image_grid, path_bytes, psnr
+    from tfmq_fx.comparison import check_image_path, ddim_scheduler, float_bytes, image_grid, path_bytes, psnr
     from tfmq_fx.models_bundle import load_model
     from tfmq_fx.trajectories.sample_shape import sample_shape
 
+    check_image_path(out)
     program, count = load_program(artefact, steps, unknown_timestep)
     stage("loading the float model")
     module, _ = load_model(model)

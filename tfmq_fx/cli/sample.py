@@ -36,9 +36,10 @@ def sample(
     import torch
 
     from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
-    from tfmq_fx.comparison import image_grid
+    from tfmq_fx.comparison import check_image_path, image_grid
     from tfmq_fx.trajectories.sample_shape import sample_shape
 
+    check_image_path(out)
     program, count = load_program(artefact, steps, unknown_timestep)
     shape = sample_shape(program.interface.config, program.interface.model_class)
     denoiser = lower_program(program, backend, artefact, package)

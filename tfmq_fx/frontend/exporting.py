@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from tfmq_fx.errors import CaptureError
+from tfmq_fx.frontend.batch_limit import check_batch_limit
 from tfmq_fx.frontend.interface import leaf_names
 from tfmq_fx.frontend.tensors import contiguous
 from tfmq_fx.frontend.unwrapping import uncompiled_parts
@@ -157,6 +158,15 @@ class _Example:
                 leaves[index] = torch.cat([leaves[index], leaves[index]], axis)
         return replace(self, leaves=leaves)
 
+    def with_batch_of(self, size: int, axes: Mapping[int, int]) -> _Example:
+        """The first item over and over, in no memory of its own."""
+        leaves = list(self.leaves)
+        for index, axis in axes.items():
+            shape = list(leaves[index].shape)
+            shape[axis] = size
+            leaves[index] = leaves[index].narrow(axis, 0, 1).expand(shape)
+        return replace(self, leaves=leaves)
+
     def number_choices(self, timestep: str) -> list[frozenset[int]]:
         """Which numbers become tensors, in the order to try: all; floats and the timestep; the timestep; none."""
         numbers = {i: leaf for i, leaf in enumerate(self.leaves) if type(leaf) in (int, float)}
@@ -269,6 +279,7 @@ def _export_dynamic(model: nn.Module, example: _Example, axes: Mapping[int, int]
                 "batched=, or pass dynamic_batch=False"
             )
             raise CaptureError(msg) from error
+    check_batch_limit(model, lambda size: example.with_batch_of(size, axes).arguments(), limit)
     return attempt(Dim("batch", min=1, max=limit))
 
 

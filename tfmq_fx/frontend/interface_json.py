@@ -47,20 +47,23 @@ def model_from_json(interface: Interface, values: Any) -> Interface:
     values = _mapping(values, "interface")
     if unknown := sorted(values.keys() - MODEL_FIELDS - CALL_FIELDS):
         _refuse("interface", unknown[0])
-    parameters = tuple(_parameter(item) for item in _list(values.get("parameters", []), "interface.parameters"))
+    if missing := sorted(MODEL_FIELDS - values.keys()):
+        msg = f"interface has no field {missing[0]!r}; the file was changed, save the program again"
+        raise ArtefactError(msg)
+    parameters = tuple(_parameter(item) for item in _list(values["parameters"], "interface.parameters"))
     if repeated := len(parameters) - len({parameter.name for parameter in parameters}):
         msg = f"interface.parameters names {repeated} parameters twice; save the program again"
         raise ArtefactError(msg)
-    limit = values.get("max_batch")
+    limit = values["max_batch"]
     if limit is not None and not (type(limit) is int and limit >= 1):
         _refuse("interface.max_batch", limit)
     return replace(
         interface,
-        model_class=_text(values.get("model_class", ""), "interface.model_class"),
-        config=_mapping(values.get("config", {}), "interface.config"),
+        model_class=_text(values["model_class"], "interface.model_class"),
+        config=_mapping(values["config"], "interface.config"),
         parameters=parameters,
         max_batch=limit,
-        route=_text(values.get("route", ""), "interface.route"),
+        route=_text(values["route"], "interface.route"),
     )
 
 

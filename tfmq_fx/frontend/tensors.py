@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfmq_fx._compat import has_memory
 from tfmq_fx.errors import InputError
 
 __all__ = ["check_finite", "check_memory", "contiguous", "described"]
@@ -40,11 +41,9 @@ def check_memory(value: Tensor, name: str) -> None:
     Raises:
         InputError: It has no memory that compiled code could read.
     """
-    try:
-        value.data_ptr()
-    except RuntimeError as error:
+    if not has_memory(value):
         msg = f"argument {name!r} has no values of its own (a torch.func transform, or tracing): call outside of it"
-        raise InputError(msg) from error
+        raise InputError(msg)
 
 
 def check_finite(value: Tensor, name: str, *, mask: bool = False) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import openvino as ov
 import torch
 from torch import Tensor
@@ -28,10 +30,13 @@ class OpenVINOSession:
         }
         self.compiled = ov.Core().compile_model(model, "CPU", settings)
         self._request = self.compiled.create_infer_request()
+        self._free = threading.Lock()
         self._results = range(len(self.compiled.outputs))
 
     def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
         """Run the model."""
         shared = [ov.Tensor(tensor.detach().contiguous().numpy(), shared_memory=True) for tensor in tensors]
-        self._request.infer(dict(enumerate(shared)))
-        return [torch.from_numpy(self._request.get_output_tensor(index).data.copy()) for index in self._results]
+        # One request has one set of results, and infer lets other threads run.
+        with self._free:
+            self._request.infer(dict(enumerate(shared)))
+            return [torch.from_numpy(self._request.get_output_tensor(index).data.copy()) for index in self._results]

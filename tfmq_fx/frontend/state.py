@@ -1,0 +1,38 @@
+"""State that a model changes during a call."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from tfmq_fx.errors import CaptureError
+from tfmq_fx.passes.replace_in_place import memory_of
+
+__all__ = ["check_state"]
+
+
+def check_state(graph_module: fx.GraphModule) -> None:
+    """Raise where an operator writes into a buffer: calibration would write into it too, and every call after it.
+
+    Raises:
+        CaptureError: Names the buffer.
+    """
+    stored = {
+        memory: str(node.target)
+        for node in graph_module.graph.nodes
+        if node.op == "get_attr"
+        for memory in memory_of(node)
+    }
+    for node in graph_module.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+            writes = argument.alias_info is not None and argument.alias_info.is_write
+            if not writes or not isinstance(given, fx.Node):
+                continue
+            for memory in memory_of(given) & stored.keys():
+                msg = (
+                    f"the model changes its buffer {stored[memory]!r} during a call ({node.target}), and a quantized "
+                    "program keeps no state: pass it as an input, or compute a new value instead"
+                )
+                raise CaptureError(msg)
