@@ -1,6 +1,8 @@
 """What the sample does not reach is found, cut out, and computed once per prompt, or per timestep and prompt."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -106,6 +108,21 @@ def test_the_least_recently_used_gives_way(program):
     assert reused.computed == 3
     reused(*ask[1])
     assert reused.computed == 4
+
+
+def test_threads_that_ask_for_the_same_compute_it_once(program):
+    _, stages = cut(program)
+    given = stage_inputs(stages, inputs((1,), (500,)), {})[0]
+
+    def run(*values):
+        time.sleep(0.05)  # long enough for the other threads to ask
+        return stages.graph_modules[0](*values)
+
+    reused = Reused(stages.layout.stages[0], run)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: reused(*given), range(4)))
+    assert reused.computed == 1
+    assert all(torch.equal(one, other) for result in results for one, other in zip(results[0], result, strict=True))
 
 
 def test_a_fixed_batch_is_kept_as_one():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,6 +43,7 @@ class Reused:
         self.computed = 0
         self._kept: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The stage's outputs."""
@@ -55,13 +57,14 @@ class Reused:
     def _values(self, rows: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
         """The outputs of each row, computed together where they are not known."""
         keys = [_digest(row) for row in rows]
-        missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
-        found = {key: self._kept[key] for key in keys if key in self._kept}
-        for together in self._calls(missing):
-            self.computed += len(together)
-            found.update(zip(together, self._compute(list(together.values())), strict=True))
-        for key in found:
-            self._keep(key, found[key])
+        with self._lock:  # another thread's rows may push these out; and what it computes is not computed twice
+            missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
+            found = {key: self._kept[key] for key in keys if key in self._kept}
+            for together in self._calls(missing):
+                self.computed += len(together)
+                found.update(zip(together, self._compute(list(together.values())), strict=True))
+            for key in found:
+                self._keep(key, found[key])
         return [found[key] for key in keys]
 
     def _calls(self, missing: dict[bytes, tuple[Tensor, ...]]) -> list[dict[bytes, tuple[Tensor, ...]]]:
