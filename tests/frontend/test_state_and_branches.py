@@ -67,3 +67,17 @@ def test_a_branch_that_only_copies_is_a_limit(change):
     assert interface_of(captured).max_batch in (5, None)
     upsampling = tfmq_fx.capture(tiny_unet(), (torch.randn(4, 1, 8, 8), TIMESTEPS[:4]))
     assert interface_of(upsampling).max_batch == 63
+
+
+class Undecided(Branching):
+    """Reads a value, which tensors without values do not have."""
+
+    def forward(self, sample, timestep):
+        if not torch.compiler.is_compiling() and float(sample.sum()) == 0.5:
+            return sample
+        return super().forward(sample, timestep)
+
+
+def test_what_cannot_be_checked_is_said():
+    with pytest.warns(UserWarning, match="does not run without values .* above 5"):
+        tfmq_fx.capture(Undecided(5, torch.clone).eval(), batch(4, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +63,12 @@ def check_batch_limit(
     """
     try:
         within, beyond = (_operations(model, arguments, size) for size in (limit, limit + 1))
-    except Exception:  # any code may fail without values; export itself has taken the model
+    except Exception as error:  # any code may fail without values; export itself has taken the model
+        warnings.warn(
+            f"{type(model).__name__} does not run without values ({type(error).__name__}), so nobody knows whether it "
+            f"computes the same for batches above {limit}: compare one with the model",
+            stacklevel=2,
+        )
         return
     if within != beyond:
         msg = (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.batch_limit import check_batch_limit
+from tfmq_fx.frontend.evaluation_mode import evaluation_mode
 from tfmq_fx.frontend.interface import leaf_names
 from tfmq_fx.frontend.tensors import contiguous
 from tfmq_fx.frontend.unwrapping import uncompiled_parts
@@ -216,7 +216,7 @@ def _bound(
 
 def _exported(model: nn.Module, example: _Example, axes: Mapping[int, int], batch: BatchChoice) -> ExportedProgram:
     args, kwargs = example.arguments()
-    with _evaluated(model), torch.no_grad(), uncompiled_parts(model):
+    with evaluation_mode(model), torch.no_grad(), uncompiled_parts(model):
         try:
             if not axes:
                 return _traced(
@@ -231,17 +231,6 @@ def _exported(model: nn.Module, example: _Example, axes: Mapping[int, int], batc
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             msg = f"torch.export cannot capture {type(model).__name__} with these example inputs: {first.strip()}"
             raise CaptureError(msg) from error
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _traced(export: Callable[[bool], ExportedProgram]) -> ExportedProgram:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from tfmq_fx.errors import CalibrationError, ConfigError
-from tfmq_fx.trajectories.evaluation_mode import evaluation_mode
+from tfmq_fx.frontend.evaluation_mode import evaluation_mode
 from tfmq_fx.trajectories.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
 
 __all__ = ["record_trajectories"]

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from tfmq_fx.errors import CalibrationError, ConfigError
-from tfmq_fx.trajectories.evaluation_mode import evaluation_mode
+from tfmq_fx.frontend.evaluation_mode import evaluation_mode
 from tfmq_fx.trajectories.prediction import predicted
 from tfmq_fx.trajectories.sample_shape import sample_shape
 from tfmq_fx.trajectories.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
