@@ -148,8 +148,9 @@ def test_the_same_seed_gives_the_same_batches_and_another_seed_others():
 
 
 def test_a_stochastic_scheduler_does_not_touch_the_global_generator():
+    model = small_denoiser()  # which sets the generator
     before = torch.get_rng_state()
-    sampled(scheduler=EulerAncestralDiscreteScheduler())
+    sampled(model, scheduler=EulerAncestralDiscreteScheduler())
     assert torch.equal(before, torch.get_rng_state())
 
 
