@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tfmq_fx.passes.compress_temporal_table import half_rows, quantize_rows
 from torch import nn
 
@@ -24,7 +22,8 @@ from tfmq_fx.observers.ranges import fake_quantize
 
 SPEC = {"dtype": torch.uint8, "quant_min": 0, "quant_max": 255, "qscheme": torch.per_tensor_affine}
 BACKENDS = ["reference", "inductor", *INSTALLED]
-sizes = st.sampled_from([2.0**-100, 1e-30, 1e-15, 1e-10, 1.0, 1e10, 1e30, 2.0**120])
+SIZES = [2.0**-100, 1e-30, 1e-15, 1e-10, 1.0, 1e10, 1e30, 2.0**120]
+each_size = pytest.mark.parametrize("size", SIZES)
 
 
 def error_of(x, scale, zero, size):
@@ -33,7 +32,9 @@ def error_of(x, scale, zero, size):
     return relative(x_hat.double() / size, x.double() / size)
 
 
-@given(sizes, st.sampled_from([MinMaxObserver, EMAMinMaxObserver, MSEObserver]), st.booleans())
+@each_size
+@pytest.mark.parametrize("make", [MinMaxObserver, EMAMinMaxObserver, MSEObserver])
+@pytest.mark.parametrize("symmetric", [False, True])
 def test_activations_of_any_size(size, make, symmetric):
     x = torch.randn(2, 300, generator=torch.Generator().manual_seed(0)) * size
     scheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
@@ -43,7 +44,8 @@ def test_activations_of_any_size(size, make, symmetric):
     assert bool((1 / scale).isfinite().all()) and error_of(x, scale, zero, size) < 0.02
 
 
-@given(sizes, st.sampled_from([GroupedMinMaxObserver, GroupedMSEObserver, TimestepObserver]))
+@each_size
+@pytest.mark.parametrize("make", [GroupedMinMaxObserver, GroupedMSEObserver, TimestepObserver])
 def test_activations_by_timestep_of_any_size(size, make):
     x = torch.randn(2, 300, generator=torch.Generator().manual_seed(0)) * size
     x[1] *= 1e-3
@@ -54,7 +56,9 @@ def test_activations_by_timestep_of_any_size(size, make):
         assert error_of(x[row], scale[row], zero[row], own) < 0.02
 
 
-@given(sizes, st.sampled_from([4, 8]), st.booleans())
+@each_size
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("search", [False, True])
 def test_weights_of_any_size(size, bits, search):
     plain = torch.randn(4, 200, generator=torch.Generator().manual_seed(0))
     weights = []
@@ -65,7 +69,7 @@ def test_weights_of_any_size(size, bits, search):
     assert relative(weights[1], weights[0]) < 1e-3
 
 
-@given(sizes)
+@each_size
 def test_rows_of_a_compressed_table_of_any_size(size):
     table = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * size
     integers, scale, zero = quantize_rows(table)
@@ -78,10 +82,11 @@ def test_rows_of_a_compressed_table_of_any_size(size):
 
 def test_the_full_range_of_float32_has_a_finite_scale():
     top = torch.finfo(torch.float32).max
-    observer = MinMaxObserver(**SPEC)
-    observer(torch.tensor([-top, top]))
-    scale, zero = observer.calculate_qparams()
-    assert bool(scale.isfinite().all()) and abs(int(zero) - 128) <= 1
+    for make in (MinMaxObserver, EMAMinMaxObserver, MSEObserver):
+        observer = make(**SPEC)
+        observer(torch.tensor([-top, top]))
+        scale, zero = observer.calculate_qparams()
+        assert bool(scale.isfinite().all()) and abs(int(zero) - 128) <= 1
     assert bool(quantize_rows(torch.tensor([[-top, top]]))[1].isfinite().all())
 
 

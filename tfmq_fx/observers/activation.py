@@ -13,6 +13,7 @@ from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.ranges import (
     asymmetric_parameters,
     centred_parameters,
+    ordinary_size,
     search_asymmetric,
     search_symmetric,
 )
@@ -169,8 +170,10 @@ class MSEObserver(_PerTensorObserver):
         self.counts: Tensor
 
     def _centres(self) -> Tensor:
-        width = (self.high - self.low) / HISTOGRAM_BINS
-        return self.low + width * (torch.arange(HISTOGRAM_BINS, device=width.device) + 0.5)
+        # In float64, because the width of float32's own range is infinite in float32.
+        low, high = self.low.double(), self.high.double()
+        steps = torch.arange(HISTOGRAM_BINS, device=low.device, dtype=torch.float64) + 0.5
+        return low + (high - low) / HISTOGRAM_BINS * steps
 
     def forward(self, x: Tensor) -> Tensor:
         """Observe ``x`` (any shape, float) and return it."""
@@ -179,7 +182,10 @@ class MSEObserver(_PerTensorObserver):
             flat = x.detach().reshape(-1).to(torch.float32)
             self._grow(torch.minimum(self.low, low), torch.maximum(self.high, high))
             if bool(self.high > self.low):
-                self.counts += torch.histc(flat, HISTOGRAM_BINS, self.low.item(), self.high.item())
+                # torch multiplies by the number of bins before it divides by the width.
+                factor = ordinary_size(self.low, self.high)
+                low, high = self.low * factor, self.high * factor
+                self.counts += torch.histc(flat * factor, HISTOGRAM_BINS, low.item(), high.item())
             else:
                 self.counts[0] += flat.numel()
         return x
@@ -187,7 +193,8 @@ class MSEObserver(_PerTensorObserver):
     def _grow(self, low: Tensor, high: Tensor) -> None:
         """Widen the histogram to ``[low, high]``, moving the old counts to the new bins."""
         if bool(low < self.low) or bool(high > self.high):
-            bins = ((self._centres() - low) / (high - low) * HISTOGRAM_BINS).long().clamp(0, HISTOGRAM_BINS - 1)
+            width = high.double() - low.double()
+            bins = ((self._centres() - low) / width * HISTOGRAM_BINS).long().clamp(0, HISTOGRAM_BINS - 1)
             self.counts = torch.zeros_like(self.counts).index_add_(0, bins, self.counts)
             self.low, self.high = low, high
 
@@ -195,7 +202,7 @@ class MSEObserver(_PerTensorObserver):
         """The best shrink of the observed range."""
         if not bool(self.counts.any()):
             raise _nothing_observed()
-        values, weights = self._centres()[None], self.counts.to(torch.float32)[None]
+        values, weights = self._centres().to(torch.float32)[None], self.counts.to(torch.float32)[None]
         if self.qscheme == torch.per_tensor_symmetric:
             # Shifted by the fixed zero point, the grid is the signed one.
             middle = (self.quant_min + self.quant_max + 1) // 2

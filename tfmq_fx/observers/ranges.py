@@ -14,6 +14,7 @@ __all__ = [
     "asymmetric_parameters",
     "centred_parameters",
     "fake_quantize",
+    "ordinary_size",
     "search_asymmetric",
     "search_symmetric",
     "symmetric_parameters",
@@ -82,7 +83,7 @@ def _search(
     x: Tensor, low: Tensor, high: Tensor, q_min: int, q_max: int, *, symmetric: bool, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Best shrink of ``[low, high]`` per row of ``x`` (shape ``[rows, n]``) in the 2.4 norm, block by block of rows."""
-    factor = _ordinary_size(low, high)
+    factor = ordinary_size(low, high)
     if bool((factor != 1).any()):
         found_low, found_high = _search(
             x * factor[:, None], low * factor, high * factor, q_min, q_max, symmetric=symmetric, weights=weights
@@ -99,8 +100,8 @@ def _search(
     return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
 
 
-def _ordinary_size(low: Tensor, high: Tensor) -> Tensor:
-    """Per row a power of two that brings its range near 1 where powers of its errors would leave float32, else 1."""
+def ordinary_size(low: Tensor, high: Tensor) -> Tensor:
+    """Per range a power of two that brings it near 1 where powers of errors or products would leave float32, else 1."""
     exponent = torch.frexp(torch.maximum(low.abs(), high.abs())).exponent
     far = exponent.abs() > SEARCHED_EXPONENTS
     return torch.ldexp(torch.ones_like(low), torch.where(far, -exponent.clamp(-126, 126), 0))
