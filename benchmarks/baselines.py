@@ -26,8 +26,8 @@ from torch import fx
 
 import tfmq_fx
 from tfmq_fx.cli.example_inputs import unconditional_inputs
-from tfmq_fx.comparison import ddim_scheduler, psnr, sample_images
-from tfmq_fx.models_bundle import load_model
+from tfmq_fx.data.bundled_model import load_model
+from tfmq_fx.diagnostics.comparison import ddim_scheduler, psnr, sample_images
 
 
 def stock_program(captured: fx.GraphModule, batches: list[dict[str, Any]]) -> fx.GraphModule:

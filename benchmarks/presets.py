@@ -43,7 +43,9 @@ from torch import Tensor, fx
 import tfmq_fx
 from tfmq_fx import QuantizationConfig, QuantizedProgram
 from tfmq_fx.cli.example_inputs import unconditional_inputs
-from tfmq_fx.comparison import ddim_scheduler, path_bytes
+from tfmq_fx.config.presets import PRESETS, Preset, find_preset
+from tfmq_fx.data.bundled_model import load_model
+from tfmq_fx.data.prediction import predicted
 from tfmq_fx.diagnostics import (
     Trajectory,
     find_mismatch,
@@ -52,15 +54,13 @@ from tfmq_fx.diagnostics import (
     trajectory_deviation,
     with_temporal_features,
 )
-from tfmq_fx.models_bundle import load_model
-from tfmq_fx.presets import PRESETS, Preset, find_preset
+from tfmq_fx.diagnostics.comparison import ddim_scheduler, path_bytes
 from tfmq_fx.schedulers import (
     PTQDScheduler,
     QuantizedSampleScheduler,
     collect_noise_statistics,
     collect_sample_ranges,
 )
-from tfmq_fx.trajectories.prediction import predicted
 
 WORK = ROOT / "runs" / "presets"
 RESULT = ROOT / "benchmarks" / "results" / "presets.json"

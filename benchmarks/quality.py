@@ -41,7 +41,7 @@ from rich.progress import Progress
 
 import tfmq_fx
 from tfmq_fx.cli.example_inputs import unconditional_inputs
-from tfmq_fx.comparison import ddim_scheduler, path_bytes
+from tfmq_fx.data.bundled_model import load_model
 from tfmq_fx.diagnostics import (
     find_mismatch,
     graph_denoiser,
@@ -51,8 +51,8 @@ from tfmq_fx.diagnostics import (
     trajectory_deviation,
     with_temporal_features,
 )
-from tfmq_fx.feature_table import stored_rows
-from tfmq_fx.models_bundle import load_model
+from tfmq_fx.diagnostics.comparison import ddim_scheduler, path_bytes
+from tfmq_fx.temporal.feature_table import stored_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "runs" / "quality"

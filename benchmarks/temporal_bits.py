@@ -23,9 +23,9 @@ from rich.table import Table
 
 import tfmq_fx
 from tfmq_fx.cli.example_inputs import unconditional_inputs
-from tfmq_fx.comparison import ddim_scheduler
+from tfmq_fx.data.bundled_model import load_model
 from tfmq_fx.diagnostics import temporal_feature_error, temporal_features
-from tfmq_fx.models_bundle import load_model
+from tfmq_fx.diagnostics.comparison import ddim_scheduler
 
 STEPS = 50
 

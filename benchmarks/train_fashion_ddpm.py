@@ -8,7 +8,7 @@ Data: the four ``*.gz`` idx files of Fashion-MNIST (MIT licence), on Debian and 
 ``apt-get install dataset-fashion-mnist``.
 
     python benchmarks/train_fashion_ddpm.py --steps 7000           # train, or go on from the checkpoint
-    python benchmarks/train_fashion_ddpm.py --steps 7000 --export tfmq_fx/models/fashion-ddpm
+    python benchmarks/train_fashion_ddpm.py --steps 7000 --export tfmq_fx/data/models/fashion-ddpm
 
 The learning rate is flat and falls to zero over the last quarter of ``--steps``, so a run can be cut
 short by asking for fewer steps, or lengthened before the fall has begun.

@@ -5,50 +5,50 @@ Every pass is called on a ``GraphModule`` and returns a ``PassResult``; several 
 :data:`CANONICALIZE` and :data:`REWRITE_FOR_QUANTIZATION` preserve numerics.
 """
 
-from .base import GraphPass, PassError
-from .compress_temporal_table import CompressTemporalTable
-from .compute_in_float32 import ComputeInFloat32
-from .decompose_attention import DecomposeAttention
-from .dequantize_weights import DequantizeWeights
-from .flatten_frame_convs import FlattenFrameConvs
-from .flatten_linear_inputs import FlattenLinearInputs
-from .fold_weight_zero_points import FoldWeightZeroPoints
-from .fuse_group_norms import FuseGroupNorms
-from .fuse_quantized_images import FuseQuantizedImages
-from .fuse_residual_adds import FuseResidualAdds
-from .group_timesteps import GroupTimesteps
-from .hoist_quantizers import HoistQuantizers
-from .index_timesteps import IndexTimesteps
-from .inline_regions import InlineRegions
-from .inline_timestep_rows import InlineTimestepRows
-from .join_units import JoinUnits
-from .lower_indexed_convs import LowerIndexedConvs
-from .lower_integer_attention import LowerIntegerAttention
-from .lower_integer_convs import LowerIntegerConvs
-from .merge_equal_nodes import MergeEqualNodes
-from .narrow_activations import NarrowActivations
-from .normalize_arguments import NormalizeArguments
-from .observe_temporal_block import ObserveTemporalBlock
-from .observe_timestep_groups import ObserveTimestepGroups
-from .partition_units import PartitionUnits
-from .pipelines import CANONICALIZE, NATIVE_KERNELS, run_pipeline
-from .propagate_values import PropagateValues
-from .remove_dropouts import RemoveDropouts
-from .remove_guards import RemoveGuards
-from .remove_identity_arithmetic import RemoveIdentityArithmetic
-from .remove_noop_casts import RemoveNoopCasts
-from .replace_in_place import ReplaceInPlace
-from .resolve_paddings import ResolvePaddings
-from .set_unknown_timesteps import SetUnknownTimesteps
-from .share_temporal_nodes import ShareTemporalNodes
-from .sink_repeated_rows import SinkRepeatedRows
-from .split_concatenated_convs import SplitConcatenatedConvs
-from .strip_dead_state import StripDeadState
-from .subgraphs import extract_subgraph
-from .tabulate_temporal_block import TabulateTemporalBlock
-from .use_one_timestep_group import UseOneTimestepGroup
-from .widen_sequence_convs import WidenSequenceConvs
-from .widen_timesteps import WidenTimesteps
+from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.canonical.compute_in_float32 import ComputeInFloat32
+from tfmq_fx.passes.canonical.inline_regions import InlineRegions
+from tfmq_fx.passes.canonical.merge_equal_nodes import MergeEqualNodes
+from tfmq_fx.passes.canonical.normalize_arguments import NormalizeArguments
+from tfmq_fx.passes.canonical.propagate_values import PropagateValues
+from tfmq_fx.passes.canonical.remove_dropouts import RemoveDropouts
+from tfmq_fx.passes.canonical.remove_guards import RemoveGuards
+from tfmq_fx.passes.canonical.remove_identity_arithmetic import RemoveIdentityArithmetic
+from tfmq_fx.passes.canonical.remove_noop_casts import RemoveNoopCasts
+from tfmq_fx.passes.canonical.replace_in_place import ReplaceInPlace
+from tfmq_fx.passes.canonical.resolve_paddings import ResolvePaddings
+from tfmq_fx.passes.canonical.strip_dead_state import StripDeadState
+from tfmq_fx.passes.layout.decompose_attention import DecomposeAttention
+from tfmq_fx.passes.layout.flatten_frame_convs import FlattenFrameConvs
+from tfmq_fx.passes.layout.flatten_linear_inputs import FlattenLinearInputs
+from tfmq_fx.passes.layout.sink_repeated_rows import SinkRepeatedRows
+from tfmq_fx.passes.layout.split_concatenated_convs import SplitConcatenatedConvs
+from tfmq_fx.passes.layout.widen_sequence_convs import WidenSequenceConvs
+from tfmq_fx.passes.native.dequantize_weights import DequantizeWeights
+from tfmq_fx.passes.native.fold_weight_zero_points import FoldWeightZeroPoints
+from tfmq_fx.passes.native.fuse_group_norms import FuseGroupNorms
+from tfmq_fx.passes.native.fuse_quantized_images import FuseQuantizedImages
+from tfmq_fx.passes.native.fuse_residual_adds import FuseResidualAdds
+from tfmq_fx.passes.native.hoist_quantizers import HoistQuantizers
+from tfmq_fx.passes.native.lower_indexed_convs import LowerIndexedConvs
+from tfmq_fx.passes.native.lower_integer_attention import LowerIntegerAttention
+from tfmq_fx.passes.native.lower_integer_convs import LowerIntegerConvs
+from tfmq_fx.passes.native.narrow_activations import NarrowActivations
+from tfmq_fx.passes.pipelines import CANONICALIZE, NATIVE_KERNELS, run_pipeline
+from tfmq_fx.passes.support.subgraphs import extract_subgraph
+from tfmq_fx.passes.temporal.compress_temporal_table import CompressTemporalTable
+from tfmq_fx.passes.temporal.group_timesteps import GroupTimesteps
+from tfmq_fx.passes.temporal.index_timesteps import IndexTimesteps
+from tfmq_fx.passes.temporal.inline_timestep_rows import InlineTimestepRows
+from tfmq_fx.passes.temporal.observe_temporal_block import ObserveTemporalBlock
+from tfmq_fx.passes.temporal.observe_timestep_groups import ObserveTimestepGroups
+from tfmq_fx.passes.temporal.set_unknown_timesteps import SetUnknownTimesteps
+from tfmq_fx.passes.temporal.share_temporal_nodes import ShareTemporalNodes
+from tfmq_fx.passes.temporal.tabulate_temporal_block import TabulateTemporalBlock
+from tfmq_fx.passes.temporal.use_one_timestep_group import UseOneTimestepGroup
+from tfmq_fx.passes.temporal.widen_timesteps import WidenTimesteps
+from tfmq_fx.passes.units.join_units import JoinUnits
+from tfmq_fx.passes.units.partition_units import PartitionUnits
 
 __all__ = [
     "CANONICALIZE",

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.canonical.inline_regions import InlineRegions
+from tfmq_fx.passes.canonical.merge_equal_nodes import MergeEqualNodes
+from tfmq_fx.passes.canonical.normalize_arguments import NormalizeArguments
+from tfmq_fx.passes.canonical.remove_dropouts import RemoveDropouts
+from tfmq_fx.passes.canonical.remove_guards import RemoveGuards
+from tfmq_fx.passes.canonical.remove_identity_arithmetic import RemoveIdentityArithmetic
+from tfmq_fx.passes.canonical.remove_noop_casts import RemoveNoopCasts
+from tfmq_fx.passes.canonical.replace_in_place import ReplaceInPlace
+from tfmq_fx.passes.canonical.resolve_paddings import ResolvePaddings
+from tfmq_fx.passes.canonical.strip_dead_state import StripDeadState
+from tfmq_fx.passes.native.fuse_group_norms import FuseGroupNorms
+from tfmq_fx.passes.native.fuse_quantized_images import FuseQuantizedImages
+from tfmq_fx.passes.native.fuse_residual_adds import FuseResidualAdds
+from tfmq_fx.passes.native.lower_integer_attention import LowerIntegerAttention
+from tfmq_fx.passes.native.lower_integer_convs import LowerIntegerConvs
 from torch import fx
-
-from .base import GraphPass
-from .fuse_group_norms import FuseGroupNorms
-from .fuse_quantized_images import FuseQuantizedImages
-from .fuse_residual_adds import FuseResidualAdds
-from .inline_regions import InlineRegions
-from .lower_integer_attention import LowerIntegerAttention
-from .lower_integer_convs import LowerIntegerConvs
-from .merge_equal_nodes import MergeEqualNodes
-from .normalize_arguments import NormalizeArguments
-from .remove_dropouts import RemoveDropouts
-from .remove_guards import RemoveGuards
-from .remove_identity_arithmetic import RemoveIdentityArithmetic
-from .remove_noop_casts import RemoveNoopCasts
-from .replace_in_place import ReplaceInPlace
-from .resolve_paddings import ResolvePaddings
-from .strip_dead_state import StripDeadState
 
 __all__ = ["CANONICALIZE", "NATIVE_KERNELS", "run_pipeline"]
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import tfmq_fx
 from tests.models import TIMESTEPS, Block, TimePath, batch
-from tfmq_fx.lowering.engines import available_engines
+from tfmq_fx.lowering.backends.engines import available_engines
 
 BACKENDS = ("reference", "inductor", "aot", *available_engines())
 

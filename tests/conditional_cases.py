@@ -6,13 +6,13 @@ import torch
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
 
 import tfmq_fx
+from tests.lowering.test_stages import inputs
 from tests.models import TIMESTEPS, PromptDenoiser
-from tests.test_stages import inputs
 from tfmq_fx import QuantizationConfig
-from tfmq_fx.conditionings import Conditionings
 from tfmq_fx.frontend.batches import bind_batch
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers import ConditionalObserver
+from tfmq_fx.temporal.conditionings import Conditionings
 
 BATCHES = [inputs((0, 1, 2, 1, 0), TIMESTEPS[n : n + 5].tolist(), seed=n) for n in range(6)]
 CONDITIONS = ("pooled",)

@@ -8,9 +8,9 @@ from torch import nn
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
+from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import insert_fake_quantizers
 from tfmq_fx.reconstruction.progress import ReconstructionProgress
-from tfmq_fx.reconstruction_config import ReconstructionConfig
 
 #: Rows enough for mini-batches, and some to hold back.
 BATCHES = [batch(24, seed=1), batch(24, seed=2)]

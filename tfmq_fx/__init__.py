@@ -5,13 +5,18 @@ of a diffusion model by data flow, quantizes it with one set of parameters per t
 everything else, and lowers to integer kernels. From TFMQ-DM (CVPR 2024) and PTQ4DM (CVPR 2023).
 """
 
-from tfmq_fx import _quiet_imports  # isort: skip  (first: it is about how the others import)
+from pathlib import Path
+
+# In a checkout the passes lie beside the package, installed they lie in it; never those of another checkout.
+if not Path(__file__).with_name("passes").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
+
+from tfmq_fx._torch import quiet_imports  # isort: skip  (first: it is about how the others import)
 from tfmq_fx.artefact import load, save
-from tfmq_fx.batch_timesteps import recorded_timesteps
-from tfmq_fx.calibration import calibrate
-from tfmq_fx.capture import capture
-from tfmq_fx.config import QuantizationConfig
-from tfmq_fx.convert import convert, program_from_graph
+from tfmq_fx.config.quantization import QuantizationConfig
+from tfmq_fx.config.reconstruction import ReconstructionConfig
+from tfmq_fx.data import record_trajectories, sample_trajectories
+from tfmq_fx.data.bundled_model import bundled_model_path
 from tfmq_fx.errors import (
     ArtefactError,
     CalibrationError,
@@ -24,17 +29,21 @@ from tfmq_fx.errors import (
     TfmqError,
     TimestepError,
 )
-from tfmq_fx.lowering import Denoiser, LoweringReport, load_denoiser, lower
-from tfmq_fx.models_bundle import bundled_model_path
+from tfmq_fx.frontend.capture import capture
+from tfmq_fx.lowering.lower import load_denoiser, lower
+from tfmq_fx.lowering.report.report import LoweringReport
+from tfmq_fx.lowering.run.denoiser import Denoiser
 from tfmq_fx.passes.analysis import EmbeddingLayer, TemporalBlock, find_temporal_block
-from tfmq_fx.prepare import prepare
-from tfmq_fx.program import QuantizedProgram
-from tfmq_fx.quantize import quantize
-from tfmq_fx.quantizer import TFMQQuantizer
-from tfmq_fx.reconstruction import ReconstructionReport, reconstruct
-from tfmq_fx.reconstruction_config import ReconstructionConfig
-from tfmq_fx.table import add_timesteps
-from tfmq_fx.trajectories import record_trajectories, sample_trajectories
+from tfmq_fx.quantization.add_timesteps import add_timesteps
+from tfmq_fx.quantization.annotate import TFMQQuantizer
+from tfmq_fx.quantization.calibrate import calibrate
+from tfmq_fx.quantization.convert import convert, program_from_graph
+from tfmq_fx.quantization.prepare import prepare
+from tfmq_fx.quantization.program import QuantizedProgram
+from tfmq_fx.reconstruction.reconstruct import reconstruct
+from tfmq_fx.reconstruction.report import ReconstructionReport
+from tfmq_fx.temporal.batch_timesteps import recorded_timesteps
+from tfmq_fx.workflow.quantize import quantize
 
 __all__ = [
     "ArtefactError",
@@ -75,4 +84,4 @@ __all__ = [
     "save",
 ]
 __version__ = "0.1.0"
-del _quiet_imports
+del quiet_imports

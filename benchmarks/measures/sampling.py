@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tfmq_fx.comparison import ddim_scheduler, sample_images
+from tfmq_fx.diagnostics.comparison import ddim_scheduler, sample_images
 
 from .efficientnet_lite0 import to_pixels
 
@@ -59,7 +59,7 @@ def sample_cached(
 
     Args:
         denoiser: Called as ``denoiser(sample, timestep)`` with a 0-dim timestep, like a diffusers model.
-        scheduler: Gives the noise schedule (:func:`tfmq_fx.comparison.ddim_scheduler`).
+        scheduler: Gives the noise schedule (:func:`tfmq_fx.diagnostics.comparison.ddim_scheduler`).
         folder: Holds one file a batch; a batch is written when it is complete.
         identity: What the denoiser is, such as a name and a checksum: images of another one are not mixed in.
         steps: Sampling steps. A quantized program must have these timesteps (:func:`missing_timesteps`).

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from tfmq_fx import bundled_model_path
-from tfmq_fx.models_bundle import load_model
+from tfmq_fx.data.bundled_model import load_model
 
 __all__ = ["STEPS", "UNETS", "Plain", "UNet"]
 

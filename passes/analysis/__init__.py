@@ -1,14 +1,19 @@
 """Analyses: they read a graph and change nothing."""
 
-from .conditional_part import ConditionalPart, conditioning_inputs, find_conditional_part, outside_block
-from .dependence import data_arguments, data_dependence
-from .layer_names import layer_name, weight_source
-from .mask_inputs import mask_inputs
-from .reconstruction_units import ReconstructionUnit, find_units
-from .several_timesteps import several_timesteps
-from .table_row import find_row, row_columns, row_lookups, row_values
-from .temporal_block import EmbeddingLayer, TemporalBlock, find_temporal_block
-from .temporal_evaluation import NodeHook, evaluate_temporal_nodes
+from tfmq_fx.passes.analysis.conditional_part import (
+    ConditionalPart,
+    conditioning_inputs,
+    find_conditional_part,
+    outside_block,
+)
+from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence
+from tfmq_fx.passes.analysis.layer_names import layer_name, weight_source
+from tfmq_fx.passes.analysis.mask_inputs import mask_inputs
+from tfmq_fx.passes.analysis.reconstruction_units import ReconstructionUnit, find_units
+from tfmq_fx.passes.analysis.several_timesteps import several_timesteps
+from tfmq_fx.passes.analysis.table_row import find_row, row_columns, row_lookups, row_values
+from tfmq_fx.passes.analysis.temporal_block import EmbeddingLayer, TemporalBlock, find_temporal_block
+from tfmq_fx.passes.analysis.temporal_evaluation import NodeHook, evaluate_temporal_nodes
 
 __all__ = [
     "ConditionalPart",

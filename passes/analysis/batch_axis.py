@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from tfmq_fx.passes.analysis.dependence import data_dependence, reads_as_parameter
+from tfmq_fx.passes.support.predicates import is_getitem, node_value
+from tfmq_fx.passes.support.sizes import rows_per_item
 from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
-
-from ..predicates import is_getitem, node_value
-from ..sizes import rows_per_item
-from .dependence import data_dependence, reads_as_parameter
 
 __all__ = ["batch_axes", "size_ratio"]
 

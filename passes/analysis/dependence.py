@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from tfmq_fx.passes.support.predicates import SHAPE_ONLY_ARGUMENTS
 from torch import fx
 from torch.utils import _pytree as pytree
-
-from ..predicates import SHAPE_ONLY_ARGUMENTS
 
 __all__ = ["data_arguments", "data_dependence", "reads_as_parameter"]
 

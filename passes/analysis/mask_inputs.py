@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from tfmq_fx.passes.analysis.dependence import data_arguments
+from tfmq_fx.passes.support.predicates import RELABELLINGS, SOFTMAXES, is_attention, is_call, node_value
 from torch import Tensor, fx
-
-from ..predicates import RELABELLINGS, SOFTMAXES, is_attention, is_call, node_value
-from .dependence import data_arguments
 
 __all__ = ["mask_inputs"]
 

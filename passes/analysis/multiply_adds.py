@@ -12,12 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tfmq_fx.passes.support.predicates import node_value
+from tfmq_fx.passes.support.sizes import concrete_size
 from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
-
-from ..predicates import node_value
-from ..sizes import concrete_size
 
 __all__ = ["multiply_adds"]
 

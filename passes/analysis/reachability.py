@@ -8,9 +8,8 @@ import operator
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
+from tfmq_fx.passes.support.predicates import is_call, is_idle_dropout
 from torch import fx
-
-from ..predicates import is_call, is_idle_dropout
 
 __all__ = ["Reachability", "contracted_order"]
 

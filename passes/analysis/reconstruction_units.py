@@ -12,15 +12,14 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from tfmq_fx.passes.analysis.conditional_part import outside_block
+from tfmq_fx.passes.analysis.dependence import data_dependence
+from tfmq_fx.passes.analysis.layer_names import common_path, layer_name
+from tfmq_fx.passes.analysis.reachability import Reachability, contracted_order
+from tfmq_fx.passes.analysis.residual_joins import Modules, find_regions, is_sum, join_modules
+from tfmq_fx.passes.analysis.temporal_block import find_temporal_block
+from tfmq_fx.passes.support.predicates import is_getitem, is_weighted, node_value
 from torch import SymInt, Tensor, fx
-
-from ..predicates import is_getitem, is_weighted, node_value
-from .conditional_part import outside_block
-from .dependence import data_dependence
-from .layer_names import common_path, layer_name
-from .reachability import Reachability, contracted_order
-from .residual_joins import Modules, find_regions, is_sum, join_modules
-from .temporal_block import find_temporal_block
 
 __all__ = ["EARLY", "ReconstructionUnit", "find_units"]
 

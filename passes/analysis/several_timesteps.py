@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from tfmq_fx.passes.support.predicates import node_value
 from torch import Tensor, fx
-
-from ..predicates import node_value
 
 __all__ = ["several_timesteps"]
 

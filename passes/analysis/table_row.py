@@ -9,11 +9,10 @@ labels, every combination has a row, the timestep's changing slowest::
 from __future__ import annotations
 
 import torch
+from tfmq_fx.passes.support.nodes import read_attribute
+from tfmq_fx.passes.support.predicates import is_call
+from tfmq_fx.passes.support.timestep_row import ROW_OP
 from torch import Tensor, fx
-
-from ..nodes import read_attribute
-from ..predicates import is_call
-from ..timestep_row import ROW_OP
 
 __all__ = ["find_row", "row_columns", "row_lookups", "row_values"]
 

@@ -10,16 +10,15 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+from tfmq_fx.passes.analysis.batch_axis import size_ratio
+from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence
+from tfmq_fx.passes.base import PassError
+from tfmq_fx.passes.support.nodes import read_attribute
+from tfmq_fx.passes.support.sizes import concrete_size
+from tfmq_fx.passes.support.subgraphs import known_value
+from tfmq_fx.passes.support.timestep_values import as_captured
 from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
-
-from ..base import PassError
-from ..nodes import read_attribute
-from ..sizes import concrete_size
-from ..subgraphs import known_value
-from ..timestep_values import as_captured
-from .batch_axis import size_ratio
-from .dependence import data_arguments, data_dependence
 
 __all__ = ["NodeHook", "evaluate_temporal_nodes"]
 

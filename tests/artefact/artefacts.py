@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import tfmq_fx
 from tfmq_fx import QuantizationConfig
 from tfmq_fx.artefact.layout import GRAPH, MANIFEST, TENSORS
-from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.quantization.program import QuantizedProgram
 
 
 def read_manifest(folder: Path) -> Any:

@@ -287,13 +287,13 @@ def test_a_target_is_checked_before_the_work(saved, tmp_path):
 def test_an_unwritable_path_is_found_before_the_model_is_loaded(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
-    import tfmq_fx.models_bundle
+    import tfmq_fx.data.bundled_model
     from tfmq_fx.cli.app import app
 
     def load_model(*_):
         pytest.fail("the model was loaded")
 
-    monkeypatch.setattr(tfmq_fx.models_bundle, "load_model", load_model)
+    monkeypatch.setattr(tfmq_fx.data.bundled_model, "load_model", load_model)
     result = CliRunner().invoke(app, ["quantize", "--out", "/proc/nowhere/out"])
     assert result.exit_code != 0 and isinstance(result.exception, SystemExit | ArtefactError)
     assert "/proc/nowhere/out" in result.output + str(result.exception)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tfmq_fx
 from tfmq_fx import ArtefactError
-from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["load_guarded", "watched"]
 

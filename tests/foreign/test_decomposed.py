@@ -5,8 +5,8 @@ import operator
 import pytest
 import torch
 from tfmq_fx.passes import DecomposeAttention, GraphPass, SplitConcatenatedConvs
-from tfmq_fx.passes.nodes import insert_call
-from tfmq_fx.passes.strides import layout
+from tfmq_fx.passes.support.nodes import insert_call
+from tfmq_fx.passes.support.strides import layout
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet

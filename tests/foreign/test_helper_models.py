@@ -8,7 +8,7 @@ import traceback
 
 import pytest
 import torch
-from tfmq_fx.passes.predicates import is_conv, is_linear
+from tfmq_fx.passes.support.predicates import is_conv, is_linear
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import ComposableQuantizer, QuantizationAnnotation, Quantizer

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTimestepGroups, PassError
-from tfmq_fx.passes.observe_timestep_groups import UNGROUPED
+from tfmq_fx.passes.temporal.observe_timestep_groups import UNGROUPED
 from torch import nn
 
 from tests.passes.helpers import calls, unchanged

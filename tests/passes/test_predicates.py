@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tfmq_fx.passes.predicates import (
+from tfmq_fx.passes.support.predicates import (
     fqn,
     is_attention,
     is_conv,

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tfmq_fx.passes import SinkRepeatedRows
-from tfmq_fx.passes.predicates import repeats_rows
+from tfmq_fx.passes.support.predicates import repeats_rows
 from torch import Tensor, nn
 
 import tfmq_fx

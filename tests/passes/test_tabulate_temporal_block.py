@@ -127,7 +127,7 @@ def test_needs_a_row():
 
 
 def test_a_table_that_is_too_large_is_refused(monkeypatch):
-    monkeypatch.setattr("tfmq_fx.passes.tabulate_temporal_block.MOST_BYTES", 100)
+    monkeypatch.setattr("tfmq_fx.passes.temporal.tabulate_temporal_block.MOST_BYTES", 100)
     model = build_temporal_graph(TimePath(class_embedding="table"))
     IndexTimesteps(VALUES, finite={"class_labels": [0, 1, 2]})(model.graph_module)
     before = str(model.graph_module.graph)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tfmq_fx.passes.timestep_row import check_timesteps, timestep_row
+from tfmq_fx.passes.support.timestep_row import check_timesteps, timestep_row
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tfmq_fx.errors import TimestepError

@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from tfmq_fx.passes.timestep_values import ValueSearch, as_captured, distinct_timesteps
+from tfmq_fx.passes.support.timestep_values import ValueSearch, as_captured, distinct_timesteps
 
 from tfmq_fx.errors import ConfigError, TimestepError
 

@@ -3,7 +3,7 @@ import copy
 import pytest
 import torch
 from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, LowerIndexedConvs, ObserveTimestepGroups, UseOneTimestepGroup
-from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
+from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 
 from tests.passes.helpers import calls, operators, unchanged
 from tfmq_fx.observers import GroupedMinMaxObserver, PerChannelWeightObserver

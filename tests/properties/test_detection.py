@@ -12,7 +12,7 @@ from tfmq_fx.passes.analysis import (
     find_conditional_part,
     find_temporal_block,
 )
-from tfmq_fx.passes.nodes import insert_call, read_attribute
+from tfmq_fx.passes.support.nodes import insert_call, read_attribute
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.dialect.common.cse_pass import CSEPass, get_CSE_banned_ops

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTimestepGroups
 from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.group_timesteps import group_numbers
+from tfmq_fx.passes.temporal.group_timesteps import group_numbers
 
 from tests.properties.naive_reference import IndexedFakeQuantize, NaiveReference, fake_quantize
 from tests.properties.test_timestep_algebra import assert_equal, names, run

@@ -24,8 +24,8 @@ from pathlib import Path
 from tfmq_fx.artefact.layout import FILES, GRAPH, MANIFEST, PREVIOUS, TENSORS, is_artefact
 from tfmq_fx.artefact.locks import held, hold
 from tfmq_fx.artefact.manifest import Manifest
+from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.errors import ArtefactError
-from tfmq_fx.paths import path_of
 
 __all__ = ["check_target", "filled_folder"]
 

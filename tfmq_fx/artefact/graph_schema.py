@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tfmq_fx._compat import export_schema as schema
-from tfmq_fx._compat import serialized_dtypes
+from tfmq_fx._torch.core import export_schema as schema
+from tfmq_fx._torch.core import serialized_dtypes
 from tfmq_fx.artefact.arguments import argument, is_constant, results
 from tfmq_fx.artefact.expressions import check_expression
 from tfmq_fx.artefact.fields import checked, identifier, items, whole

@@ -13,14 +13,14 @@ from tfmq_fx.artefact.graph_json import graph_from_bytes
 from tfmq_fx.artefact.layout import GRAPH, MANIFEST, TENSORS, installed_versions
 from tfmq_fx.artefact.manifest import MOST_MANIFEST_BYTES, Manifest, StoredFile, TensorKind
 from tfmq_fx.artefact.packing import unpack
+from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.artefact.tensor_file import read_tensors
 from tfmq_fx.errors import ArtefactError, CaptureError
 from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.interface_json import model_from_json
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import row_lookups, row_values
-from tfmq_fx.paths import path_of
-from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["load"]
 

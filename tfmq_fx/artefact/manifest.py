@@ -13,9 +13,9 @@ from tfmq_fx.artefact.fields import checked, fields_of, identifier, items, parse
 from tfmq_fx.artefact.graph_json import MOST_GRAPH_BYTES
 from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, PREVIOUS, TENSORS
 from tfmq_fx.artefact.tensor_file import DTYPES
-from tfmq_fx.config import QuantizationConfig
+from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ArtefactError
-from tfmq_fx.temporal_choice import TemporalChoice
+from tfmq_fx.temporal.choice import TemporalChoice
 
 __all__ = ["Manifest", "Packed", "StoredFile", "TensorKind"]
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import diffusers
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import serialized_node_types
+from tfmq_fx._torch.core import serialized_node_types
 from tfmq_fx.artefact.fields import checked, fields_of, items, parse_json
 from tfmq_fx.errors import ArtefactError
 

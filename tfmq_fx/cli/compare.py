@@ -30,8 +30,8 @@ from tfmq_fx.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from tfmq_fx.lowering import LoweringReport
-    from tfmq_fx.program import QuantizedProgram
+    from tfmq_fx.lowering.report.report import LoweringReport
+    from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["compare"]
 
@@ -61,9 +61,16 @@ def compare(
     import torch
 
     from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
-    from tfmq_fx.comparison import check_image_path, ddim_scheduler, float_bytes, image_grid, path_bytes, psnr
-    from tfmq_fx.models_bundle import load_model
-    from tfmq_fx.trajectories.sample_shape import sample_shape
+    from tfmq_fx.data.bundled_model import load_model
+    from tfmq_fx.data.sample_shape import sample_shape
+    from tfmq_fx.diagnostics.comparison import (
+        check_image_path,
+        ddim_scheduler,
+        float_bytes,
+        image_grid,
+        path_bytes,
+        psnr,
+    )
 
     check_image_path(out)
     program, count = load_program(artefact, steps, unknown_timestep)
@@ -137,7 +144,7 @@ def _time_steps(
     """Time one denoising step of the compiled float model and of the quantized one, in turns."""
     import torch
 
-    from tfmq_fx.comparison import Latency, interleaved_latency
+    from tfmq_fx.diagnostics.comparison import Latency, interleaved_latency
 
     stage("compiling the float model, and timing both in turns")
     compiled = torch.compile(module)
@@ -178,7 +185,7 @@ def _machine() -> dict[str, Any]:
 
 
 def _table(decibels: Tensor, result: dict[str, Any]) -> Table:
-    from tfmq_fx.comparison import Latency
+    from tfmq_fx.diagnostics.comparison import Latency
 
     table = Table("", "float", "quantized", "", title="float | quantized", title_justify="left")
     table.add_row("PSNR, same noise", "", f"mean {decibels.mean():.1f} dB", f"min {decibels.min():.1f} dB")

@@ -12,8 +12,8 @@ from tfmq_fx.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tfmq_fx.lowering import Denoiser
-    from tfmq_fx.program import QuantizedProgram
+    from tfmq_fx.lowering.run.denoiser import Denoiser
+    from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["load_program", "lower_program", "sample_with_progress"]
 
@@ -34,9 +34,9 @@ def load_program(
         TimestepError: The steps visit a timestep outside the table, and such are refused.
     """
     from tfmq_fx.artefact import load
-    from tfmq_fx.comparison import ddim_scheduler
-    from tfmq_fx.passes.timestep_row import check_timesteps
-    from tfmq_fx.unknown_timesteps import with_unknown_timestep
+    from tfmq_fx.diagnostics.comparison import ddim_scheduler
+    from tfmq_fx.passes.support.timestep_row import check_timesteps
+    from tfmq_fx.quantization.unknown_timesteps import with_unknown_timestep
 
     program = with_unknown_timestep(load(artefact), None if unknown is None else unknown.value)
     if not program.scheduler:
@@ -59,7 +59,7 @@ def lower_program(program: QuantizedProgram, backend: Backend, artefact: Path, p
         ArtefactError: The package cannot be loaded.
     """
     from tfmq_fx.artefact.layout import MANIFEST
-    from tfmq_fx.lowering import load_denoiser, lower
+    from tfmq_fx.lowering.lower import load_denoiser, lower
 
     if backend is not Backend.AOT:
         stage(f"lowering ({backend.value})")
@@ -73,11 +73,11 @@ def lower_program(program: QuantizedProgram, backend: Backend, artefact: Path, p
 
 
 def sample_with_progress(denoiser: Any, scheduler: Any, steps: int, noise: Tensor, label: str) -> Tensor:
-    """:func:`tfmq_fx.comparison.sample_images` under a progress bar."""
+    """:func:`tfmq_fx.diagnostics.comparison.sample_images` under a progress bar."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from tfmq_fx.comparison import sample_images
+    from tfmq_fx.diagnostics.comparison import sample_images
 
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(label, total=steps)

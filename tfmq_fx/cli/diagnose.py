@@ -44,10 +44,10 @@ def diagnose(
     from rich.progress import Progress
 
     from tfmq_fx import diagnostics
-    from tfmq_fx.capture import capture
     from tfmq_fx.cli.denoising import load_program
     from tfmq_fx.cli.example_inputs import unconditional_inputs
-    from tfmq_fx.models_bundle import load_model
+    from tfmq_fx.data.bundled_model import load_model
+    from tfmq_fx.frontend.capture import capture
 
     # Everything that can be wrong with the command is found before the minutes of sampling.
     _refuse_artefact(out)

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tfmq_fx.data.sample_shape import sample_shape
 from tfmq_fx.errors import CaptureError, ConfigError
-from tfmq_fx.trajectories.sample_shape import sample_shape
 
 __all__ = ["example_inputs", "unconditional_inputs"]
 

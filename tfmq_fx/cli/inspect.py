@@ -30,9 +30,9 @@ def inspect(model: Model = None, artefact: OptionalArtefact = None) -> None:
 
 
 def _inspect_model(name: str | None) -> None:
-    from tfmq_fx.capture import capture
     from tfmq_fx.cli.example_inputs import example_inputs
-    from tfmq_fx.models_bundle import load_model
+    from tfmq_fx.data.bundled_model import load_model
+    from tfmq_fx.frontend.capture import capture
     from tfmq_fx.passes.analysis import find_temporal_block
 
     stage("loading the model")
@@ -47,7 +47,7 @@ def _inspect_model(name: str | None) -> None:
 
 def _tree(block: TemporalBlock) -> Tree:
     """The block with every linear's shape and reader."""
-    from tfmq_fx.passes.predicates import fqn
+    from tfmq_fx.passes.support.predicates import fqn
 
     inputs = ", ".join((block.timestep, *block.finite))
     tree = Tree(f"[bold]temporal block[/] of ({inputs}): {len(block.nodes)} nodes, {len(block.linears)} linears")
@@ -64,7 +64,7 @@ def _tree(block: TemporalBlock) -> Tree:
 
 
 def _weight_shape(node: fx.Node) -> str:
-    from tfmq_fx.passes.predicates import node_value, weight_node
+    from tfmq_fx.passes.support.predicates import node_value, weight_node
 
     weight = weight_node(node)
     return "" if weight is None else "(" + " × ".join(str(int(size)) for size in node_value(weight).shape) + ")"
@@ -73,7 +73,7 @@ def _weight_shape(node: fx.Node) -> str:
 def _feature_shape(node: fx.Node) -> str:
     from torch import Tensor
 
-    from tfmq_fx.passes.predicates import node_value
+    from tfmq_fx.passes.support.predicates import node_value
 
     value = node_value(node)
     if not isinstance(value, Tensor):
@@ -83,9 +83,9 @@ def _feature_shape(node: fx.Node) -> str:
 
 def _inspect_artefact(path: Path) -> None:
     from tfmq_fx.artefact import load
-    from tfmq_fx.comparison import path_bytes
+    from tfmq_fx.diagnostics.comparison import path_bytes
     from tfmq_fx.passes.analysis import find_temporal_block
-    from tfmq_fx.passes.predicates import is_weighted
+    from tfmq_fx.passes.support.predicates import is_weighted
 
     program = load(path)
     weighted = [node for node in program.graph_module.graph.nodes if is_weighted(node)]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tfmq_fx.presets import PRESETS
+from tfmq_fx.config.presets import PRESETS
 
 __all__ = [
     "ActivationBits",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from tfmq_fx.cli.console import console
-from tfmq_fx.presets import PRESETS
+from tfmq_fx.config.presets import PRESETS
 
 __all__ = ["presets"]
 

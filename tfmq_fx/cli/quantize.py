@@ -41,9 +41,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from tfmq_fx.config import QuantizationConfig
-    from tfmq_fx.presets import Preset
-    from tfmq_fx.program import QuantizedProgram
+    from tfmq_fx.config.presets import Preset
+    from tfmq_fx.config.quantization import QuantizationConfig
+    from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["quantize"]
 
@@ -76,16 +76,16 @@ def quantize(
     where an interrupted one stopped.
     """
     from tfmq_fx.artefact import check_target, save
-    from tfmq_fx.calibration import calibrate
-    from tfmq_fx.capture import capture
     from tfmq_fx.cli.example_inputs import unconditional_inputs
-    from tfmq_fx.comparison import ddim_scheduler
-    from tfmq_fx.convert import convert
-    from tfmq_fx.models_bundle import load_model
-    from tfmq_fx.prepare import prepare
-    from tfmq_fx.presets import find_preset
-    from tfmq_fx.reconstruction import reconstruct
-    from tfmq_fx.trajectories import NormalTimesteps, sample_trajectories
+    from tfmq_fx.config.presets import find_preset
+    from tfmq_fx.data import NormalTimesteps, sample_trajectories
+    from tfmq_fx.data.bundled_model import load_model
+    from tfmq_fx.diagnostics.comparison import ddim_scheduler
+    from tfmq_fx.frontend.capture import capture
+    from tfmq_fx.quantization.calibrate import calibrate
+    from tfmq_fx.quantization.convert import convert
+    from tfmq_fx.quantization.prepare import prepare
+    from tfmq_fx.reconstruction.reconstruct import reconstruct
 
     # Everything that can be wrong with the command is found before the minutes of calibration.
     check_target(out)
@@ -148,8 +148,8 @@ def _given(context: typer.Context, name: str) -> bool:
 
 def _configuration(context: typer.Context, method: Preset | None, seed: int, **options: Any) -> QuantizationConfig:
     """The configuration of these options, on top of a preset's."""
-    from tfmq_fx.config import QuantizationConfig
-    from tfmq_fx.reconstruction_config import ReconstructionConfig
+    from tfmq_fx.config.quantization import QuantizationConfig
+    from tfmq_fx.config.reconstruction import ReconstructionConfig
 
     fields: dict[str, Any] = {}
     if method is not None:
@@ -163,7 +163,7 @@ def _configuration(context: typer.Context, method: Preset | None, seed: int, **o
 
 
 def _print_summary(module: nn.Module, program: QuantizedProgram, out: Path) -> None:
-    from tfmq_fx.comparison import float_bytes, path_bytes
+    from tfmq_fx.diagnostics.comparison import float_bytes, path_bytes
 
     before, after = float_bytes(module), path_bytes(out)
     timesteps = program.timesteps

@@ -36,8 +36,8 @@ def sample(
     import torch
 
     from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
-    from tfmq_fx.comparison import check_image_path, image_grid
-    from tfmq_fx.trajectories.sample_shape import sample_shape
+    from tfmq_fx.data.sample_shape import sample_shape
+    from tfmq_fx.diagnostics.comparison import check_image_path, image_grid
 
     check_image_path(out)
     program, count = load_program(artefact, steps, unknown_timestep)

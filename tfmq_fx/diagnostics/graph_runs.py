@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import calling_convention
+from tfmq_fx._torch.core import calling_convention
 from tfmq_fx.diagnostics.temporal_features import (
     TemporalFeatures,
     align_features,
@@ -21,7 +21,7 @@ from tfmq_fx.frontend.batches import batch_arguments
 from tfmq_fx.frontend.binding import Call, bind
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.timestep_row import timestep_row
+from tfmq_fx.passes.support.timestep_row import timestep_row
 
 __all__ = ["NodeValue", "graph_denoiser", "run_graph", "sample_input", "with_temporal_features"]
 

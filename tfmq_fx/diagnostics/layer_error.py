@@ -21,8 +21,8 @@ from torch import Tensor, fx
 from tfmq_fx.diagnostics.graph_runs import run_graph
 from tfmq_fx.diagnostics.json_values import number
 from tfmq_fx.errors import ConfigError
-from tfmq_fx.passes.predicates import fqn, is_call, is_weighted, module_path
-from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.passes.support.predicates import fqn, is_call, is_weighted, module_path
+from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["LayerError", "LayerErrors", "layer_errors", "match_layers"]
 

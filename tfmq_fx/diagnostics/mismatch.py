@@ -20,7 +20,7 @@ from tfmq_fx.diagnostics.json_values import numbers, tensor
 from tfmq_fx.diagnostics.temporal_features import TemporalFeatures, align_features, temporal_features
 from tfmq_fx.diagnostics.vectors import cosine_of_chord, distances, unit
 from tfmq_fx.errors import ConfigError
-from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["TemporalMismatch", "find_mismatch", "match_timesteps", "temporal_mismatch"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx._compat import calling_convention
-from tfmq_fx.comparison import ddim_scheduler
+from tfmq_fx._torch.core import calling_convention
+from tfmq_fx.diagnostics.comparison import ddim_scheduler
 from tfmq_fx.diagnostics.diagnosis import Diagnosis
 from tfmq_fx.diagnostics.graph_runs import graph_denoiser, sample_input, with_temporal_features
 from tfmq_fx.diagnostics.layer_error import layer_errors
@@ -23,9 +23,9 @@ from tfmq_fx.diagnostics.temporal_features import (
 from tfmq_fx.diagnostics.trajectory import Trajectory, record_trajectory, trajectory_deviation
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.predicates import node_value
-from tfmq_fx.passes.timestep_values import as_captured
-from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.passes.support.predicates import node_value
+from tfmq_fx.passes.support.timestep_values import as_captured
+from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["diagnose"]
 

@@ -11,8 +11,8 @@ from torch import Tensor, fx
 from tfmq_fx.diagnostics.layer_error import match_layers
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import interface_of
-from tfmq_fx.passes.predicates import is_linear, node_value
-from tfmq_fx.program import QuantizedProgram
+from tfmq_fx.passes.support.predicates import is_linear, node_value
+from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["check_same_model"]
 

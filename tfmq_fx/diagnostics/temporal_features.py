@@ -21,10 +21,10 @@ from tfmq_fx.diagnostics.json_values import number, numbers, tensor
 from tfmq_fx.diagnostics.vectors import cosine_of_chord, ratio, unit
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
-from tfmq_fx.passes.predicates import fqn
-from tfmq_fx.passes.timestep_values import ValueSearch, distinct_timesteps
-from tfmq_fx.program import QuantizedProgram
-from tfmq_fx.table import add_timesteps
+from tfmq_fx.passes.support.predicates import fqn
+from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
+from tfmq_fx.quantization.add_timesteps import add_timesteps
+from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = [
     "TemporalFeatureError",

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfmq_fx.comparison import ddim_scheduler, psnr
+from tfmq_fx.data.prediction import predicted
+from tfmq_fx.diagnostics.comparison import ddim_scheduler, psnr
 from tfmq_fx.diagnostics.json_values import numbers, tensor
 from tfmq_fx.diagnostics.vectors import ratio
 from tfmq_fx.errors import ConfigError
-from tfmq_fx.trajectories.prediction import predicted
 
 __all__ = ["Trajectory", "TrajectoryDeviation", "compare_trajectories", "record_trajectory", "trajectory_deviation"]
 

@@ -14,7 +14,7 @@ from tfmq_fx.fake_quantizers.grouped import GroupedQuantizer
 from tfmq_fx.fake_quantizers.temporal import TimestepQuantizer
 from tfmq_fx.fake_quantizers.weight import AdaRoundQuantizer
 from tfmq_fx.observers import GroupedObserver, PerChannelWeightObserver, TimestepObserver
-from tfmq_fx.passes.nodes import read_attribute
+from tfmq_fx.passes.support.nodes import read_attribute
 
 __all__ = ["FakeQuantizer", "float_mode", "insert_fake_quantizers", "quantizers_of"]
 

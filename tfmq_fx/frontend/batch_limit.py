@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tfmq_fx._compat import FakeTensorMode
+from tfmq_fx._torch.core import FakeTensorMode
 from tfmq_fx.errors import CaptureError
 
 __all__ = ["check_batch_limit"]

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import fx, nn
 
-from tfmq_fx._compat import HigherOrderOperator
+from tfmq_fx._torch.core import HigherOrderOperator
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.weights import check_weights
 from tfmq_fx.passes import CANONICALIZE, ComputeInFloat32, PassError, run_pipeline
 from tfmq_fx.passes.analysis.multiply_adds import multiply_adds
-from tfmq_fx.passes.inline_regions import changes_numerics
-from tfmq_fx.passes.nodes import read_attribute
+from tfmq_fx.passes.canonical.inline_regions import changes_numerics
+from tfmq_fx.passes.support.nodes import read_attribute
 
 __all__ = ["canonicalize"]
 

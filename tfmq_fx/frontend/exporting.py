@@ -20,7 +20,7 @@ from tfmq_fx.frontend.interface import leaf_names
 from tfmq_fx.frontend.tensors import contiguous
 from tfmq_fx.frontend.unwrapping import uncompiled_parts
 from tfmq_fx.passes.analysis import data_dependence
-from tfmq_fx.passes.predicates import is_call
+from tfmq_fx.passes.support.predicates import is_call
 
 __all__ = ["BatchChoice", "Batched", "export", "max_batch"]
 

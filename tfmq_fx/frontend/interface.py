@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import calling_convention
+from tfmq_fx._torch.core import calling_convention
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.plain_config import plain_config
 from tfmq_fx.frontend.sizes import BatchSize, Size, batch_axis, check_one_symbol, sizes_of, text_of_sizes
 from tfmq_fx.passes.analysis.mask_inputs import mask_inputs
-from tfmq_fx.passes.predicates import node_value
+from tfmq_fx.passes.support.predicates import node_value
 
 __all__ = [
     "INTERFACE_KEY",

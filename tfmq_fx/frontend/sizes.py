@@ -9,7 +9,7 @@ import torch
 from torch import SymInt, Tensor, fx
 
 from tfmq_fx.errors import CaptureError
-from tfmq_fx.passes.predicates import node_value
+from tfmq_fx.passes.support.predicates import node_value
 
 __all__ = ["BatchSize", "Size", "batch_axis", "check_one_symbol", "sizes_of", "text_of_sizes"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from tfmq_fx.errors import CaptureError
-from tfmq_fx.passes.replace_in_place import memory_of
+from tfmq_fx.passes.canonical.replace_in_place import memory_of
 
 __all__ = ["check_state"]
 

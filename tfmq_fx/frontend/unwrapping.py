@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tfmq_fx._compat import OptimizedModule
+from tfmq_fx._torch.core import OptimizedModule
 
 __all__ = ["uncompiled_parts", "unwrap"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tfmq_fx._compat import FakeTensor
+from tfmq_fx._torch.core import FakeTensor
 from tfmq_fx.errors import CaptureError
 
 __all__ = ["check_weights", "detach_from_inference"]

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from tfmq_fx import _inductor_compat as inductor_ir
-from tfmq_fx._inductor_compat import CppKernelCall, register_inductor_lowering
+from tfmq_fx._torch import inductor as inductor_ir
+from tfmq_fx._torch.inductor import CppKernelCall, register_inductor_lowering
 from tfmq_fx.kernels.operators import OPERATORS
 
 __all__ = ["has_native_kernels", "register_native_kernels"]

@@ -9,9 +9,9 @@ import torch
 from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import calling_convention
+from tfmq_fx._torch.core import calling_convention
 from tfmq_fx.frontend.sizes import sizes_of
-from tfmq_fx.passes.predicates import node_value
+from tfmq_fx.passes.support.predicates import node_value
 
 __all__ = ["EXAMPLE_BATCH", "batch_symbol", "example_arguments"]
 

@@ -12,30 +12,29 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._compat import HAS_INTEGER_CONVS, output_structure
+from tfmq_fx._torch.core import HAS_INTEGER_CONVS, output_structure
+from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.artefact.tree_specs import load_tree_spec
-from tfmq_fx.config import UnknownTimestep
-from tfmq_fx.convert import program_from_graph
+from tfmq_fx.config.quantization import UnknownTimestep
 from tfmq_fx.errors import LoweringError
-from tfmq_fx.feature_table import store_table
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.interface_json import interface_from_json, interface_to_json
+from tfmq_fx.frontend.roles import sample_inputs
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.given import describe
-from tfmq_fx.lowering.aot import check_package_path, describe_package, load_package
-from tfmq_fx.lowering.choose import lower_fastest
-from tfmq_fx.lowering.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
-from tfmq_fx.lowering.denoiser import Denoiser
-from tfmq_fx.lowering.eligibility import classify, layers, reads_one_channel, sums_may_overflow
-from tfmq_fx.lowering.engines import ENGINES, resolve_precision
+from tfmq_fx.lowering.backends.aot import check_package_path, describe_package, load_package
+from tfmq_fx.lowering.backends.choose import lower_fastest
+from tfmq_fx.lowering.backends.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
+from tfmq_fx.lowering.backends.engines import ENGINES, resolve_precision
+from tfmq_fx.lowering.backends.native import describe_kernels, sums_bytes_exactly
 from tfmq_fx.lowering.examples import example_arguments
-from tfmq_fx.lowering.matching import in_float, match_kernels, read_kernels
-from tfmq_fx.lowering.native import describe_kernels, sums_bytes_exactly
-from tfmq_fx.lowering.parity import check_parity
-from tfmq_fx.lowering.parity_examples import parity_examples
-from tfmq_fx.lowering.reasons import EAGER, NO_EXACT_BYTES
-from tfmq_fx.lowering.report import LoweringReport, ReportEntry
-from tfmq_fx.lowering.staged import StagedProgram
+from tfmq_fx.lowering.report.eligibility import classify, layers, reads_one_channel, sums_may_overflow
+from tfmq_fx.lowering.report.matching import in_float, match_kernels, read_kernels
+from tfmq_fx.lowering.report.parity import check_parity
+from tfmq_fx.lowering.report.parity_examples import parity_examples
+from tfmq_fx.lowering.report.reasons import EAGER, NO_EXACT_BYTES
+from tfmq_fx.lowering.report.report import LoweringReport, ReportEntry
+from tfmq_fx.lowering.run.denoiser import Denoiser
+from tfmq_fx.lowering.run.staged import StagedProgram
 from tfmq_fx.lowering.stages import Layout, split_stages
 from tfmq_fx.passes import (
     DequantizeWeights,
@@ -48,14 +47,15 @@ from tfmq_fx.passes import (
     UseOneTimestepGroup,
 )
 from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block
-from tfmq_fx.passes.group_timesteps import EACH_TIMESTEP, GROUPS
-from tfmq_fx.passes.nodes import read_attribute
-from tfmq_fx.passes.predicates import is_call, is_weighted
-from tfmq_fx.passes.use_one_timestep_group import find_grouped_quantizers
-from tfmq_fx.paths import path_of
-from tfmq_fx.program import QuantizedProgram
-from tfmq_fx.roles import sample_inputs
-from tfmq_fx.unknown_timesteps import check_unknown_timestep, with_unknown_timestep
+from tfmq_fx.passes.support.nodes import read_attribute
+from tfmq_fx.passes.support.predicates import is_call, is_weighted
+from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS
+from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
+from tfmq_fx.quantization.convert import program_from_graph
+from tfmq_fx.quantization.program import QuantizedProgram
+from tfmq_fx.quantization.stage_checks import describe
+from tfmq_fx.quantization.unknown_timesteps import check_unknown_timestep, with_unknown_timestep
+from tfmq_fx.temporal.feature_table import store_table
 
 __all__ = ["load_denoiser", "lower"]
 

@@ -18,8 +18,8 @@ from torch.utils import _pytree as pytree
 
 from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.analysis.conditional_part import ConditionalPart
-from tfmq_fx.passes.predicates import node_value
-from tfmq_fx.passes.subgraphs import extract_subgraph
+from tfmq_fx.passes.support.predicates import node_value
+from tfmq_fx.passes.support.subgraphs import extract_subgraph
 
 __all__ = ["Layout", "Stage", "StagedGraph", "split_stages"]
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torchao.quantization.pt2e import ObserverBase
 
-from tfmq_fx.passes.nodes import add_buffer, insert_call, insert_get_attr, replace_node
+from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, replace_node
 
 __all__ = ["convert_gathered"]
 

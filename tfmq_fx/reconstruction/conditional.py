@@ -17,17 +17,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx.conditional_calibration import observe_pairs
-from tfmq_fx.conditionings import ConditionedTimesteps
+from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, FakeQuantizer, TimestepQuantizer, quantizers_of
-from tfmq_fx.finite_set_calibration import timestep_sites
 from tfmq_fx.passes.analysis import ReconstructionUnit, TemporalBlock, find_temporal_block, outside_block
-from tfmq_fx.passes.predicates import is_weighted
-from tfmq_fx.passes.sizes import concrete_size
-from tfmq_fx.passes.subgraphs import known_value
+from tfmq_fx.passes.support.predicates import is_weighted
+from tfmq_fx.passes.support.sizes import concrete_size
+from tfmq_fx.passes.support.subgraphs import known_value
 from tfmq_fx.reconstruction.own_output import learn_own_output, training_over_rows
 from tfmq_fx.reconstruction.report import UnitResult
-from tfmq_fx.reconstruction_config import ReconstructionConfig
+from tfmq_fx.temporal.conditional_calibration import observe_pairs
+from tfmq_fx.temporal.conditionings import ConditionedTimesteps
+from tfmq_fx.temporal.finite_set_calibration import timestep_sites
 
 __all__ = ["ConditionalUnit", "observe_conditional_part", "reconstruct_conditional_part"]
 

@@ -11,7 +11,7 @@ from tfmq_fx.observers.finite import require_finite
 from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.samples import Window
 from tfmq_fx.reconstruction.values import in_window, placeholder_value
-from tfmq_fx.refusal import at_timesteps
+from tfmq_fx.temporal.refusal import at_timesteps
 
 __all__ = ["require_finite_targets"]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import SymInt, Tensor, fx, nn
 
+from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.fake_quantizers import (
     ActivationQuantizer,
@@ -22,12 +23,11 @@ from tfmq_fx.fake_quantizers import (
     quantizers_of,
 )
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes
-from tfmq_fx.passes.sizes import concrete_size
-from tfmq_fx.passes.subgraphs import extract_subgraph, known_value
+from tfmq_fx.passes.support.sizes import concrete_size
+from tfmq_fx.passes.support.subgraphs import extract_subgraph, known_value
 from tfmq_fx.reconstruction.keeping import keep_if_better
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.training import train
-from tfmq_fx.reconstruction_config import ReconstructionConfig
 
 __all__ = ["OwnOutputTraining", "learn_own_output", "observing", "training_over_rows"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import fx
 
 from tfmq_fx.fake_quantizers import FakeQuantizer, float_mode, quantizers_of
-from tfmq_fx.passes.nodes import read_attribute
-from tfmq_fx.passes.predicates import is_call
-from tfmq_fx.passes.subgraphs import known_value
+from tfmq_fx.passes.support.nodes import read_attribute
+from tfmq_fx.passes.support.predicates import is_call
+from tfmq_fx.passes.support.subgraphs import known_value
 from tfmq_fx.reconstruction.samples import Samples, Window
 from tfmq_fx.reconstruction.store import ActivationStore
 from tfmq_fx.reconstruction.values import Batches, collect, in_window, placeholder_value

@@ -14,23 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tfmq_fx.code_digest import code_digest
-from tfmq_fx.conditional_calibration import conditioned_path, prepared_conditionings
-from tfmq_fx.conditionings import ConditionedTimesteps
-from tfmq_fx.config import QuantizationConfig
+from tfmq_fx.config.quantization import QuantizationConfig
+from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.errors import ConfigError, ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.frontend.notes import noted
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.given import CONVERTED, describe, stage_of
-from tfmq_fx.notes import noted
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis import find_temporal_block, find_units, row_columns
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
-from tfmq_fx.passes.index_timesteps import distinct_timesteps
-from tfmq_fx.quantizer import META_KEY
+from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
+from tfmq_fx.quantization.annotate import META_KEY
+from tfmq_fx.quantization.stage_checks import CONVERTED, describe, stage_of
 from tfmq_fx.reconstruction.checkpoint import Checkpoint, fingerprint
+from tfmq_fx.reconstruction.code_digest import code_digest
 from tfmq_fx.reconstruction.conditional import (
     ConditionalUnit,
     observe_conditional_part,
@@ -51,7 +50,8 @@ from tfmq_fx.reconstruction.temporal import (
 )
 from tfmq_fx.reconstruction.training import WORTH_COMPILING
 from tfmq_fx.reconstruction.unit import load_state, reconstruct_unit, state_of, trainable_weights
-from tfmq_fx.reconstruction_config import ReconstructionConfig
+from tfmq_fx.temporal.conditional_calibration import conditioned_path, prepared_conditionings
+from tfmq_fx.temporal.conditionings import ConditionedTimesteps
 
 __all__ = ["reconstruct"]
 

@@ -14,9 +14,9 @@ from tfmq_fx.errors import CalibrationError
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.binding import Call
 from tfmq_fx.frontend.interface import interface_of
-from tfmq_fx.passes.predicates import node_value
-from tfmq_fx.passes.sizes import rows_per_item
-from tfmq_fx.quantizer import META_KEY
+from tfmq_fx.passes.support.predicates import node_value
+from tfmq_fx.passes.support.sizes import rows_per_item
+from tfmq_fx.quantization.annotate import META_KEY
 
 __all__ = ["Samples", "Window", "gather_samples"]
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import (
     ActivationQuantizer,
     AdaRoundQuantizer,
@@ -25,8 +26,7 @@ from tfmq_fx.fake_quantizers import (
 from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block, row_columns
 from tfmq_fx.reconstruction.own_output import learn_own_output, observing, training_over_rows
 from tfmq_fx.reconstruction.report import UnitResult
-from tfmq_fx.reconstruction_config import ReconstructionConfig
-from tfmq_fx.refusal import refused_rows
+from tfmq_fx.temporal.refusal import refused_rows
 
 __all__ = ["observe_temporal_block", "reconstruct_temporal_block", "sampled_rows", "temporal_quantizers"]
 

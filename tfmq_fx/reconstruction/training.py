@@ -9,11 +9,11 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from tfmq_fx.config.reconstruction import Precision, ReconstructionConfig
 from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, TimestepQuantizer
 from tfmq_fx.fake_quantizers.adaround import annealed_beta
 from tfmq_fx.reconstruction.rounding import RoundingTrainer, StepSize, in_groups
-from tfmq_fx.reconstruction_config import Precision, ReconstructionConfig
 
 __all__ = ["WORTH_COMPILING", "train"]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, FakeQuantizer, quantizers_of
 from tfmq_fx.reconstruction.keeping import keep_if_better
 from tfmq_fx.reconstruction.propagation import Propagation
@@ -17,7 +18,6 @@ from tfmq_fx.reconstruction.samples import Window
 from tfmq_fx.reconstruction.training import train
 from tfmq_fx.reconstruction.unit_error import channel_axis, unit_error
 from tfmq_fx.reconstruction.values import in_window
-from tfmq_fx.reconstruction_config import ReconstructionConfig
 
 __all__ = ["reconstruct_unit", "trainable_weights"]
 

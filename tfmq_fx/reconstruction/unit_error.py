@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx.passes.predicates import is_conv, is_weighted
+from tfmq_fx.passes.support.predicates import is_conv, is_weighted
 
 __all__ = ["channel_axis", "unit_error"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import SymInt, Tensor
 from torch.utils import _pytree as pytree
 
-from tfmq_fx.passes.sizes import concrete_size, rows_per_item
+from tfmq_fx.passes.support.sizes import concrete_size, rows_per_item
 from tfmq_fx.reconstruction.samples import Samples, Window
 from tfmq_fx.reconstruction.store import ActivationStore
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfmq_fx.data.prediction import predicted
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, read_json, schedule_of, write_json
-from tfmq_fx.trajectories.prediction import predicted
 
 __all__ = ["NoiseStatistics", "collect_noise_statistics"]
 

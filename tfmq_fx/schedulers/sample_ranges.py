@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfmq_fx.choices import check_choice
+from tfmq_fx.config.checks import check_choice
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.observers import MSEObserver
-from tfmq_fx.passes.timestep_values import ValueSearch
+from tfmq_fx.passes.support.timestep_values import ValueSearch
 from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, read_json, schedule_of, write_json
 
 __all__ = ["SampleRanges", "collect_sample_ranges"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.errors import CalibrationError, ConfigError, TimestepError
-from tfmq_fx.passes.timestep_values import ValueSearch, distinct_timesteps
+from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
 
 __all__ = ["check_schedule", "find_row", "grouped_by_timestep", "known_row", "read_json", "schedule_of", "write_json"]
 

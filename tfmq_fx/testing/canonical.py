@@ -10,7 +10,7 @@ from torch import SymBool, SymFloat, SymInt, Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
-from tfmq_fx.passes.strides import layout
+from tfmq_fx.passes.support.strides import layout
 
 __all__ = ["canonical_text", "leaf_tensors", "state_digests", "tensor_bytes", "value_signature"]
 

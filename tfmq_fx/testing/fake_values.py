@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tfmq_fx.passes.nodes import compute_value, fake_mode_of, read_attribute
+from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, read_attribute
 
 __all__ = ["recompute_values"]
 

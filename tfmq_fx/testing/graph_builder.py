@@ -12,7 +12,7 @@ from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
-from tfmq_fx.passes.nodes import compute_value
+from tfmq_fx.passes.support.nodes import compute_value
 
 __all__ = ["GraphBuilder"]
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import strategies as st
 from torch import SymInt, Tensor, fx, nn
 
-from tfmq_fx.passes.predicates import is_attention, is_conv
+from tfmq_fx.passes.support.predicates import is_attention, is_conv
 
 from .graph_builder import GraphBuilder
 from .tensors import tensor_specs

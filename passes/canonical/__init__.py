@@ -1,0 +1,1 @@
+"""Exact rewrites that bring a captured graph into one form."""

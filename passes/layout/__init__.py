@@ -1,0 +1,1 @@
+"""Exact rewrites that bring layers into the form that is quantized."""

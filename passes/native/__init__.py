@@ -1,0 +1,1 @@
+"""From quantize/dequantize pairs to integer kernels."""

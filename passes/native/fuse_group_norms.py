@@ -1,0 +1,181 @@
+"""Normalize, activate and quantize an image in one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.support.channels_last import (
+    FIRST,
+    NONE,
+    Padding,
+    channels_last_image,
+    is_byte_quantizer,
+    quantized_borders,
+    quantized_rows,
+)
+from tfmq_fx.passes.support.nodes import insert_call, replace_node
+from tfmq_fx.passes.support.predicates import is_call, node_value
+from tfmq_fx.passes.support.sizes import is_same_size
+from torch import Tensor, fx
+
+from tfmq_fx.kernels import OPERATORS
+
+__all__ = ["FuseGroupNorms"]
+
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+#: The kernel walks channels by vectors of this many.
+CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """A GroupNorm and what belongs to it: parts of its input, what was added to each channel, its last node."""
+
+    node: fx.Node
+    parts: tuple[fx.Node, ...]
+    shift: fx.Node | None
+    silu: bool
+    last: fx.Node
+
+
+def _is_shift(node: Any, image: Tensor) -> bool:
+    """Whether ``node`` holds one number per channel, for each image or for all."""
+    value = node_value(node) if isinstance(node, fx.Node) else None
+    if not isinstance(value, Tensor) or value.ndim != 4 or value.dtype != torch.float32:
+        return False
+    rows, channels, *rest = value.shape
+    of_rows = is_same_size(rows, 1) or is_same_size(rows, image.shape[0])
+    return rest == [1, 1] and channels == image.shape[1] and of_rows
+
+
+def _is_constant(node: Any, channels: int) -> bool:
+    """Whether ``node`` is what the kernel reads as one float32 per channel."""
+    value = node_value(node) if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and value.dtype == torch.float32 and list(value.shape) == [channels]
+
+
+def find_normalization(node: fx.Node) -> Normalization | None:
+    """``node`` as a GroupNorm that the kernel covers, with everything around it that can go along."""
+    if not is_call(node, aten.group_norm.default) or len(node.args) < 4:
+        return None
+    image = node_value(node)
+    if image.ndim not in (3, 4) or image.dtype != torch.float32 or node_value(node.args[0]).dtype != torch.float32:  # type: ignore[arg-type]
+        return None
+    channels = int(image.shape[1])
+    if channels % CHANNELS or not all(_is_constant(constant, channels) for constant in node.args[2:4]):
+        return None
+    if any(is_same_size(size, 0) for size in image.shape):  # no pixel to start the statistics from
+        return None
+    source, shift = node.args[0], None
+    if is_call(source, aten.add.Tensor) and len(source.users) == 1 and not source.kwargs:
+        left, right = source.args
+        for kept, moved in ((left, right), (right, left)):
+            if isinstance(kept, fx.Node) and _is_shift(moved, image) and node_value(kept).shape == image.shape:
+                source, shift = kept, moved
+                break
+    parts = (source,)
+    if is_call(source, aten.cat.default) and image.ndim == 4 and len(source.args[0]) == 2 and source.args[1:] == (1,):  # type: ignore[arg-type]
+        joined: Any = tuple(source.args[0])  # type: ignore[arg-type]
+        if all(int(node_value(part).shape[1]) % CHANNELS == 0 for part in joined):
+            parts = joined
+    users = list(node.users)
+    silu = len(users) == 1 and is_call(users[0], aten.silu.default)
+    return Normalization(node, parts, shift, silu, users[0] if silu else node)  # type: ignore[arg-type]
+
+
+def _erase_unread(graph: fx.Graph, node: fx.Node, kept: fx.Node) -> None:
+    """Erase ``node`` and what led to it from ``kept`` on, as far as nothing reads it any more."""
+    while node is not kept and not node.users:
+        source: Any = node.args[0]
+        graph.erase_node(node)
+        node = source
+
+
+class FuseGroupNorms(GraphPass):
+    """Replace GroupNorm, with SiLU and quantization behind it where they follow, by one kernel.
+
+    Before::
+
+        %c = cat([%a, %b], 1)      %s = add(%c, %shift)             # %shift: [N, C, 1, 1]; both where they are
+        %g = group_norm(%s, G, %w, %v, eps)      %u = silu(%g)      %q = quantize_per_tensor(%u, s, z, …)
+        %l = permute(%q, [0, 2, 3, 1])      %p = constant_pad_nd(%l, [0, 0, w, w, h, h], z)
+
+    After::
+
+        %t = reshape(%shift, [-1, C])
+        %p = tfmq.quantized_group_norm([permute(%a), permute(%b)], %t, %w, %v, G, eps, True, s, z, …)
+
+    Where nothing quantizes, ``tfmq.group_norm`` yields floats; where the channels-last rows ``[N * L, C]`` of a norm
+    are quantized, as attention does, these are the result.
+
+    Legality: the definition of the four operators; a shift of a channel moves its mean and leaves its variance.
+    Channels are a multiple of 16 in each part. Numerics are preserved up to the order of float sums, which may turn a
+    rounding.
+    Meta: the new nodes take the module stack of the norm.
+    """
+
+    id: ClassVar[str] = "tfmq::fuse_group_norms"
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Fuse around every GroupNorm that the kernel covers."""
+        graph, modified = graph_module.graph, False
+        for node in list(graph.nodes):
+            norm = find_normalization(node)
+            if norm is not None:
+                self._fuse(graph, norm)
+                modified = True
+        if modified:
+            graph.eliminate_dead_code()
+        return modified
+
+    def _fuse(self, graph: fx.Graph, norm: Normalization) -> None:
+        arguments = self._arguments(graph, norm)
+        channels = int(node_value(norm.node).shape[1])
+        images = [(user, quantized_borders(user)) for user in norm.last.users if is_byte_quantizer(user)]
+        for quantizer, readers in images if node_value(norm.node).ndim == 4 else ():
+            for reader, padding in readers:
+                source: Any = reader.args[0]
+                replace_node(reader, self._quantized(graph, norm, arguments, quantizer, padding))
+                _erase_unread(graph, source, norm.last)
+        for quantizer in quantized_rows(norm.last):
+            image = self._quantized(graph, norm, arguments, quantizer, NONE)
+            with graph.inserting_after(image):
+                rows = insert_call(graph, aten.reshape.default, (image, [-1, channels]), anchor=norm.node)
+            source = quantizer.args[0]
+            replace_node(quantizer, rows)
+            _erase_unread(graph, source, norm.last)
+        if norm.last.users:
+            self._replace_floats(graph, norm, arguments)
+
+    def _arguments(self, graph: fx.Graph, norm: Normalization) -> tuple[Any, ...]:
+        """The arguments of the kernel that do not depend on who reads its result."""
+        _, groups, weight, bias, *eps = norm.node.args[:5]
+        shift = norm.shift
+        with graph.inserting_before(norm.node):
+            parts = [channels_last_image(graph, part, norm.node) for part in norm.parts]
+            if shift is not None:
+                rows = [-1, int(node_value(shift).shape[1])]
+                shift = insert_call(graph, aten.reshape.default, (shift, rows), anchor=norm.node)
+        return parts, shift, weight, bias, groups, eps[0] if eps else 1e-5, norm.silu
+
+    def _quantized(
+        self, graph: fx.Graph, norm: Normalization, arguments: tuple[Any, ...], quantizer: fx.Node, padding: Padding
+    ) -> fx.Node:
+        """Insert the kernel that quantizes as ``quantizer`` does."""
+        scale, zero_point = quantizer.args[1:3]
+        operands = (*arguments, scale, zero_point, list(padding))
+        with graph.inserting_before(norm.last):
+            return insert_call(graph, OPERATORS.quantized_group_norm.default, operands, anchor=norm.node)
+
+    def _replace_floats(self, graph: fx.Graph, norm: Normalization, arguments: tuple[Any, ...]) -> None:
+        """What reads the norm in float gets the float kernel's result, in the norm's own shape."""
+        with graph.inserting_before(norm.last):
+            new = insert_call(graph, OPERATORS.group_norm.default, arguments, anchor=norm.node)
+            if node_value(norm.node).ndim == 3:
+                new = insert_call(graph, aten.squeeze.dim, (new, 1), anchor=norm.node)
+            order = FIRST if node_value(norm.node).ndim == 4 else [0, 2, 1]
+            new = insert_call(graph, aten.permute.default, (new, order), anchor=norm.node)
+        replace_node(norm.last, new, results=False)

@@ -1,0 +1,113 @@
+"""Add the residual where the integer convolution stores its result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.support.channels_last import LAST, RELABELLINGS, relabel
+from tfmq_fx.passes.support.nodes import insert_call, replace_node
+from tfmq_fx.passes.support.predicates import is_call, node_value
+from torch import Tensor, fx
+
+from tfmq_fx.kernels import OPERATORS
+
+__all__ = ["FuseResidualAdds"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Summand:
+    """The result of an integer convolution as it is added: the convolution, and what relabels its result."""
+
+    conv: fx.Node
+    chain: tuple[fx.Node, ...]
+    #: Whether it is added as an image, channels first; else in the order of the convolution's own memory.
+    image: bool
+
+
+def find_summand(node: Any) -> Summand | None:
+    """``node`` as the relabelled result of an integer convolution that adds nothing yet and that nothing else reads."""
+    chain: list[fx.Node] = []
+    while is_call(node, *RELABELLINGS) and len(node.users) == 1:
+        chain.insert(0, node)
+        node = node.args[0]
+    alone = is_call(node, OPERATORS.integer_conv.default) and node.args[4] is None and len(node.users) == 1
+    if not alone or not chain:
+        return None
+    total = [size if isinstance(size, int) else 2 for size in node_value(chain[-1]).shape]
+    channels = int(node_value(node).shape[3])
+    own = torch.arange(torch.Size(total).numel(), dtype=torch.int32)
+    shape = [-1, *node_value(node).shape[1:3], channels]
+    given = relabel(own.reshape([int(size) for size in shape]), chain)
+    if given is None or list(given.shape) != total:
+        return None
+    if torch.equal(given.flatten(), own):
+        return Summand(node, tuple(chain), image=False)
+    if len(total) == 4 and torch.equal(given.permute(LAST).flatten(), own):
+        return Summand(node, tuple(chain), image=True)
+    return None
+
+
+def _alike(one: fx.Node, other: fx.Node) -> bool:
+    """Whether both are tensors of one shape and dtype, so that neither is broadcast to the other."""
+    left, right = node_value(one), node_value(other)
+    if not isinstance(left, Tensor) or not isinstance(right, Tensor):
+        return False
+    return left.shape == right.shape and left.dtype == right.dtype
+
+
+class FuseResidualAdds(GraphPass):
+    """Let the integer convolution add what is added to its result.
+
+    Before::
+
+        %n = tfmq.integer_conv(%x, …, None, …)      %c = permute(%n, [0, 3, 1, 2])      %y = add(%r, %c)
+
+    After::
+
+        %n = tfmq.integer_conv(%x, …, permute(%r, [0, 2, 3, 1]), …)      %y = permute(%n, [0, 3, 1, 2])
+
+    The same where the result is added as a sequence ``[N, L, C]``, and for a linear whose rows become an image again.
+
+    Legality: nothing else reads the convolution, and both sides have one shape and dtype, so nothing is broadcast. The
+    convolution moves to where the sum was, behind both operands. Numerics are preserved to the bit.
+    Meta: the new nodes take the module stack of the convolution.
+    """
+
+    id: ClassVar[str] = "tfmq::fuse_residual_adds"
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Fuse every sum with an integer convolution on one side; of two convolutions the right one adds."""
+        graph, modified = graph_module.graph, False
+        for node in list(graph.nodes):
+            if not is_call(node, aten.add.Tensor) or node.kwargs or len(node.args) != 2:
+                continue
+            left, right = node.args
+            for one, other in ((right, left), (left, right)):
+                summand = find_summand(one) if one is not other else None
+                if summand is None or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
+                    continue
+                if _alike(one, other):
+                    self._fuse(graph, node, summand, other)
+                    modified = True
+                    break
+        if modified:
+            graph.eliminate_dead_code()
+        return modified
+
+    def _fuse(self, graph: fx.Graph, node: fx.Node, summand: Summand, other: fx.Node) -> None:
+        conv = summand.conv
+        rows, columns, channels = (int(size) for size in node_value(conv).shape[1:])
+        with graph.inserting_before(node):
+            if summand.image:
+                other = insert_call(graph, aten.permute.default, (other, LAST), anchor=conv)
+            residual = insert_call(graph, aten.reshape.default, (other, [-1, rows, columns, channels]), anchor=conv)
+            arguments = (*conv.args[:4], residual, *conv.args[5:])
+            new = insert_call(graph, conv.target, arguments, anchor=conv)  # type: ignore[arg-type]
+            for step in summand.chain:
+                new = insert_call(graph, step.target, (new, *step.args[1:]), anchor=conv, kwargs=dict(step.kwargs))  # type: ignore[arg-type]
+        replace_node(node, new, results=False)

@@ -1,0 +1,169 @@
+"""Run quantized convolutions and linears on our own integer kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
+from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
+from torch import Tensor, fx
+
+from tfmq_fx.kernels import MAX_SIGNED_PRODUCTS, MAX_TAPS, OPERATORS, block_columns, pack_weight
+
+__all__ = ["LowerIntegerConvs"]
+
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+#: What a convolution's arguments are when left out, behind input and weight.
+DEFAULTS = (None, 1, 0, 1, 1)
+#: The kernel walks input channels by this many bytes.
+CHANNELS = 16
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """A quantized layer as the kernel takes it: its uint8 activation, its int8 weight ``[K, C, h, w]``, the rest."""
+
+    quantized: fx.Node
+    scale: float
+    zero_point: int
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    numbers = numbers * 2 if len(numbers) == 1 else numbers
+    return numbers if len(numbers) == 2 and all(isinstance(n, int) for n in numbers) else None
+
+
+def _constant(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
+    if not (isinstance(node, fx.Node) and node.op == "get_attr"):
+        return None
+    value = read_attribute(graph_module, str(node.target))
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def find_integer_layer(graph_module: fx.GraphModule, node: fx.Node) -> IntegerLayer | None:
+    """``node`` as a layer of the integer kernel, or None where the kernel does not cover it."""
+    if not is_call(node, aten.conv2d.default, aten.linear.default) or node.kwargs:
+        return None
+    arguments: list[Any] = list(node.args) + list(DEFAULTS[len(node.args) - 2 :])
+    activation, matrix, bias_node, *geometry = arguments
+    if not is_call(activation, decomposed.dequantize_per_tensor.default) or activation.args[5] != torch.uint8:
+        return None
+    if not is_call(matrix, decomposed.dequantize_per_channel.default) or matrix.args[3] != 0:
+        return None
+    weight, weight_scale, zeros = (_constant(graph_module, argument) for argument in matrix.args[:3])
+    if weight is None or weight_scale is None or zeros is None or weight.dtype != torch.int8 or bool(zeros.any()):
+        return None
+    bias = None if bias_node is None else _constant(graph_module, bias_node)
+    stride, padding, dilation, groups = _pair(geometry[0]), _pair(geometry[1]), _pair(geometry[2]), geometry[3]
+    if (bias is None) != (bias_node is None) or stride is None or padding is None or (dilation, groups) != ((1, 1), 1):
+        return None
+    value = node_value(activation.args[0])  # type: ignore[arg-type]
+    linear = is_call(node, aten.linear.default)
+    if value.ndim != (2 if linear else 4) or node_value(node).dtype != torch.float32:
+        return None
+    weight = weight[:, :, None, None] if linear else weight
+    taps = weight.shape[2] * weight.shape[3]
+    if block_columns(weight.shape[0]) == 0 or weight.shape[1] % CHANNELS or taps > MAX_TAPS:
+        return None
+    if weight.shape[1] * taps > MAX_SIGNED_PRODUCTS:  # the kernel adds them up in an int32, which wraps
+        return None
+    operands: Any = activation.args[:3]
+    quantized, scale, zero_point = operands
+    # A border is written in bytes. What is not finite would be lost where the kernel's result is quantized or rounded.
+    finite = all(bool(value.isfinite().all()) for value in (weight_scale, *([] if bias is None else [bias])))
+    if not 0 <= zero_point <= 255 or not finite:
+        return None
+    return IntegerLayer(
+        quantized,
+        float(scale),
+        int(zero_point),
+        weight,
+        weight_scale,
+        bias,
+        stride,
+        padding,
+    )
+
+
+def _fold(layer: IntegerLayer) -> tuple[Tensor, Tensor]:
+    """The kernel's scale, and its bias with what the activation's zero point adds to every sum taken off."""
+    scale = layer.weight_scale.double() * layer.scale
+    sums = layer.weight.sum((1, 2, 3), dtype=torch.float64)
+    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double()
+    return scale.float(), (bias - scale * sums * layer.zero_point).float()
+
+
+class LowerIntegerConvs(GraphPass):
+    """Replace a convolution or linear of dequantized integers by the integer kernel.
+
+    Before::
+
+        %x = dequantize_per_tensor(%q, s, z, …)      %w = dequantize_per_channel(%i, %c, %zeros, 0, …)
+        %y = conv2d(%x, %w, %b, stride, padding)
+
+    After::
+
+        %l = permute(%q, [0, 2, 3, 1])      %p = constant_pad_nd(%l, [0, 0, w, w, h, h], z)
+        %n = tfmq.integer_conv(%p, %packed, s * c, %folded, None, kernel, stride, float32)
+        %y = permute(%n, [0, 3, 1, 2])
+
+    A linear of ``[R, C]`` is the convolution of ``R`` images of one pixel.
+
+    Legality: the kernel computes the same sum in integers and scales it once. A border of zero points stands for
+    zeros; what the zero point adds to a sum, ``z * sum(w)``, is a constant of the channel and goes into the bias.
+    Activations are uint8 by one pair of numbers, weights int8 with zero point 0, channels a multiple of 16, and no sum
+    of products can pass an int32.
+    Numerics are preserved up to float rounding.
+    Meta: the new nodes take the module stack of the layer.
+    """
+
+    id: ClassVar[str] = "tfmq::lower_integer_convs"
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Replace every layer that the kernel covers."""
+        found = [(node, find_integer_layer(graph_module, node)) for node in graph_module.graph.nodes]
+        layers = [(node, layer) for node, layer in found if layer is not None]
+        for node, layer in layers:
+            self._replace(graph_module, node, layer)
+        if layers:
+            graph_module.graph.eliminate_dead_code()
+        return bool(layers)
+
+    def _replace(self, graph_module: fx.GraphModule, node: fx.Node, layer: IntegerLayer) -> None:
+        graph, name = graph_module.graph, fqn(node)
+        scale, bias = _fold(layer)
+        constants = {"packed": pack_weight(layer.weight), "scale": scale, "bias": bias}
+        names = [add_buffer(graph_module, f"{name}_{key}", value) for key, value in constants.items()]
+        depth, kernel = int(layer.weight.shape[1]), list(layer.weight.shape[2:])
+        linear = is_call(node, aten.linear.default)
+        with graph.inserting_before(node):
+            if linear:
+                image = insert_call(graph, aten.reshape.default, (layer.quantized, [-1, 1, 1, depth]), anchor=node)
+            else:
+                image = insert_call(graph, aten.permute.default, (layer.quantized, [0, 2, 3, 1]), anchor=node)
+            image = self._pad(graph, image, layer, node)
+            operands = [insert_get_attr(graph_module, constant, anchor=node) for constant in names]
+            rest = (None, kernel, list(layer.stride), torch.float32)
+            new = insert_call(graph, OPERATORS.integer_conv.default, (image, *operands, *rest), anchor=node)
+            back: tuple[Any, Sequence[int]] = (
+                (aten.reshape.default, [-1, len(scale)]) if linear else (aten.permute.default, [0, 3, 1, 2])
+            )
+            new = insert_call(graph, back[0], (new, list(back[1])), anchor=node)
+        replace_node(node, new, results=False)
+
+    def _pad(self, graph: fx.Graph, image: fx.Node, layer: IntegerLayer, anchor: fx.Node) -> fx.Node:
+        height, width = layer.padding
+        if not (height or width):
+            return image
+        border = [0, 0, width, width, height, height]
+        return insert_call(graph, aten.constant_pad_nd.default, (image, border, layer.zero_point), anchor=anchor)

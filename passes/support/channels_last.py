@@ -1,0 +1,118 @@
+"""Images as the integer kernels take them, and how to recognise them in a graph of channels-first operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tfmq_fx.passes.support.nodes import insert_call
+from tfmq_fx.passes.support.predicates import is_call, node_value
+from torch import Tensor, fx
+
+__all__ = [
+    "FIRST",
+    "LAST",
+    "NONE",
+    "RELABELLINGS",
+    "Padding",
+    "channels_last_image",
+    "is_byte_quantizer",
+    "quantized_borders",
+    "quantized_rows",
+    "relabel",
+]
+
+aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+#: The permutations to channels last and back.
+LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+RELABELLINGS = (
+    aten.reshape.default,
+    aten.view.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.contiguous.default,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+)
+#: top, left, bottom, right
+Padding = tuple[int, int, int, int]
+NONE: Padding = (0, 0, 0, 0)
+
+
+def channels_last_image(graph: fx.Graph, node: fx.Node, anchor: fx.Node) -> fx.Node:
+    """Insert ``node``, an image ``[N, C, H, W]`` or a sequence ``[N, C, L]``, as ``[N, H, W, C]``; ``H`` is 1 then."""
+    if node_value(node).ndim == 4:
+        return insert_call(graph, aten.permute.default, (node, LAST), anchor=anchor)
+    turned = insert_call(graph, aten.permute.default, (node, [0, 2, 1]), anchor=anchor)
+    return insert_call(graph, aten.unsqueeze.default, (turned, 1), anchor=anchor)
+
+
+def is_byte_quantizer(node: Any) -> bool:
+    """Whether ``node`` quantizes to all of uint8 by one pair of numbers."""
+    if not is_call(node, decomposed.quantize_per_tensor.default) or node.args[3:] != (0, 255, torch.uint8):
+        return False
+    zero_point: Any = node.args[2]
+    return bool(0 <= zero_point <= 255)  # one outside stands for no byte, which a border would need
+
+
+def quantized_borders(quantizer: fx.Node) -> list[tuple[fx.Node, Padding]]:
+    """What gives ``quantizer``'s image channels last, with the border each adds; ``[]`` if anything else reads it."""
+    found: list[tuple[fx.Node, Padding]] = []
+    zero_point: Any = quantizer.args[2]
+    for user in quantizer.users:
+        if not is_call(user, aten.permute.default) or list(user.args[1]) != LAST:  # type: ignore[arg-type]
+            return []
+        padded = [node for node in user.users if _is_border(node, zero_point)]
+        for node in padded:
+            border: Any = node.args[1]
+            _, _, left, right, top, bottom = border
+            found.append((node, (top, left, bottom, right)))
+        if len(padded) < len(user.users):
+            found.append((user, NONE))
+    return found
+
+
+def _is_border(node: fx.Node, zero_point: int) -> bool:
+    if not is_call(node, aten.constant_pad_nd.default) or len(node.args[1]) != 6:  # type: ignore[arg-type]
+        return False
+    border: Any = node.args[1]
+    return bool(node.args[2] == zero_point and tuple(border[:2]) == (0, 0) and min(border) >= 0)
+
+
+def quantized_rows(norm: fx.Node) -> list[fx.Node]:
+    """The quantizers of ``norm``'s image as rows, ``[N * H * W, C]``, however it was reshaped to these."""
+    found: list[fx.Node] = []
+    pending = [(norm, [norm])]
+    while pending:
+        node, chain = pending.pop()
+        for user in node.users:
+            if is_call(user, *RELABELLINGS) and user.args[0] is node:
+                pending.append((user, [*chain, user]))
+            elif is_byte_quantizer(user) and len(chain) > 1 and _gives_rows(chain):
+                found.append(user)
+    return found
+
+
+def relabel(value: Tensor, chain: Sequence[fx.Node]) -> Tensor | None:
+    """Run the relabellings of ``chain`` on ``value``, with 2 for every symbolic size; None where they do not fit it."""
+    for node in chain:
+        rest = fx.node.map_arg(node.args[1:], lambda n: 2 if isinstance(node_value(n), torch.SymInt) else n)
+        try:
+            value = node.target(value, *rest, **node.kwargs)  # type: ignore[operator]
+        except (RuntimeError, TypeError):
+            return None
+    return value
+
+
+def _gives_rows(chain: list[fx.Node]) -> bool:
+    """Whether what is behind ``chain[0]`` turns ``[N, C, *space]`` to ``[N * space, C]``: tried with two images."""
+    image = node_value(chain[0])
+    if not all(isinstance(size, int) for size in image.shape[1:]):
+        return False
+    size = [2, *(int(size) for size in image.shape[1:])]
+    value = torch.arange(torch.Size(size).numel(), dtype=torch.int32).reshape(size)
+    given = relabel(value, chain[1:])
+    return given is not None and torch.equal(given, value.flatten(2).transpose(1, 2).reshape(-1, size[1]))

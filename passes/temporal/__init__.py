@@ -1,0 +1,1 @@
+"""The temporal block and what is indexed by the timestep."""

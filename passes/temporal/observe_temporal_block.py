@@ -1,0 +1,117 @@
+"""Observe the activations inside the temporal block, row by row of the timestep table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.analysis.table_row import find_row
+from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.support.nodes import insert_call, insert_module_call
+from tfmq_fx.passes.support.predicates import node_value
+from torch import Tensor, fx, nn
+
+__all__ = ["ObserveTemporalBlock", "rows_for"]
+
+aten = torch.ops.aten
+
+
+def rows_for(graph: fx.Graph, row: fx.Node, value: Tensor, *, anchor: fx.Node) -> fx.Node:
+    """Insert the row index of every item along axis 0 of ``value``: shape ``[value.shape[0]]``."""
+    size = value.shape[0]
+    rows = row if node_value(row).ndim == 1 else insert_call(graph, aten.reshape.default, (row, [-1]), anchor=anchor)
+    if node_value(rows).shape[0] == size:
+        return rows
+    return insert_call(graph, aten.expand.default, (rows, [_size_node(graph, size, anchor)]), anchor=anchor)
+
+
+def _size_node(graph: fx.Graph, size: int | torch.SymInt, anchor: fx.Node) -> int | fx.Node:
+    """A symbolic size as a node: read off a placeholder that has it, so it is available everywhere."""
+    if isinstance(size, int):
+        return size
+    for node in graph.nodes:
+        if node.op != "placeholder" or not isinstance(node_value(node), Tensor):
+            continue
+        for axis, candidate in enumerate(node_value(node).shape):
+            if isinstance(candidate, torch.SymInt) and candidate.node.expr == size.node.expr:
+                return insert_call(graph, aten.sym_size.int, (node, axis), anchor=anchor)
+    msg = f"no input has the size {size} that node {anchor.name!r} needs"
+    raise PassError(msg)
+
+
+class ObserveTemporalBlock(GraphPass):
+    """Insert ``observer(x, rows)`` before every linear of the temporal block.
+
+    Before::
+
+        %s = silu(%emb)      %y = linear(%s, %w, %b)            # the timestep is its only ancestor
+
+    After::
+
+        %s = silu(%emb)      %o = temporal_observer_0(%s, %rows)      %y = linear(%o, %w, %b)
+
+    Legality: an observer returns its input, so numerics are preserved until the graph is converted.
+    ``rows`` holds one table row per item of the batch, so a batch may mix timesteps. Linears that read
+    the same value share one observer (all ``g_i`` read ``SiLU(h(t))``). A linear that is observed
+    already is left alone. Source: finite set calibration, TFMQ-DM (CVPR 2024), section 5.
+    Meta: the new nodes take the module stack of the linear.
+
+    Args:
+        make_observer: Makes a module called as ``observer(x, rows)`` for the linear that it stands before.
+        timestep: Name of the timestep placeholder.
+        select: Which linears of the block to observe; all by default.
+    """
+
+    id: ClassVar[str] = "tfmq::observe_temporal_block"
+
+    def __init__(
+        self,
+        make_observer: Callable[[fx.Node], nn.Module],
+        *,
+        timestep: str = "timestep",
+        select: Callable[[fx.Node], bool] = lambda node: True,
+    ) -> None:
+        super().__init__()
+        self.make_observer, self.timestep, self.select = make_observer, timestep, select
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        """A row of the timestep table."""
+        super().requires(graph_module)
+        self._row(graph_module)
+
+    def _row(self, graph_module: fx.GraphModule) -> fx.Node:
+        row = find_row(graph_module)
+        if row is None:
+            msg = f"{self.id}: the graph has no timestep row; run IndexTimesteps first"
+            raise PassError(msg)
+        return row
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Observe the input of each selected linear once per distinct value."""
+        graph = graph_module.graph
+        row = self._row(graph_module)
+        temporal = set(find_temporal_block(graph_module, self.timestep).linears)
+        # In graph order, so that an observer stands before the first of the linears that share it.
+        linears = [n for n in graph.nodes if n in temporal and self.select(n)]
+        observed: dict[fx.Node, fx.Node] = {}
+        for linear in linears:
+            source = linear.args[1 if linear.target is aten.addmm.default else 0]
+            if not isinstance(source, fx.Node) or source.op == "call_module" or node_value(source).ndim < 2:
+                continue
+            if source not in observed:
+                name = self._register(graph_module, linear)
+                with graph.inserting_before(linear):
+                    rows = rows_for(graph, row, node_value(source), anchor=linear)
+                    observed[source] = insert_module_call(graph, name, (source, rows), anchor=linear)
+            linear.replace_input_with(source, observed[source])
+        return bool(observed)
+
+    def _register(self, graph_module: fx.GraphModule, linear: fx.Node) -> str:
+        count = 0
+        while hasattr(graph_module, f"temporal_observer_{count}"):
+            count += 1
+        name = f"temporal_observer_{count}"
+        graph_module.add_submodule(name, self.make_observer(linear))
+        return name

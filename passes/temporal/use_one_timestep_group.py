@@ -1,0 +1,112 @@
+"""Quantize a whole batch with the parameters of one timestep group."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, ClassVar
+
+import torch
+from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.support.nodes import insert_call, replace_node
+from tfmq_fx.passes.support.predicates import is_call
+from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
+from torch import fx
+
+__all__ = ["UseOneTimestepGroup", "find_grouped_quantizers"]
+
+aten = torch.ops.aten
+#: What stands between the groups of the batch and the index of one activation's parameters.
+REPEATS = (aten.expand.default, aten.unsqueeze.default, aten.reshape.default)
+
+
+def find_grouped_quantizers(
+    graph_module: fx.GraphModule, names: Collection[str] = (GROUPS, EACH_TIMESTEP)
+) -> list[fx.Node]:
+    """The quantize nodes whose parameters are gathered by the timestep group of each item.
+
+    Args:
+        graph_module: A converted graph.
+        names: The buffers that the groups may be read from.
+    """
+    groups = {find_groups(graph_module, name) for name in names}
+    quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
+    return [
+        n for n in graph_module.graph.nodes if is_call(n, quantize) and _groups_behind(n.args[1]) in groups - {None}
+    ]
+
+
+def _groups_behind(parameter: Any) -> Any:
+    """The groups that a gathered scale or zero point is indexed by; None for another one."""
+    if not is_call(parameter, aten.index_select.default):
+        return None
+    index = parameter.args[2]
+    while is_call(index, *REPEATS):
+        index = index.args[0]
+    return index
+
+
+class UseOneTimestepGroup(GraphPass):
+    """Quantize with the first item's timestep group in the place of every item's own.
+
+    Before::
+
+        %s = index_select(%scales, 0, %groups)      %z = index_select(%zero_points, 0, %groups)      # [N]
+        %q = quantize_per_channel(%x, %s, %z, 0, …)      %y = dequantize_per_channel(%q, %s, %z, 0, …)
+
+    After::
+
+        %first = slice(%groups, 0, 0, 1)
+        %s = index_select(%scales, 0, %first)      %z = index_select(%zero_points, 0, %first)        # [1]
+        %q = to(clamp(add(round(mul(%x, reciprocal(%s))), %z), …), uint8)
+        %y = dequantize_per_tensor.tensor(%q, %s, %z, …)
+
+    Legality: the caller promises that all items of a batch are of one group, as in sampling, where a step has one
+    timestep (the lowered denoiser splits batches that mix groups); then numerics are preserved. Each buffer of groups
+    has a first item of its own. Why: an integer kernel takes one scale and zero point for its whole input. Quantizing
+    is written out, because the lowering of ``quantize_per_tensor.tensor`` in torch 2.13 does not clamp on CPUs: what
+    leaves the range comes back at its other end. Each reader gets a dequantize of its own, as the compilers' patterns
+    expect. A graph without timestep groups is left alone.
+    Meta: the new nodes take the module stack of those that they replace.
+    """
+
+    id: ClassVar[str] = "tfmq::use_one_timestep_group"
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Replace every pair of quantize and dequantize by timestep group."""
+        quantizers = find_grouped_quantizers(graph_module)
+        if not quantizers:
+            return False
+        graph, decomposed = graph_module.graph, torch.ops.quantized_decomposed
+        firsts: dict[fx.Node, fx.Node] = {}
+        for old in quantizers:
+            x, scales, zero_points, _, low, high, dtype = old.args
+            groups = _groups_behind(scales)
+            if groups not in firsts:
+                with graph.inserting_before(groups.next):
+                    firsts[groups] = insert_call(graph, aten.slice.Tensor, (groups, 0, 0, 1), anchor=old)
+            first = firsts[groups]
+            with graph.inserting_before(old):
+                scale, zero = (
+                    insert_call(graph, aten.index_select.default, (gather.args[0], 0, first), anchor=old)  # type: ignore[union-attr]
+                    for gather in (scales, zero_points)
+                )
+                inverse = insert_call(graph, aten.reciprocal.default, (scale,), anchor=old)
+                ratio = insert_call(graph, aten.mul.Tensor, (x, inverse), anchor=old)
+                rounded = insert_call(graph, aten.round.default, (ratio,), anchor=old)
+                shifted = insert_call(graph, aten.add.Tensor, (rounded, zero), anchor=old)
+                clamped = insert_call(graph, aten.clamp.default, (shifted, low, high), anchor=old)
+                new = insert_call(graph, aten.to.dtype, (clamped, dtype), anchor=old)
+            for restored in list(old.users):
+                for reader in list(restored.users):
+                    with graph.inserting_before(reader):
+                        own = insert_call(
+                            graph,
+                            decomposed.dequantize_per_tensor.tensor,
+                            (new, scale, zero, low, high, dtype),
+                            anchor=restored,
+                        )
+                    reader.replace_input_with(restored, own)
+                graph.erase_node(restored)
+            replace_node(old, new)
+        graph.eliminate_dead_code()
+        return True

@@ -1,0 +1,1 @@
+"""The graph cut into reconstruction units."""

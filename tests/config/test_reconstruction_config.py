@@ -1,0 +1,155 @@
+"""The configuration of reconstruction: checked, named, and plain JSON both ways."""
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfmq_fx import ConfigError, QuantizationConfig
+from tfmq_fx.config.reconstruction import NAMED, ReconstructionConfig
+
+WRONG = [
+    ("granularity", "blocks"),
+    ("temporal", "fsc"),
+    ("iterations", 0),
+    ("iterations", 1.5),
+    ("iterations", True),
+    ("temporal_iterations", 0),
+    ("temporal_iterations", "many"),
+    ("batch_size", 0),
+    ("learning_rate", 0.0),
+    ("learning_rate", 1.1),
+    ("learning_rate", "fast"),
+    ("round_weight", -0.1),
+    ("round_weight", float("nan")),
+    ("beta", (2.0, 20.0)),
+    ("beta", (20.0, 0.5)),
+    ("beta", (20.0,)),
+    ("beta", (20.0, 4.0, 2.0)),
+    ("warmup", -0.1),
+    ("warmup", 1.1),
+    ("quantized_inputs", 1.1),
+    ("quantized_inputs", None),
+    ("drop_activations", -0.5),
+    ("step_learning_rate", 2.0),
+    ("precision", "float16"),
+    ("temporal_precision", "int8"),
+    ("held_back", 0.95),
+    ("held_back", float("inf")),
+    ("seed", -1),
+    ("seed", 0.5),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), WRONG)
+def test_a_wrong_value_is_one_sentence_that_names_its_field(field, value):
+    with pytest.raises(ConfigError, match=field) as caught:
+        ReconstructionConfig(**{field: value})
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=field):
+        QuantizationConfig(reconstruction={field: value})
+
+
+def test_every_field_has_a_wrong_value_above():
+    checked = {field for field, _ in WRONG}
+    unchecked = {f.name for f in dataclasses.fields(ReconstructionConfig)} - checked
+    assert unchecked == {"fisher", "learned_steps"}  # any value is true or false
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("iterations", 1),
+        ("temporal_iterations", 1),
+        ("batch_size", 1),
+        ("learning_rate", 1e-8),
+        ("learning_rate", 1),
+        ("round_weight", 0),
+        ("beta", (1, 1)),
+        ("warmup", 0),
+        ("warmup", 1),
+        ("quantized_inputs", 0),
+        ("drop_activations", 1),
+        ("step_learning_rate", 0),
+        ("held_back", 0.9),
+        ("seed", 0),
+    ],
+)
+def test_the_ends_of_a_range_belong_to_it(field, value):
+    assert getattr(ReconstructionConfig(**{field: value}), field) == value
+
+
+def test_blocks_without_blocks_are_refused():
+    with pytest.raises(ConfigError, match="granularity='none' trains no block"):
+        ReconstructionConfig(granularity="none", temporal="blocks")
+
+
+def test_names():
+    assert QuantizationConfig().reconstruction is None
+    assert ReconstructionConfig.of("none") is None and ReconstructionConfig.of(None) is None
+    assert ReconstructionConfig.of("tfmq-dm") == ReconstructionConfig()
+    assert ReconstructionConfig.of("brecq") == ReconstructionConfig(temporal="blocks")
+    assert ReconstructionConfig.of("adaround") == ReconstructionConfig(granularity="layer", temporal="blocks")
+    assert ReconstructionConfig.of("tiar") == ReconstructionConfig(granularity="none")
+    for name, config in NAMED.items():
+        assert QuantizationConfig(reconstruction=name).reconstruction == config
+
+
+def test_a_configuration_and_its_fields():
+    config = ReconstructionConfig(iterations=7)
+    assert ReconstructionConfig.of(config) is config
+    assert ReconstructionConfig.of({"iterations": 7}) == config
+    assert ReconstructionConfig.of({}) == ReconstructionConfig()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [("tfmq", "'tiar'"), (3, "or a name"), ({"steps": 3}, "unknown reconstruction field 'steps'")]
+)
+def test_anything_else_is_refused(value, words):
+    with pytest.raises(ConfigError, match=words):
+        QuantizationConfig(reconstruction=value)
+
+
+@st.composite
+def configurations(draw):
+    granularity = draw(st.sampled_from(["block", "layer", "none"]))
+    share = st.floats(0, 1)
+    return ReconstructionConfig(
+        granularity=granularity,
+        temporal=draw(st.sampled_from(["tiar", "nearest"] if granularity == "none" else ["tiar", "blocks", "nearest"])),
+        iterations=draw(st.integers(1, 10**6)),
+        temporal_iterations=draw(st.integers(1, 10**6)),
+        batch_size=draw(st.integers(1, 1000)),
+        learning_rate=draw(st.none() | st.floats(1e-8, 1)),
+        round_weight=draw(st.floats(0, 1e6)),
+        beta=tuple(sorted((draw(st.floats(1, 50)), draw(st.floats(1, 50))), reverse=True)),
+        warmup=draw(share),
+        quantized_inputs=draw(share),
+        drop_activations=draw(share),
+        fisher=draw(st.booleans()),
+        learned_steps=draw(st.booleans()),
+        step_learning_rate=draw(share),
+        precision=draw(st.sampled_from(["float32", "bfloat16"])),
+        held_back=draw(st.floats(0, 0.9)),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+@given(configurations())
+def test_json_both_ways(config):
+    whole = QuantizationConfig(weight_bits=4, reconstruction=config)
+    plain = json.loads(json.dumps(whole.to_dict()))
+    assert QuantizationConfig.from_dict(plain) == whole
+    assert QuantizationConfig.from_dict(plain).reconstruction.beta == config.beta
+    assert hash(config) == hash(ReconstructionConfig.of(plain["reconstruction"]))
+
+
+def test_the_rate_grows_as_training_gets_shorter():
+    config = ReconstructionConfig()
+    assert config.rate(20_000) == pytest.approx(1e-3)
+    assert config.rate(100_000) == pytest.approx(1e-3)
+    assert config.rate(2_000) == pytest.approx(1e-2)
+    assert config.rate(10) == pytest.approx(3e-2)
+    assert ReconstructionConfig(learning_rate=0.5).rate(10) == 0.5

@@ -1,0 +1,228 @@
+"""The engines of others as backends, on very small models; each is skipped where it is not installed."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+import time
+
+import pytest
+import torch
+
+import tfmq_fx
+from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
+from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
+from tfmq_fx.lowering import choose, engines
+from tfmq_fx.lowering.backends.engines import ENGINES, available_engines
+from tfmq_fx.lowering.backends.native import precisions
+from tfmq_fx.lowering.report.matching import read_kernels
+from tfmq_fx.lowering.report.reasons import MISSED, NO_MATMUL, WIDE
+from tfmq_fx.lowering.report.report import LoweringReport, ReportEntry
+
+INSTALLED = [
+    pytest.param(name, marks=pytest.mark.skipif(name not in available_engines(), reason=f"{name} is not installed"))
+    for name in ENGINES
+]
+
+
+@pytest.fixture(scope="module")
+def program():
+    return tfmq_fx.quantize(small_denoiser(), None, [batch()], timesteps=TIMESTEPS, progress=False)
+
+
+@pytest.fixture(scope="module")
+def reference(program):
+    return tfmq_fx.lower(program, "reference")
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_every_eligible_layer_is_on_an_integer_kernel(backend, program, reference):
+    denoiser = tfmq_fx.lower(program, backend)
+    report = denoiser.report
+    assert report.backend == backend and report.temporal_layers == 0 and report.table_rows == len(TIMESTEPS)
+    assert [e.name for e in report.entries if e.reason == MISSED] == []
+    assert report.integer_kernels == report.eligible >= 7
+    for size in (1, 3, 9):
+        x, t = batch(size)
+        assert relative(denoiser(x, t), reference(x, t)) < 0.05
+    # Mixed timesteps in one batch, each with its row of the table.
+    x, _ = batch(2)
+    t = TIMESTEPS[[1, 8]]
+    assert torch.allclose(denoiser(x, t)[1:], denoiser(x[1:], t[1:]), atol=1e-4)
+    with pytest.raises(TimestepError, match="101"):
+        denoiser(x, 101)
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_results_outlive_the_next_call(backend, program):
+    denoiser = tfmq_fx.lower(program, backend)
+    x, t = batch(2)
+    first = denoiser(x, t)
+    kept = first.clone()
+    denoiser(-x, t)
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+@pytest.mark.parametrize(
+    "config",
+    [
+        QuantizationConfig(weight_bits=4),
+        QuantizationConfig(temporal="cache"),
+        QuantizationConfig(keep_float=("attention",), symmetric_activations=True),
+        QuantizationConfig(unknown_timestep="nearest", table="float16"),
+    ],
+    ids=["4-bit weights", "int8 table", "float attention", "nearest timestep, float16 table"],
+)
+def test_configurations(backend, config):
+    program = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
+    denoiser, reference = tfmq_fx.lower(program, backend), tfmq_fx.lower(program, "reference")
+    assert denoiser.report.integer_kernels >= denoiser.report.eligible - 2
+    x, t = batch(3)
+    assert relative(denoiser(x, t), reference(x, t)) < 0.05
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_a_diffusers_unet_and_its_saved_artefact(backend, tmp_path):
+    model, x, t = tiny_unet().eval(), torch.randn(2, 1, 8, 8), TIMESTEPS[[2, 5]]
+    program = tfmq_fx.quantize(model, None, [(x, t)], timesteps=TIMESTEPS, progress=False)
+    tfmq_fx.save(program, tmp_path / "unet")
+    denoiser = tfmq_fx.lower(tfmq_fx.load(tmp_path / "unet"), backend)
+    assert denoiser.report.integer_kernels == denoiser.report.eligible
+    with torch.no_grad():
+        assert relative(denoiser(x, t).sample, model(x, t).sample) < 0.15
+        assert type(denoiser(x, t)) is type(model(x, t))
+    many = torch.randn(70, 1, 8, 8)
+    assert denoiser(many, 100).sample.shape == many.shape
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_a_temporal_block_in_the_graph_is_refused_in_one_sentence(backend, program):
+    with pytest.raises(LoweringError, match="backend='inductor'") as caught:
+        tfmq_fx.lower(program, backend, tabulate=False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_an_operator_without_a_translation_is_named(backend):
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Conv2d(4, 4, 3), torch.nn.PixelUnshuffle(2)).eval()
+    x = torch.randn(2, 2, 8, 8)
+    program = tfmq_fx.quantize(model, QuantizationConfig(temporal="float"), [(x,)], progress=False)
+    with pytest.raises(LoweringError, match=r"no translation of aten\.pixel_unshuffle\.default.*backend='inductor'"):
+        tfmq_fx.lower(program, backend)
+
+
+@pytest.mark.parametrize("backend", ENGINES)
+def test_a_missing_package_is_one_sentence_with_a_way_out(backend, program, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LoweringError, match=rf'pip install "tfmq-fx\[{backend}\]"'):
+        tfmq_fx.lower(program, backend)
+    assert available_engines() == []
+
+
+@pytest.mark.skipif("openvino" not in available_engines(), reason="openvino is not installed")
+def test_openvino_in_bfloat16(program, reference):
+    denoiser = tfmq_fx.lower(program, "openvino", precision="bf16")
+    x, t = batch(3)
+    assert relative(denoiser(x, t), reference(x, t)) < 0.05
+
+
+@pytest.mark.skipif("openvino" not in available_engines(), reason="openvino is not installed")
+def test_openvino_runs_symmetric_attention_in_integers():
+    config = QuantizationConfig(symmetric_attention=True)
+    program = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
+    pairs = [node.args[2] for node in program.graph_module.graph.nodes if "quantize_per_tensor" in str(node.target)]
+    assert pairs.count(128) == 6  # query, key and value, each quantized and dequantized
+    denoiser = tfmq_fx.lower(program, "openvino")
+    products = [entry for entry in denoiser.report.entries if entry.operator == "matmul"]
+    assert [entry.kernel for entry in products] == ["integer", "integer"]
+    x, t = batch(3)
+    assert relative(denoiser(x, t), tfmq_fx.lower(program, "reference")(x, t)) < 0.05
+
+
+def test_precisions_that_a_backend_lacks_are_refused(program):
+    for backend, words in (
+        ("inductor", "'f32'"),
+        ("reference", "it takes none"),
+        ("openvino", "'f32', 'bf16'"),
+        ("onnxruntime", "'f32'"),
+    ):
+        with pytest.raises(LoweringError, match=words):
+            tfmq_fx.lower(program, backend, precision="f8")
+
+
+def test_a_wrong_engine_is_caught_by_the_parity_check(program, monkeypatch):
+    def wrong(name, graph_module, batch, precision):
+        return lambda *args, **kwargs: graph_module(*args, **kwargs) * 1.1, set()
+
+    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.backends.compiling"], "compile_engine", wrong)
+    with pytest.raises(LoweringError, match="parts from its reference"):
+        tfmq_fx.lower(program, "openvino")
+
+
+def test_what_an_engine_leaves_in_float_is_reported():
+    entries = [
+        ReportEntry("a", "linear", "integer", eligible=True),
+        ReportEntry("b", "linear", "integer", eligible=True),
+        ReportEntry("c", "matmul", "float", NO_MATMUL),
+        ReportEntry("d", "matmul", "float", NO_MATMUL),
+        ReportEntry("e", "matmul", "float", WIDE),
+    ]
+    read = read_kernels(entries, ["n1", "n2", "n3", "n4", "n5"], {"n1", "n4", "n5"})
+    assert [e.kernel for e in read] == ["integer", "float", "float", "integer", "float"]
+    assert [e.reason for e in read] == ["", MISSED, NO_MATMUL, "", WIDE]
+
+
+def test_the_list_of_backends_names_the_engines(program):
+    with pytest.raises(LoweringError, match="'openvino', 'onnxruntime'"):
+        tfmq_fx.lower(program, "tensorrt")
+    assert set(engines.ENGINES) == {"openvino", "onnxruntime"}
+
+
+def slow_and_fast(monkeypatch, program, delays):
+    """``lower("auto")`` among stand-ins for the backends that take this long; None refuses."""
+
+    def stand_in(backend, precision):
+        if delays[backend] is None:
+            msg = "no such operator"
+            raise LoweringError(msg)
+        denoiser = tfmq_fx.lower(program, "reference")
+        denoiser.register_forward_pre_hook(lambda *_: time.sleep(delays[backend]))
+        denoiser.report = dataclasses.replace(denoiser.report, backend=backend)
+        return denoiser
+
+    monkeypatch.setattr(choose, "candidates", lambda: [(name, None) for name in delays])
+    monkeypatch.setattr(choose, "SECONDS", 0.0)
+    return choose.lower_fastest(stand_in, batch(2), {})
+
+
+def test_auto_takes_the_fastest_and_says_what_it_measured(program, monkeypatch):
+    denoiser = slow_and_fast(monkeypatch, program, {"slow": 0.1, "fast": 0.0, "broken": None})
+    report = denoiser.report
+    assert report.backend == "fast" and [m.backend for m in report.measured] == ["fast", "slow", "broken"]
+    assert report.measured[1].milliseconds > 100 and report.measured[2].milliseconds is None
+    text = str(report)
+    assert "fastest of 3" in text and "broken: no such operator" in text
+    assert LoweringReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_auto_without_any_backend_says_why(program, monkeypatch):
+    with pytest.raises(LoweringError, match="no backend can run this program: broken: no such operator"):
+        slow_and_fast(monkeypatch, program, {"broken": None})
+
+
+@pytest.mark.skipif(not available_engines(), reason="no engine is installed")
+def test_auto_among_the_engines(program, reference, monkeypatch):
+    without_inductor = [candidate for candidate in choose.candidates() if candidate[0] != "inductor"]
+    monkeypatch.setattr(choose, "candidates", lambda: without_inductor)
+    monkeypatch.setattr(choose, "SECONDS", 0.5)
+    denoiser = tfmq_fx.lower(program, "auto")
+    assert len(denoiser.report.measured) == len(without_inductor)
+    assert denoiser.report.backend == denoiser.report.measured[0].backend
+    x, t = batch(3)
+    assert relative(denoiser(x, t), reference(x, t)) < 0.05
+
+
+def test_auto_tries_inductor_and_what_is_installed():
+    assert choose.candidates()[0] == ("inductor", precisions()[0])
+    assert {name for name, _ in choose.candidates()} == {"inductor", *available_engines()}

@@ -1,0 +1,171 @@
+"""What the sample does not reach is found, cut out, and computed once per prompt, or per timestep and prompt."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from tfmq_fx.passes.analysis import find_conditional_part
+
+import tfmq_fx
+from tests.models import TIMESTEPS, PromptDenoiser, batch, relative, small_denoiser
+from tfmq_fx._torch.core import output_structure
+from tfmq_fx.lowering.lower import _final_graph
+from tfmq_fx.lowering.run.staged import Reused, StagedProgram, stage_inputs
+from tfmq_fx.lowering.stages import Layout, split_stages
+
+TOKENS, POOLED = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(7)), torch.linspace(-1, 1, 18).view(3, 6)
+
+
+def inputs(prompts=(0, 1, 2, 0), timesteps=(0, 500, 900, 0), seed=1):
+    sample = torch.randn(len(prompts), 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    chosen = list(prompts)
+    return sample, torch.tensor(timesteps), TOKENS[chosen], POOLED[chosen]
+
+
+def prompted(**changes):
+    torch.manual_seed(0)
+    config = tfmq_fx.QuantizationConfig(**changes)
+    batches = [inputs((0, 1, 2, 1, 0), TIMESTEPS[n : n + 5].tolist(), seed=n) for n in range(6)]
+    return tfmq_fx.quantize(PromptDenoiser().eval(), config, batches, timesteps=TIMESTEPS, progress=False)
+
+
+@pytest.fixture(scope="module")
+def program():
+    return prompted()
+
+
+def cut(program):
+    graph = _final_graph(program, tabulate=True)
+    return graph, split_stages(graph, find_conditional_part(graph, {"sample"}))
+
+
+def staged(program):
+    graph, stages = cut(program)
+    return graph, StagedProgram(stages.layout, output_structure(graph.graph), stages.graph_modules)
+
+
+def test_the_part_says_which_case_a_model_is(program):
+    graph = _final_graph(program, tabulate=True)
+    part = find_conditional_part(graph, {"sample"})
+    assert part.conditions == ("tokens", "pooled") and part.layers == (3, 2)
+    assert str(part) == ("3 layers depend on (tokens, pooled) alone and 2 on timestep and them, never on the sample")
+    everything = find_conditional_part(graph, {"sample", "tokens", "pooled"})
+    assert everything.layers == (0, 0) and not everything.conditions
+    assert str(everything) == "no layer depends on the conditioning without the sample"
+
+
+def test_a_model_without_conditions_stays_whole():
+    program = tfmq_fx.quantize(small_denoiser(), None, [batch(16)], timesteps=TIMESTEPS, progress=False)
+    graph = _final_graph(program, tabulate=True)
+    assert split_stages(graph, find_conditional_part(graph, {"sample"})) is None
+
+
+@pytest.mark.parametrize("changes", [{}, {"temporal": "shared"}, {"weight_bits": 4, "temporal": "cache"}])
+def test_the_stages_are_the_program(changes):
+    graph, run = staged(prompted(**changes))
+    assert len(run.layout.stages) == 3 and all(stage.by_row for stage in run.layout.stages)
+    with torch.no_grad():
+        for given in (inputs(), inputs((1,), (500,)), inputs((2, 2), (0, 900)), inputs(seed=5)):
+            assert relative(run(*given), graph(*given)) < 1e-5
+
+
+def test_a_prompt_is_computed_once(program):
+    graph, run = staged(program)
+    prompts, both = run.runs[:2]
+    with torch.no_grad():
+        run(*inputs((0, 1, 0, 1), (900, 900, 900, 900)))
+        assert (prompts.computed, both.computed) == (2, 2)
+        run(*inputs((0, 1, 0, 1), (500, 500, 500, 500), seed=2))
+        assert (prompts.computed, both.computed) == (2, 4)
+        again = inputs((1, 1, 0), (500, 900, 900), seed=3)
+        assert relative(run(*again), graph(*again)) < 1e-5
+        assert (prompts.computed, both.computed) == (2, 4)
+        run(*inputs((2,), (500,)))
+        assert (prompts.computed, both.computed) == (3, 5)
+
+
+def test_a_prompt_that_was_changed_in_place_is_another(program):
+    graph, run = staged(program)
+    sample, timestep, tokens, pooled = (value.clone() for value in inputs())
+    with torch.no_grad():
+        run(sample, timestep, tokens, pooled)
+        tokens += 0.5
+        pooled[0] = 3.0
+        assert relative(run(sample, timestep, tokens, pooled), graph(sample, timestep, tokens, pooled)) < 1e-5
+
+
+def test_the_least_recently_used_gives_way(program):
+    _, stages = cut(program)
+    stage, run = stages.layout.stages[0], stages.graph_modules[0]
+    given = stage_inputs(stages, inputs(), {})[0]
+    ask = [[value[n : n + 1] for value in given] for n in range(3)]
+    size = sum(value.numel() * 4 for value in run(*ask[0]))
+    reused = Reused(stage, run, most_bytes=2 * size)
+    for n in (0, 1, 0, 2, 0):
+        reused(*ask[n])
+    assert reused.computed == 3
+    reused(*ask[1])
+    assert reused.computed == 4
+
+
+def test_threads_that_ask_for_the_same_compute_it_once(program):
+    _, stages = cut(program)
+    given = stage_inputs(stages, inputs((1,), (500,)), {})[0]
+
+    def run(*values):
+        time.sleep(0.05)  # long enough for the other threads to ask
+        return stages.graph_modules[0](*values)
+
+    reused = Reused(stages.layout.stages[0], run)
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: reused(*given), range(4)))
+    assert reused.computed == 1
+    assert all(torch.equal(one, other) for result in results for one, other in zip(results[0], result, strict=True))
+
+
+def test_a_fixed_batch_is_kept_as_one():
+    torch.manual_seed(0)
+    model = PromptDenoiser().eval()
+    captured = tfmq_fx.capture(model, inputs(), dynamic_batch=False)
+    prepared = tfmq_fx.prepare(captured, timesteps=TIMESTEPS)
+    tfmq_fx.calibrate(prepared, [inputs()], progress=False)
+    graph, run = staged(tfmq_fx.convert(prepared))
+    assert not any(stage.by_row for stage in run.layout.stages)
+    with torch.no_grad():
+        for seed in (1, 2):
+            given = inputs(seed=seed)
+            assert relative(run(*given), graph(*given)) < 1e-5
+    assert [reused.computed for reused in run.runs[:2]] == [1, 1]
+
+
+def test_compiled(program):
+    denoiser = tfmq_fx.lower(program)
+    assert "3 layers depend on (tokens, pooled) alone" in denoiser.report.conditioning
+    assert denoiser.report.conditioning.endswith("reused from call to call")
+    assert denoiser.report.integer_kernels == denoiser.report.eligible >= 8
+    for given in (inputs(), inputs((2,), (900,)), inputs((1, 0, 1), (0, 0, 500))):
+        assert relative(denoiser(*given), program(*given)) < 0.02
+    assert tfmq_fx.lower(program, reuse=False, backend="reference").report.conditioning.endswith(
+        "2 with parameters per timestep"
+    )
+
+
+def test_the_layout_goes_through_json(program):
+    _, stages = cut(program)
+    assert Layout.from_dict(json.loads(json.dumps(stages.layout.to_dict()))) == stages.layout
+
+
+def test_a_package_reuses_what_it_computed_for_a_prompt(program, tmp_path):
+    path = tmp_path / "prompted.pt2"
+    lowered = tfmq_fx.lower(program, "aot", path=path)
+    assert lowered.report.conditioning.endswith("reused from call to call")
+    assert lowered.report.integer_kernels == lowered.report.eligible >= 8
+    loaded = tfmq_fx.load_denoiser(path)
+    for given in (inputs(), inputs((2,), (900,)), inputs((1, 0, 1), (0, 0, 500))):
+        assert relative(loaded(*given), program(*given)) < 0.02
+    assert [reused.computed for reused in loaded._compiled[0].runs[:2]] == [3, 4]
+    whole = tfmq_fx.lower(program, "aot", path=tmp_path / "whole.pt2", reuse=False)
+    assert not whole.report.conditioning.endswith("reused from call to call")
+    assert relative(tfmq_fx.load_denoiser(tmp_path / "whole.pt2")(*inputs()), program(*inputs())) < 0.02

@@ -1,0 +1,1 @@
+"""Every private name of torch, torchao and Inductor that the package uses."""

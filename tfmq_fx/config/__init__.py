@@ -1,0 +1,1 @@
+"""What to quantize and how: configurations, their checks, presets of published methods."""

@@ -1,0 +1,180 @@
+"""Published methods as configurations of the same passes; none of them is a fork of the pipeline.
+
+A preset is the fields of a :class:`tfmq_fx.QuantizationConfig`, and what its method needs beside them: how calibration
+timesteps are drawn, and what the sampler does with the quantized denoiser. ``lacks`` says where a method goes beyond
+what these passes do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from tfmq_fx.config.checks import check_choice
+from tfmq_fx.config.reconstruction import ReconstructionConfig
+
+__all__ = ["PRESETS", "Preset", "find_preset"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published method.
+
+    Attributes:
+        name: What :meth:`tfmq_fx.QuantizationConfig.preset` is asked for.
+        source: Where the method is from.
+        sentence: What sets it apart.
+        fields: Fields of the configuration that differ from their defaults.
+        sampler: How calibration timesteps are drawn: the ``sampler`` of :func:`tfmq_fx.sample_trajectories`.
+        corrects_noise: Whether its sampler is wrapped in a :class:`tfmq_fx.schedulers.PTQDScheduler`.
+        quantizes_sample: Whether its sampler is wrapped in a :class:`tfmq_fx.schedulers.QuantizedSampleScheduler`.
+        lacks: What of the method these passes do not do; empty when nothing is known.
+    """
+
+    name: str
+    source: str
+    sentence: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    sampler: str = "uniform"
+    corrects_noise: bool = False
+    quantizes_sample: bool = False
+    lacks: str = ""
+
+    def __post_init__(self) -> None:
+        """Make the fields read-only."""
+        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
+
+
+#: What Q-Diffusion and PTQD quantize alike.
+Q_DIFFUSION: dict[str, Any] = {
+    "temporal": "shared",
+    "weight_range": "mse",
+    "softmax_bits": 8,
+    "keep_float": (),
+}
+
+#: More groups than a schedule has timesteps: one each.
+EVERY_TIMESTEP = 10_000
+
+#: The released code of TFMQ-DM leaves out modules by parts of their names. These are the same layers by the names that
+#: diffusers, guided diffusion and the DDPM repository give them; the code's bare ``op`` also hits unrelated ones.
+RELEASED_FLOAT = ("*skip*", "*shortcut*", "*downsample*", "*.op")
+RELEASED_FIRST_TIME_LAYER = ("*time_embedding.linear_1", "*time_embed.0", "*temb.dense.0")
+RELEASED_SECOND_TIME_LAYER = ("*time_embedding.linear_2", "*time_embed.2", "*temb.dense.1")
+
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        preset.name: preset
+        for preset in (
+            Preset(
+                "tfmq-dm",
+                "TFMQ-DM, CVPR 2024",
+                "The temporal block is rounded against its own output (TIAR) and has activation parameters per "
+                "timestep (FSC); the rest is reconstructed block by block.",
+                {"temporal": "fsc", "weight_range": "mse", "reconstruction": "tfmq-dm"},
+            ),
+            Preset(
+                "tfmq-dm-released",
+                "TFMQ-DM, the public code",
+                "As tfmq-dm with parameters per timestep for all activations, but attention products, shortcuts, "
+                "downsampling convs and the first time layer stay float, and the second has quantized weights only.",
+                {
+                    "temporal": "fsc",
+                    "weight_range": "mse",
+                    "split_concatenations": False,
+                    "keep_float": ("input", "output", "attention", *RELEASED_FLOAT, *RELEASED_FIRST_TIME_LAYER),
+                    "overrides": {pattern: {"activation_bits": 32} for pattern in RELEASED_SECOND_TIME_LAYER},
+                    "activation_groups": EVERY_TIMESTEP,
+                    "reconstruction": "tfmq-dm",
+                },
+                lacks="a float activation at the first residual block's first conv",
+            ),
+            Preset(
+                "brecq",
+                "BRECQ, ICLR 2021",
+                "Block by block reconstruction that knows nothing of time: embedding layers are trained inside their "
+                "residual blocks, one range for all timesteps.",
+                {
+                    "temporal": "shared",
+                    "weight_range": "mse",
+                    "split_concatenations": False,
+                    "reconstruction": "brecq",
+                },
+                lacks="the first and last layer at 8 bits (here float), and learned activation steps (an option of the "
+                "reconstruction)",
+            ),
+            Preset(
+                "q-diffusion",
+                "Q-Diffusion, ICCV 2023",
+                "Calibration over all steps alike, shortcuts of concatenations split, the softmax at 8 bits (or 16), "
+                "block reconstruction with learned activation steps; every layer is quantized, the first and last too.",
+                {**Q_DIFFUSION, "reconstruction": ReconstructionConfig(temporal="blocks", learned_steps=True)},
+            ),
+            Preset(
+                "ptqd",
+                "PTQD, NeurIPS 2023",
+                "Quantized as q-diffusion; the sampler then removes the part of the quantization noise that correlates "
+                "with the output, its bias, and its variance from the noise that a stochastic sampler adds.",
+                {
+                    **Q_DIFFUSION,
+                    "reconstruction": ReconstructionConfig(
+                        temporal="blocks", learned_steps=True, iterations=10_000, batch_size=8
+                    ),
+                },
+                corrects_noise=True,
+                lacks="activation widths that change with the timestep",
+            ),
+            Preset(
+                "ptq4dm",
+                "PTQ4DM, CVPR 2023",
+                "Symmetric per-channel weights and activations by an L2.4 search, no reconstruction, calibration "
+                "timesteps from a normal distribution (NDTC); the model's output and the sampler's state take 8 bits.",
+                {
+                    "temporal": "shared",
+                    "weight_range": "mse",
+                    "activation_range": "mse",
+                    "symmetric_weights": True,
+                    "symmetric_activations": True,
+                    "output_bits": 8,
+                    "keep_float": ("attention",),
+                    "split_concatenations": False,
+                },
+                sampler="ndtc",
+                quantizes_sample=True,
+                lacks="separate ranges for the noise and the variance of a model that predicts both",
+            ),
+            Preset(
+                "tdq",
+                "TDQ, NeurIPS 2023",
+                "Every activation has a range of its own at every timestep; rounded to nearest.",
+                {"temporal": "fsc", "weight_range": "mse", "activation_groups": EVERY_TIMESTEP},
+                lacks="the learned network that gives the intervals: here they are observed",
+            ),
+            Preset(
+                "adp-dm",
+                "ADP-DM, arXiv 2305.18723",
+                "Every activation has a range for each of eight groups of timesteps; rounded to nearest.",
+                {"temporal": "fsc", "weight_range": "mse", "activation_groups": 8},
+                lacks="channel groups with a learned mixture of ranges, and calibration timesteps by entropy",
+            ),
+            Preset(
+                "shared",
+                "this package",
+                "The default configuration with one range for all timesteps, rounded to nearest.",
+                {"temporal": "shared"},
+            ),
+        )
+    }
+)
+
+
+def find_preset(name: str) -> Preset:
+    """Return the preset with this name.
+
+    Raises:
+        ConfigError: There is no such preset.
+    """
+    check_choice("preset", name, tuple(PRESETS))
+    return PRESETS[name]

@@ -1,0 +1,217 @@
+"""The configuration of a quantization run: frozen, checked on construction, JSON both ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from tfmq_fx.config.checks import check_choice
+from tfmq_fx.config.presets import find_preset
+from tfmq_fx.config.reconstruction import ReconstructionConfig
+from tfmq_fx.errors import ConfigError
+
+__all__ = ["FLOAT_BITS", "QuantizationConfig", "UnknownTimestep"]
+
+#: A bit width that means "leave it in floating point".
+FLOAT_BITS = 32
+BITS = (*range(2, 9), 16, FLOAT_BITS)
+
+Temporal = Literal["fsc", "cache", "auto", "shared", "float"]
+TableStorage = Literal["float32", "float16", "int8"]
+WeightRange = Literal["minmax", "mse"]
+ActivationRange = Literal["ema", "minmax", "mse"]
+UnknownTimestep = Literal["error", "nearest"]
+ROLES = ("input", "output", "attention")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """What is quantized, and how.
+
+    Attributes:
+        weight_bits: Weight width, per output channel: 2 to 8, 16, or 32 for float.
+        activation_bits: Activation width, per tensor: 2 to 8, 16, or 32 for float.
+        temporal: How the activations inside the temporal block are quantized: ``"fsc"``, one parameter
+            set per timestep (TFMQ-DM, CVPR 2024, section 5); ``"cache"``, the float block's features are
+            stored per timestep and the block is gone (arXiv 2407.19547); ``"auto"``, per embedding layer
+            what is closer to float of the two, as a table; ``"shared"``, one set for all timesteps;
+            ``"float"``, the block is left alone.
+            With the first three, layers that depend on the timestep and the conditioning alone (SDXL, LCM, SD3) have
+            one set per timestep too; with the others they are quantized as any layer.
+        table: How a table of temporal features is stored: ``"float32"``, ``"float16"`` or ``"int8"``
+            (parameters per timestep and feature); None is int8 for ``"cache"`` and ``"auto"``, else float32.
+        weight_range: How a weight channel's range is chosen: ``"minmax"`` or ``"mse"`` (L2.4 search);
+            ``None`` takes min-max at 8 bits and more, the search below.
+        activation_range: ``"ema"``, min-max smoothed over batches with bias correction; ``"minmax"``, of all
+            batches together; or ``"mse"`` (L2.4 search).
+        activation_groups: How many groups of timesteps have activation ranges of their own, outside the temporal
+            block (``temporal`` says what happens inside): the timesteps in the order of their noise are cut into
+            this many contiguous groups, each with one per-tensor range (ADP-DM, arXiv 2305.18723); as many as
+            timesteps or more is one range per timestep (TDQ, NeurIPS 2023). 1 is one range for all.
+        symmetric_weights: Whether weights have zero point 0; ``None`` takes True at 8 bits and more, where
+            an asymmetric weight would not fit the integer kernels, and False below, where it does.
+        symmetric_activations: Whether activations get the zero point in the middle of the integer range (128 at 8
+            bits, so they still lower) and a range ``[-max|x|, max|x|]``. Softmax outputs, which are never negative,
+            and activations with parameters per timestep stay asymmetric. Source: PTQ4DM (CVPR 2023).
+        symmetric_attention: The same for the operands of attention's two matrix products alone: engines with integer
+            products (``backend="openvino"``) take symmetric ones, and then run the whole of attention in integers.
+        softmax_bits: Width of the attention weights (the softmax output that multiplies the values): 8, or 16,
+            which is computed in float; None takes ``activation_bits``. Where ``keep_float`` has ``"attention"`` or
+            activations are float, it stands unused. Source: Q-Diffusion (ICCV 2023), section 4.
+        output_bits: Width of the model's result, rounded by a quantize/dequantize at the end of the graph, one range
+            per tensor: 2 to 8 or 16; None leaves it float. Source: PTQ4DM (CVPR 2023), which quantizes the network's
+            noise, mean and variance.
+        keep_float: What stays float: roles (``"input"``, ``"output"``: the layers that touch the model's
+            sample and its result; ``"attention"``: the two matrix products of attention), or patterns of
+            fully qualified names such as ``"mid_block.*"``.
+        overrides: Per pattern of fully qualified names, other values of ``weight_bits``,
+            ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
+        split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
+        unknown_timestep: What a timestep outside the table does: ``"error"`` names it, ``"nearest"``
+            takes the parameters (lowered: the features) of the closest row.
+        reconstruction: How weight rounding is learned: a :class:`ReconstructionConfig`, its fields, or a name
+            (``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``); None rounds to nearest.
+
+    Raises:
+        ConfigError: A value is outside what the field admits.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int = 8
+    temporal: Temporal = "fsc"
+    table: TableStorage | None = None
+    weight_range: WeightRange | None = None
+    activation_range: ActivationRange = "ema"
+    activation_groups: int = 1
+    symmetric_weights: bool | None = None
+    symmetric_activations: bool = False
+    symmetric_attention: bool = False
+    softmax_bits: int | None = None
+    output_bits: int | None = None
+    keep_float: tuple[str, ...] = ("input", "output")
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    split_concatenations: bool = True
+    unknown_timestep: UnknownTimestep = "error"
+    reconstruction: ReconstructionConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        entries = (self.keep_float,) if isinstance(self.keep_float, str) else self.keep_float
+        if not isinstance(entries, Collection) or not all(isinstance(entry, str) for entry in entries):
+            msg = f"keep_float={self.keep_float!r} must be a tuple of roles and name patterns, such as ('input',)"
+            raise ConfigError(msg)
+        object.__setattr__(self, "keep_float", tuple(entries))
+        _check_bits("weight_bits", self.weight_bits)
+        _check_bits("activation_bits", self.activation_bits)
+        check_choice("temporal", self.temporal, get_args(Temporal))
+        check_choice("table", self.table, (None, *get_args(TableStorage)))
+        check_choice("weight_range", self.weight_range, (None, *get_args(WeightRange)))
+        check_choice("activation_range", self.activation_range, get_args(ActivationRange))
+        check_choice("symmetric_activations", self.symmetric_activations, (False, True))
+        check_choice("symmetric_attention", self.symmetric_attention, (False, True))
+        check_choice("softmax_bits", self.softmax_bits, (None, 8, 16))
+        if self.output_bits is not None:
+            _check_bits("output_bits", self.output_bits)
+        _check_groups(self.activation_groups)
+        check_choice("unknown_timestep", self.unknown_timestep, get_args(UnknownTimestep))
+        object.__setattr__(self, "reconstruction", ReconstructionConfig.of(self.reconstruction))
+        if self.symmetric_weights is False and self.weight_bits == 8:
+            msg = (
+                "symmetric_weights=False needs weight_bits of at most 7: "
+                "an asymmetric 8-bit weight does not fit the integer kernels"
+            )
+            raise ConfigError(msg)
+        if not isinstance(self.overrides, Mapping):
+            msg = f"overrides={self.overrides!r} must be fields by pattern, such as {{'mid.*': {{'weight_bits': 8}}}}"
+            raise ConfigError(msg)
+        for pattern, values in self.overrides.items():
+            if not isinstance(pattern, str) or not isinstance(values, Mapping):
+                msg = f"overrides has {pattern!r}: {values!r} instead of 'mid.*': {{'weight_bits': 8}} or the like"
+                raise ConfigError(msg)
+            for name in values:
+                check_choice(f"override of {pattern!r}: field", name, OVERRIDABLE)
+            dataclasses.replace(self, overrides={}, **values)
+
+    @classmethod
+    def preset(cls, name: str, **values: Any) -> QuantizationConfig:
+        """Return the configuration of a published method with ``values`` on top.
+
+        :data:`tfmq_fx.config.presets.PRESETS` lists the methods, with what each needs beside its configuration (how
+        calibration timesteps are drawn, a wrapped scheduler). Those that learn rounding bring their
+        ``reconstruction``; ``reconstruction=None`` rounds to nearest instead.
+
+        Raises:
+            ConfigError: There is no such preset.
+        """
+        return cls(**{**find_preset(name).fields, **values})
+
+    def keeps_float(self, fqn: str, roles: frozenset[str]) -> str | None:
+        """The entry of ``keep_float`` that keeps a layer with this name and these roles, or None."""
+        for entry in self.keep_float:
+            if entry in roles or (entry not in ROLES and fnmatch.fnmatchcase(fqn, entry)):
+                return entry
+        return None
+
+    def for_layer(self, fqn: str) -> QuantizationConfig:
+        """This configuration with the first matching override applied."""
+        for pattern, values in self.overrides.items():
+            if fnmatch.fnmatchcase(fqn, pattern):
+                return dataclasses.replace(self, overrides={}, **values)
+        return self
+
+    @property
+    def tabulates(self) -> bool:
+        """Whether conversion turns the temporal block into a table."""
+        return self.temporal in ("cache", "auto")
+
+    @property
+    def resolved_table(self) -> TableStorage:
+        """``table`` with its default filled in."""
+        return self.table or ("int8" if self.tabulates else "float32")
+
+    @property
+    def resolved_weight_range(self) -> WeightRange:
+        """``weight_range`` with its default filled in."""
+        return self.weight_range or ("minmax" if self.weight_bits >= 8 else "mse")
+
+    @property
+    def resolved_symmetric_weights(self) -> bool:
+        """``symmetric_weights`` with its default filled in."""
+        return self.weight_bits >= 8 if self.symmetric_weights is None else self.symmetric_weights
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of plain JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QuantizationConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: A field is unknown or its value not valid.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            msg = f"unknown configuration field {unknown[0]!r}; the fields are {', '.join(sorted(known))}"
+            raise ConfigError(msg)
+        return cls(**values)
+
+
+OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
+
+
+def _check_groups(groups: Any) -> None:
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
+        msg = f"activation_groups={groups!r} is not supported: use 1 for one range, or a number of timestep groups"
+        raise ConfigError(msg)
+
+
+def _check_bits(name: str, bits: Any) -> None:
+    if isinstance(bits, bool) or bits not in BITS:
+        msg = f"{name}={bits!r} is not supported: use 2 to 8, 16, or {FLOAT_BITS} for float"
+        raise ConfigError(msg)

@@ -1,0 +1,109 @@
+"""Capture: a module, a traced graph or an exported program becomes one canonical ATen graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from tfmq_fx._torch.core import FakeTensor
+from tfmq_fx.errors import CaptureError
+from tfmq_fx.frontend.canonical import canonicalize
+from tfmq_fx.frontend.exporting import BatchChoice, Batched, export, max_batch
+from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
+from tfmq_fx.frontend.notes import keep_notes
+from tfmq_fx.frontend.state import check_state
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.unwrapping import unwrap
+from tfmq_fx.frontend.weights import check_weights, detach_from_inference
+from tfmq_fx.quantization.stage_checks import CAPTURED, describe, held_model, stage_of
+
+__all__ = ["capture"]
+
+
+@in_plain_surroundings
+def capture(
+    model: nn.Module | fx.GraphModule | ExportedProgram,
+    example_inputs: Sequence[Any] = (),
+    *,
+    example_kwargs: Mapping[str, Any] | None = None,
+    dynamic_batch: bool = True,
+    batched: Batched | None = None,
+    dynamic_shapes: Any = None,
+    timestep: str = "timestep",
+) -> fx.GraphModule:
+    """Capture ``model`` as one ATen graph, the only representation that the passes work on.
+
+    Args:
+        model: Any module, a graph from ``torch.fx.symbolic_trace``, or an ``ExportedProgram``.
+        example_inputs: Positional example inputs. Not needed for an ``ExportedProgram``.
+        example_kwargs: Example inputs by name. Values that are no tensors become part of the program, but for numbers
+            that enter arithmetic, which stay inputs.
+        dynamic_batch: Whether the batch is symbolic. Without it the graph serves exactly the example batch size.
+        batched: The names of the inputs that have the batch along axis 0, or the axis by name; by default every
+            example tensor whose axis 0 is as long as the first one's.
+        dynamic_shapes: Instead of ``batched``, what ``torch.export.export`` takes under this name, with one ``Dim``.
+        timestep: Name of the timestep input.
+
+    Returns:
+        A ``GraphModule`` whose placeholders carry the model's own argument names and whose nodes keep
+        their ``nn_module_stack``; assertions, guards, dropouts and no-op casts are gone. It is called
+        like the model and returns the same structure; ``meta["tfmq_fx.interface"]`` is its
+        :class:`~tfmq_fx.frontend.Interface`. The model itself is not changed. What the model computes in
+        bfloat16, float16 or float64, the graph computes in float32; its inputs and results keep the model's types.
+
+    Raises:
+        CaptureError: The inputs do not fit, the model has NaN or infinite weights or is not on the CPU, layers stand
+            where no pass can reach them (:func:`tfmq_fx.frontend.canonical.canonicalize`), or export fails.
+    """
+    if batched is not None and dynamic_shapes is not None:
+        msg = "batched= and dynamic_shapes= say the same thing in two ways; pass one of them"
+        raise CaptureError(msg)
+    model = unwrap(model)
+    if isinstance(model, fx.GraphModule) and stage_of(model) != CAPTURED:
+        msg = f"capture needs a float model, it was given {describe(model)}"
+        raise CaptureError(msg)
+    if isinstance(model, ExportedProgram):
+        program = model
+    elif isinstance(model, nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        check_weights(model)
+        batch = BatchChoice(dynamic_batch, batched, dynamic_shapes)
+        program = export(model, tuple(example_inputs), dict(example_kwargs or {}), batch, timestep)
+    else:
+        held = held_model(model)
+        wanted = f"pass pipe.{held}" if held else "pass a torch.nn.Module, fx.GraphModule or ExportedProgram"
+        msg = f"cannot capture a {type(model).__name__}: {wanted}"
+        raise CaptureError(msg)
+    _check_constants(program)
+    graph_module = program.module(check_guards=False)
+    assert isinstance(graph_module, fx.GraphModule)
+    check_weights(graph_module)
+    detach_from_inference(graph_module)
+    canonicalize(graph_module)
+    check_state(graph_module)
+    interface = Interface.of(graph_module)
+    route, limit = _route(model, program), max_batch(program)
+    graph_module.meta[INTERFACE_KEY] = interface.of_model(model, route=route, max_batch=limit)
+    keep_notes(graph_module)
+    return graph_module
+
+
+def _check_constants(program: ExportedProgram) -> None:
+    """Refuse what torch.export 2.13 makes of a tensor that comes into being outside torch (numpy) during a call."""
+    for name, value in program.constants.items():
+        if isinstance(value, FakeTensor):
+            msg = (
+                f"the model makes the constant {name!r} of shape {tuple(value.shape)} outside torch while it runs, and "
+                "torch.export does not keep its values: use sizes for which it has them stored (those of its config)"
+            )
+            raise CaptureError(msg)
+
+
+def _route(model: Any, program: ExportedProgram) -> str:
+    """How the graph came about, in words."""
+    if model is program:
+        return "exported program"
+    return "symbolic_trace, export" if isinstance(model, fx.GraphModule) else "export"

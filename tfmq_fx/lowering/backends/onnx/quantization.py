@@ -1,0 +1,106 @@
+"""Quantize, dequantize, and the integers that layers read directly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tfmq_fx.errors import LoweringError
+from tfmq_fx.lowering.backends.aten import by_overload
+from tfmq_fx.lowering.backends.onnx.graph import Value
+from tfmq_fx.lowering.backends.translation import Operator
+
+if TYPE_CHECKING:
+    from tfmq_fx.lowering.backends.onnx.translator import OnnxTranslator
+
+__all__ = ["OPERATORS", "IntegerActivation", "IntegerWeight"]
+
+INTEGERS = (torch.uint8, torch.int8)
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerActivation:
+    """An activation in integers; what cannot read those reads :attr:`real`, which is made when it is asked for."""
+
+    integers: Value
+    scale: float
+    zero_point: Value
+
+
+@dataclass(frozen=True, eq=False)
+class IntegerWeight:
+    """A weight in integers with zero point 0 and a scale per entry of one axis."""
+
+    integers: Tensor
+    scales: Tensor
+    axis: int
+
+    @property
+    def real(self) -> Tensor:
+        """The weight in float."""
+        along = [1] * self.integers.ndim
+        along[self.axis] = -1
+        return self.integers.float() * self.scales.reshape(along)
+
+
+def _number(context: OnnxTranslator, value: Any) -> float:
+    if not isinstance(value, (Tensor, int, float)):
+        msg = (
+            f"{context.engine} cannot quantize with computed parameters (node {context.node.name!r}); "
+            "lower with backend='inductor' instead"
+        )
+        raise LoweringError(msg)
+    return float(value.reshape(-1)[0]) if isinstance(value, Tensor) else float(value)
+
+
+def quantize(context: OnnxTranslator, input: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int,
+             dtype: torch.dtype) -> IntegerActivation:  # fmt: skip
+    """``QuantizeLinear``, clamped where the range is narrower than the dtype; wider integers in float."""
+    step, zero = _number(context, scale), int(_number(context, zero_point))
+    x = context.value(input)
+    if dtype not in INTEGERS:
+        ratio = context.emit("Div", [x, context.number(step)], x.shape, x.dtype)
+        rounded = context.emit("Round", [ratio], x.shape, x.dtype)
+        bounds = [context.number(float(bound - zero)) for bound in (quant_min, quant_max)]
+        clamped = context.emit("Clip", [rounded, *bounds], x.shape, x.dtype)
+        return IntegerActivation(clamped, step, context.number(float(0)))
+    offset = context.constant(torch.tensor(zero, dtype=dtype))
+    integers = context.emit("QuantizeLinear", [x, context.number(step), offset], x.shape, dtype)
+    limits = torch.iinfo(dtype)
+    if (quant_min, quant_max) != (limits.min, limits.max):
+        bounds = [context.constant(torch.tensor(bound, dtype=dtype)) for bound in (quant_min, quant_max)]
+        integers = context.emit("Clip", [integers, *bounds], x.shape, dtype)
+    return IntegerActivation(integers, step, offset)
+
+
+def dequantize(context: OnnxTranslator, input: Any, scale: Any, zero_point: Any, *_: Any, **__: Any) -> Any:
+    """Hand the integers on: layers read them, everything else has them dequantized."""
+    if not isinstance(input, IntegerActivation) or input.scale != _number(context, scale):
+        msg = f"{context.engine} cannot dequantize {context.node.args[0]} with parameters of its own"
+        raise LoweringError(msg)
+    return input
+
+
+def dequantize_weight(context: OnnxTranslator, input: Any, scales: Tensor, zero_points: Tensor | None, axis: int,
+                      *_: Any, **__: Any) -> IntegerWeight:  # fmt: skip
+    """Hand the integers on; the zero points are 0 since ``FoldWeightZeroPoints``."""
+    if not isinstance(input, Tensor) or (zero_points is not None and bool(zero_points.any())):
+        msg = (
+            f"{context.engine} cannot quantize row by row (node {context.node.name!r}); "
+            "lower with backend='inductor' instead"
+        )
+        raise LoweringError(msg)
+    return IntegerWeight(input, scales.float(), axis)
+
+
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "dequantize": dequantize,
+        "dequantize_weight": dequantize_weight,
+        "quantize": quantize,
+    }
+)

@@ -1,0 +1,86 @@
+"""Quantize and dequantize in the forms that OpenVINO's low precision transformations read.
+
+An activation's pair is one ``FakeQuantize``; a weight is an integer constant, converted and multiplied by its scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from openvino import Type
+from openvino import opset15 as opset
+from torch import Tensor
+
+from tfmq_fx.errors import LoweringError
+from tfmq_fx.lowering.backends.aten import by_overload
+from tfmq_fx.lowering.backends.translation import Operator, Translator
+
+__all__ = ["OPERATORS"]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized value that is not computed: its readers dequantize it with the same parameters."""
+
+    source: Any
+    parameters: tuple[float, int, int, int]
+
+
+def _number(value: Any) -> float:
+    return float(value.reshape(-1)[0]) if isinstance(value, Tensor) else float(value)
+
+
+def _fixed(context: Translator, *parameters: Any) -> tuple[float, int, int, int]:
+    """Scale, zero point and range in numbers."""
+    if not all(isinstance(p, (Tensor, int, float)) for p in parameters):
+        msg = (
+            f"{context.engine} cannot quantize with computed parameters (node {context.node.name!r}); "
+            "lower with backend='inductor' instead"
+        )
+        raise LoweringError(msg)
+    scale, zero, low, high = map(_number, parameters)
+    return scale, int(zero), int(low), int(high)
+
+
+def quantize(context: Translator, input: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int,
+             dtype: torch.dtype) -> Quantized:  # fmt: skip
+    """Note the parameters; :func:`dequantize` makes the pair."""
+    return Quantized(context.value(input), _fixed(context, scale, zero_point, quant_min, quant_max))
+
+
+def dequantize(context: Translator, input: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int,
+               dtype: torch.dtype, out_dtype: torch.dtype | None = None) -> Any:  # fmt: skip
+    """One ``FakeQuantize`` for the pair, with the real values of the lowest and highest integer as its range."""
+    parameters = _fixed(context, scale, zero_point, quant_min, quant_max)
+    if not isinstance(input, Quantized) or input.parameters != parameters:
+        msg = f"{context.engine} cannot dequantize {context.node.args[0]} with parameters of its own"
+        raise LoweringError(msg)
+    step, zero, low, high = parameters
+    bounds = [opset.constant((level - zero) * step, dtype=Type.f32) for level in (low, high)]
+    return opset.fake_quantize(input.source, *bounds, *bounds, levels=high - low + 1).output(0)
+
+
+def dequantize_weight(context: Translator, input: Tensor, scales: Tensor, zero_points: Tensor | None, axis: int,
+                      quant_min: int, quant_max: int, dtype: torch.dtype, **_: Any) -> Any:  # fmt: skip
+    """``multiply(convert(integers), scales)``; the zero points are 0 since ``FoldWeightZeroPoints``."""
+    if not isinstance(input, Tensor) or (zero_points is not None and bool(zero_points.any())):
+        msg = (
+            f"{context.engine} cannot quantize {context.node.name!r} row by row; lower with backend='inductor' instead"
+        )
+        raise LoweringError(msg)
+    along = [1] * input.ndim
+    along[axis] = -1
+    real = opset.convert(context.constant(input), Type.f32)
+    return opset.multiply(real, context.constant(scales.float().reshape(along))).output(0)
+
+
+OPERATORS: Mapping[Any, Operator] = by_overload(
+    {
+        "dequantize": dequantize,
+        "dequantize_weight": dequantize_weight,
+        "quantize": quantize,
+    }
+)

@@ -1,0 +1,1 @@
+"""What was lowered to what, and whether it is right."""

@@ -1,0 +1,1 @@
+"""What a lowered program is called through."""

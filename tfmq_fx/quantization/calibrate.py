@@ -1,0 +1,84 @@
+"""Calibration: run batches through the prepared graph, then fix the temporal block's own parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import fx
+
+from tfmq_fx.errors import CalibrationError, NonFiniteError
+from tfmq_fx.frontend.batches import Batch, bind_batch
+from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.frontend.notes import noted, restore_notes
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.quantization.annotate import META_KEY
+from tfmq_fx.quantization.stage_checks import CAPTURED, PREPARED, describe, stage_of
+from tfmq_fx.temporal.batch_timesteps import with_table_check
+from tfmq_fx.temporal.conditional_calibration import calibrate_conditional_part, prepared_conditionings
+from tfmq_fx.temporal.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.temporal.refusal import refused_whole
+
+__all__ = ["Batch", "calibrate"]
+
+
+@in_plain_surroundings
+@torch.no_grad()
+def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: bool = True) -> int:
+    """Observe the activation ranges over ``batches``; the temporal block is calibrated exactly, without them.
+
+    Layers that depend on the timestep and the conditioning alone are calibrated over all timesteps, under the
+    conditionings of the batches.
+
+    Args:
+        prepared: The result of :func:`tfmq_fx.prepare`; its observers are updated in place.
+        batches: The model's own inputs, each a tuple, a mapping by argument name, or a single tensor.
+            :func:`tfmq_fx.sample_trajectories` makes them from a model or a pipeline.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        The number of batches.
+
+    Raises:
+        CalibrationError: There is no batch, one does not fit the model, one holds NaN, or the table has the timesteps
+            of none.
+        NonFiniteError: A layer sees NaN or infinite values under a batch, at a timestep; the error names all three,
+            and no observer has learnt from that batch.
+    """
+    stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else ""
+    # What is prepared and quantizes nothing has no observer, but notes.
+    if stage != PREPARED and not (stage == CAPTURED and noted(prepared, META_KEY)):
+        msg = f"calibrate needs a prepared graph, it was given {describe(prepared)}"
+        raise CalibrationError(msg)
+    restore_notes(prepared)
+    about = prepared.meta.get(META_KEY, {})
+    timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
+    interface = interface_of(prepared)
+    batches = with_table_check(prepared, about, batches)
+    total = len(batches) if isinstance(batches, Sequence) else None
+    count = 0
+    console = Console(stderr=True)
+    for batch in track(batches, "calibrating", total=total, disable=not progress, transient=True, console=console):
+        call = bind_batch(interface, count, batch, timestep)
+        args, kwargs = call.arguments()
+        try:
+            with refused_whole(prepared, batch, count, timestep):
+                prepared(*args, **kwargs)
+        except NonFiniteError:
+            raise
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            msg = f"calibration batch {count} does not fit the captured model: {first}"
+            raise CalibrationError(msg) from error
+        if conditionings is not None:
+            conditionings.add(prepared, call)
+        count += 1
+    if count == 0:
+        msg = "calibration got no batches; pass at least one batch of the model's own inputs"
+        raise CalibrationError(msg)
+    calibrate_temporal_block(prepared, timestep)
+    if conditionings is not None:
+        calibrate_conditional_part(prepared, about, conditionings)
+    return count

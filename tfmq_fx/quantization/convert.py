@@ -1,0 +1,167 @@
+"""Convert: observers become quantize/dequantize pairs and weights become integers."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
+
+from tfmq_fx._torch.core import is_prepared
+from tfmq_fx.config.quantization import QuantizationConfig
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
+from tfmq_fx.frontend.notes import ensure_calling_convention, noted
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
+from tfmq_fx.passes.native.fold_weight_zero_points import dequantizes_constant
+from tfmq_fx.passes.support.nodes import read_attribute
+from tfmq_fx.passes.support.predicates import fqn, is_weighted
+from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
+from tfmq_fx.quantization.annotate import META_KEY
+from tfmq_fx.quantization.finite_parameters import require_finite_parameters
+from tfmq_fx.quantization.program import QuantizedProgram
+from tfmq_fx.quantization.stage_checks import CONVERTED, PREPARED, describe, live_observers, stage_of
+from tfmq_fx.temporal.choice import TemporalChoice
+from tfmq_fx.temporal.feature_table import float_table, tabulate
+
+__all__ = ["convert", "program_from_graph"]
+
+#: Values first: the passes behind need them. Dead state last: the float weights die in between.
+FINISH = (PropagateValues, FoldWeightZeroPoints, StripDeadState)
+
+
+@in_plain_surroundings
+def convert(prepared: fx.GraphModule) -> QuantizedProgram:
+    """Turn a calibrated graph into a quantized program; ``prepared`` is not changed.
+
+    Weights become integers with zero point 0, and float state that nothing reads is gone.
+
+    Args:
+        prepared: The calibrated result of :func:`tfmq_fx.prepare` or ``prepare_pt2e``.
+
+    Raises:
+        CalibrationError: An observer has seen nothing, or a scale is no positive, finite number.
+        ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
+    """
+    if not isinstance(prepared, fx.GraphModule) or stage_of(prepared) == CONVERTED:
+        msg = f"convert needs a calibrated graph, it was given {describe(prepared)}"
+        raise ConfigError(msg)
+    config = QuantizationConfig.from_dict(_about(prepared)["config"])
+    if not is_prepared(prepared):
+        msg = "another tool rebuilt this prepared graph and dropped torchao's own notes; run it on the captured graph"
+        raise ConfigError(msg)
+    original = float_table(prepared) if config.temporal == "auto" else None
+    weights = _weights(prepared)
+    # The float weights are read and replaced, never written: a copy of them would only double the memory.
+    program = program_from_graph(convert_pt2e(copy.deepcopy(prepared, dict(weights))), original)
+    _copy_shared(program.graph_module, weights)
+    return program
+
+
+@in_plain_surroundings
+def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | None = None) -> QuantizedProgram:
+    """Wrap what ``convert_pt2e`` returned for a graph prepared with our quantizer; it is finished in place.
+
+    Args:
+        converted: The converted graph.
+        original: The prepared graph with the float block as a table (:func:`float_table`), for
+            ``temporal="auto"``.
+
+    Raises:
+        ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`, or ``temporal="auto"`` has
+            no float table to compare with.
+    """
+    ensure_calling_convention(converted)
+    if stage_of(converted) == PREPARED:
+        msg = f"only a converted graph makes a quantized program, this is {describe(converted)}"
+        raise ConfigError(msg)
+    about = _about(converted)
+    _convert_left_over(converted)
+    config = QuantizationConfig.from_dict(about["config"])
+    timesteps = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
+    choices: list[TemporalChoice] = []
+    if config.tabulates and timesteps is not None:
+        PropagateValues()(converted)
+        finite = {name: distinct_timesteps(values) for name, values in about["finite"].items()}
+        choices = tabulate(converted, config, about["timestep"], timesteps, original, finite)
+    run_pipeline(converted, FINISH)
+    require_finite_parameters(converted)
+    _warn_of_wider_weights(converted, config)
+    interface = interface_of(converted)
+    converted.meta[INTERFACE_KEY] = interface
+    return QuantizedProgram(
+        graph_module=converted,
+        config=config,
+        timestep=about["timestep"],
+        timesteps=timesteps,
+        kept_float=dict(about["kept_float"]),
+        interface=interface,
+        temporal_choices=tuple(choices),
+    )
+
+
+def _convert_left_over(converted: fx.GraphModule) -> None:
+    """Convert what observes by timestep: nncf places quantizers of its own and leaves these in the graph."""
+    left_over: dict[fx.Node, Any] = dict(live_observers(converted))
+    for node, observer in left_over.items():
+        observer.convert(converted, node)
+    if left_over:
+        converted.recompile()
+
+
+def _warn_of_wider_weights(converted: fx.GraphModule, config: QuantizationConfig) -> None:
+    """Say so where weights have more bits than asked for: nncf, for one, knows 8 bits alone and ignores a range."""
+    wider = []
+    for layer in filter(is_weighted, converted.graph.nodes):
+        weight = layer.args[1]
+        bits = config.for_layer(fqn(layer)).weight_bits
+        if isinstance(weight, fx.Node) and dequantizes_constant(weight) and bits < 8:
+            integers: Tensor = read_attribute(converted, str(weight.args[0].target))  # type: ignore[union-attr]
+            channels = integers.reshape(len(integers), -1).to(torch.int32)
+            levels = int((channels.amax(1) - channels.amin(1)).max()) + 1
+            if levels > 2**bits:
+                wider.append(f"{fqn(layer)!r} has {levels} levels for {bits} bits")
+    if wider:
+        warnings.warn(
+            f"{len(wider)} layers have wider weights than configured ({wider[0]}): another quantizer or tool chose "
+            "them; for these to be as configured use prepare_pt2e and convert_pt2e with TFMQQuantizer alone",
+            stacklevel=3,
+        )
+
+
+def _weights(graph_module: fx.GraphModule) -> dict[int, Tensor]:
+    """The tensors that the graph reads, and the views of them that observers remember, by identity."""
+    names = {str(node.target) for node in graph_module.graph.nodes if node.op == "get_attr"}
+    values = (read_attribute(graph_module, name) for name in names)
+    places = {value.untyped_storage().data_ptr() for value in values if isinstance(value, Tensor)}
+    state = (
+        *graph_module.named_parameters(remove_duplicate=False),
+        *graph_module.named_buffers(remove_duplicate=False),
+    )
+    return {id(value): value for _, value in state if value.untyped_storage().data_ptr() in places}
+
+
+def _copy_shared(graph_module: fx.GraphModule, shared: dict[int, Tensor]) -> None:
+    """Give ``graph_module`` its own copy of those of the ``shared`` tensors that are still in it."""
+    copies: dict[int, Any] = {}
+    for module in graph_module.modules():
+        states: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for state in states:
+            for name, value in state.items():
+                if value is not None and id(value) in shared:
+                    state[name] = copy.deepcopy(value, copies)
+
+
+def _about(graph_module: fx.GraphModule) -> dict[str, Any]:
+    """What our quantizer noted on the graph."""
+    about: dict[str, Any] | None = noted(graph_module, META_KEY)
+    if about is None:
+        msg = (
+            "this graph was not prepared with TFMQQuantizer; use tfmq_fx.prepare, or prepare_pt2e with a TFMQQuantizer"
+        )
+        raise ConfigError(msg)
+    return about

@@ -1,0 +1,83 @@
+"""The quantized program: a q/dq graph with integer weights, and what is known about it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, fx
+
+from tfmq_fx.config.quantization import QuantizationConfig
+from tfmq_fx.errors import ArtefactError
+from tfmq_fx.frontend.binding import bind
+from tfmq_fx.frontend.interface import Interface
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.passes.analysis import row_lookups, row_values
+from tfmq_fx.temporal.choice import TemporalChoice
+
+__all__ = ["QuantizedProgram"]
+
+
+@dataclass
+class QuantizedProgram:
+    """The result of :func:`tfmq_fx.convert`: save it, load it, lower it, or call it.
+
+    Attributes:
+        graph_module: The quantize/dequantize graph; calling it gives the reference numerics.
+        config: The configuration it was quantized with.
+        timestep: Name of the timestep input.
+        timesteps: The timesteps that it serves, float64 ``[K]``; None for a model without a temporal block.
+        kept_float: Layers that stay float on purpose, with the reason for each.
+        interface: What it is called with, and the class and configuration of the model that came in.
+        scheduler: Configuration of the scheduler whose timesteps it serves, when it is known.
+        temporal_choices: With ``temporal="auto"``, whose rows the table holds, feature by feature, and both errors.
+    """
+
+    graph_module: fx.GraphModule
+    config: QuantizationConfig
+    interface: Interface
+    timestep: str = "timestep"
+    timesteps: Tensor | None = None
+    kept_float: dict[str, str] = field(default_factory=dict)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    temporal_choices: tuple[TemporalChoice, ...] = ()
+
+    @property
+    def finite(self) -> dict[str, Tensor]:
+        """By name, the values of the further inputs that its table is indexed by, float64 ``[K]`` each."""
+        lookups = {str(node.args[0].target): node for node in row_lookups(self.graph_module)}  # type: ignore[union-attr]
+        values = {name: row_values(self.graph_module, node) for name, node in lookups.items()}
+        return {name: allowed for name, allowed in values.items() if name != self.timestep}
+
+    @property
+    def indexed(self) -> dict[str, Tensor]:
+        """By name, the values of every input that comes from a finite set: the timestep and :attr:`finite`."""
+        return self.finite if self.timesteps is None else {self.timestep: self.timesteps, **self.finite}
+
+    @in_plain_surroundings
+    @torch.no_grad()
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph eagerly, called like the model that came in.
+
+        Raises:
+            InputError: The arguments do not fit what was captured.
+            TimestepError: A timestep is outside the table.
+        """
+        positional, named = bind(self.interface, args, kwargs, self.timestep).arguments()
+        return self.graph_module(*positional, **named)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedProgram:
+        """A copy that shares nothing."""
+        values = {entry.name: copy.deepcopy(getattr(self, entry.name), memo) for entry in fields(self)}
+        return QuantizedProgram(**values)
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be pickled: an artefact is the program as data.
+
+        Raises:
+            ArtefactError: Always.
+        """
+        msg = "a quantized program cannot be pickled: write it with tfmq_fx.save(program, path) and load it from there"
+        raise ArtefactError(msg)

@@ -1,0 +1,119 @@
+"""The timesteps of calibration batches: read off them, and held against the table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx
+
+from tfmq_fx.errors import CalibrationError
+from tfmq_fx.frontend.batches import timestep_of
+from tfmq_fx.frontend.interface import Interface, interface_of
+from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
+
+__all__ = ["check_table_is_hit", "recorded_timesteps", "with_table_check"]
+
+T = TypeVar("T")
+
+
+def recorded_timesteps(batches: Iterable[Mapping[str, Any]], timestep: str = "timestep") -> Tensor:
+    """The timesteps of recorded batches, as the model saw them: the ``timesteps=`` of a model like Flux.
+
+    Some pipelines change a timestep between scheduler and model: Flux's divides it by 1,000 and rounds it to the
+    model's dtype. ``scheduler.timesteps`` is then no table for the model, what was recorded is::
+
+        batches = tfmq_fx.record_trajectories(pipe, run, component="transformer")
+        prepared = tfmq_fx.prepare(program, timesteps=tfmq_fx.recorded_timesteps(batches))
+
+    Args:
+        batches: Inputs by name, as :func:`tfmq_fx.record_trajectories` and :func:`tfmq_fx.sample_trajectories` return
+            them. With the uniform sampler they hold every timestep of the schedule.
+        timestep: Name of the timestep input.
+
+    Returns:
+        The distinct timesteps, the largest first, float64 ``[K]``.
+
+    Raises:
+        CalibrationError: There is no batch, or one has no timestep by that name.
+    """
+    found = []
+    for index, batch in enumerate(batches):
+        if not isinstance(batch, Mapping) or batch.get(timestep) is None:
+            held = ", ".join(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__} without names"
+            msg = f"batch {index} has no {timestep!r} but {held}: name the timestep of recorded batches with timestep="
+            raise CalibrationError(msg)
+        found.append(torch.as_tensor(batch[timestep]).detach().cpu().double().reshape(-1))
+    if not found:
+        msg = "there are no batches to read timesteps off; record at least one call"
+        raise CalibrationError(msg)
+    return distinct_timesteps(torch.cat(found).sort(descending=True).values)
+
+
+def check_table_is_hit(values: Tensor, timesteps: Sequence[Tensor], timestep: str = "timestep") -> None:
+    """Raise if the table has none of the calibration timesteps: it would serve a model on another scale.
+
+    That 0 is in it says nothing, for 0 is 0 on every scale; with other timesteps at hand it does not count.
+
+    Args:
+        values: The table's timesteps, ``[K]``.
+        timesteps: Those of each batch; without any, nothing is known and nothing checked.
+        timestep: Name of the timestep input.
+
+    Raises:
+        CalibrationError: Names the first timestep, and what to do.
+    """
+    search = ValueSearch(distinct_timesteps(values))
+    given = [t.reshape(-1) for t in timesteps if t.numel()]
+    given = [t[t != 0] for t in given if bool((t != 0).any())] or given
+    if not given or any(bool(search.find(t)[1].any()) for t in given):
+        return
+    first = given[0][0]
+    row, finite = search.nearest(first)
+    nearest = f"nearest {float(search.values[row]):g}, " if bool(finite) else ""
+    msg = (
+        f"none of the calibration timesteps (first: {float(first):g}) is in the table ({nearest}{len(search.values)} "
+        f"values from {float(search.values.max()):g} to {float(search.values.min()):g}): pass the timesteps as the "
+        f"model sees them, timesteps=tfmq_fx.recorded_timesteps(batches{_argument(timestep)})"
+    )
+    raise CalibrationError(msg)
+
+
+def _argument(timestep: str) -> str:
+    return "" if timestep == "timestep" else f", {timestep!r}"
+
+
+def with_table_check(graph_module: fx.GraphModule, about: Mapping[str, Any], batches: Iterable[T]) -> Iterable[T]:
+    """``batches``, held against the table: a sequence before anything runs, what is made on the way at its end.
+
+    Args:
+        graph_module: The graph that they are for.
+        about: What the quantizer noted on it: ``timesteps`` and the name of the ``timestep``.
+        batches: The model's own inputs, each a tuple, a mapping by argument name, or a single tensor.
+
+    Raises:
+        CalibrationError: None of their timesteps is in the table.
+    """
+    if about.get("timesteps") is None:
+        return batches
+    values, timestep = torch.as_tensor(about["timesteps"], dtype=torch.float64), str(about["timestep"])
+    interface = interface_of(graph_module)
+    if isinstance(batches, Sequence):
+        check_table_is_hit(values, [t for batch in batches for t in _timesteps(interface, batch, timestep)], timestep)
+        return batches
+    return _checked_at_the_end(values, interface, timestep, batches)
+
+
+def _checked_at_the_end(values: Tensor, interface: Interface, timestep: str, batches: Iterable[T]) -> Iterator[T]:
+    seen = []
+    for batch in batches:
+        seen += _timesteps(interface, batch, timestep)
+        yield batch
+    check_table_is_hit(values, seen, timestep)
+
+
+def _timesteps(interface: Interface, batch: Any, timestep: str) -> list[Tensor]:
+    """The timestep of a batch; none where the batch does not fit, which is another's to say."""
+    value = timestep_of(interface, batch, timestep)
+    return [] if value is None else [value]

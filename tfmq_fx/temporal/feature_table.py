@@ -1,0 +1,114 @@
+"""Temporal features as a table: the float block's, or layer by layer the closer of float and quantized.
+
+Source: the cached temporal features of TFMQ-DM's extension (arXiv 2407.19547).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from tfmq_fx.config.quantization import QuantizationConfig
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.fake_quantizers import quantizers_of
+from tfmq_fx.passes import CompressTemporalTable, IndexTimesteps, TabulateTemporalBlock
+from tfmq_fx.passes.support.nodes import read_attribute
+from tfmq_fx.passes.temporal.compress_temporal_table import (
+    feature_columns,
+    find_feature_tables,
+    half_rows,
+    quantize_rows,
+)
+from tfmq_fx.passes.temporal.tabulate_temporal_block import LAYER
+from tfmq_fx.quantization.annotate import META_KEY
+from tfmq_fx.temporal.choice import TemporalChoice
+
+__all__ = ["float_table", "store_table", "stored_rows", "tabulate"]
+
+
+def float_table(prepared: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a prepared graph in which the float temporal block is a table; reconstruction changes nothing in it."""
+    graph_module = copy.deepcopy(prepared)
+    for quantizer in quantizers_of(graph_module).values():
+        quantizer.enabled = False
+    TabulateTemporalBlock(timestep=prepared.meta[META_KEY]["timestep"])(graph_module)
+    return graph_module
+
+
+def tabulate(
+    converted: fx.GraphModule,
+    config: QuantizationConfig,
+    timestep: str,
+    timesteps: Tensor,
+    original: fx.GraphModule | None,
+    finite: Mapping[str, Tensor],
+) -> list[TemporalChoice]:
+    """Replace the temporal block of a converted graph by a table, in place.
+
+    Args:
+        converted: The graph; with ``temporal="cache"`` its block is float.
+        config: Says what to store and how.
+        timestep: Name of the timestep input.
+        timesteps: One row each, ``[K]``.
+        original: For ``temporal="auto"``, a graph whose table holds the float features.
+        finite: By name, the values of the further inputs that the block depends on.
+
+    Returns:
+        With ``temporal="auto"``, what was chosen for every feature.
+
+    Raises:
+        ConfigError: ``temporal="auto"`` without ``original``.
+    """
+    IndexTimesteps(timesteps, timestep=timestep, unknown=config.unknown_timestep, finite=finite)(converted)
+    TabulateTemporalBlock(timestep=timestep)(converted)
+    choices: list[TemporalChoice] = []
+    if config.temporal == "auto":
+        if original is None:
+            msg = "temporal='auto' compares with the float block, which is gone here: convert with tfmq_fx.convert"
+            raise ConfigError(msg)
+        choices = _keep_closer(converted, original, config.resolved_table)
+    store_table(converted, config)
+    return choices
+
+
+def store_table(graph_module: fx.GraphModule, config: QuantizationConfig) -> None:
+    """Store the tables of a graph as the configuration says, in place."""
+    if config.resolved_table != "float32":
+        CompressTemporalTable(config.resolved_table)(graph_module)
+
+
+def stored_rows(rows: Tensor, storage: str) -> Tensor:
+    """What a table gives back of ``rows``, ``[K, C]``."""
+    if storage == "int8":
+        integers, scale, zero = quantize_rows(rows)
+        return (integers.float() - zero[:, None].float()) * scale[:, None]
+    if storage == "float16":
+        halves, factor = half_rows(rows)
+        return halves.float() * factor
+    return rows
+
+
+@torch.no_grad()
+def _keep_closer(converted: fx.GraphModule, original: fx.GraphModule, storage: str) -> list[TemporalChoice]:
+    """Put the float rows of a feature where, stored alike, they are closer to float than the quantized block's."""
+    choices = []
+    for ours, theirs in zip(find_feature_tables(converted), find_feature_tables(original), strict=True):
+        table: Tensor = read_attribute(converted, str(ours.args[0].target))  # type: ignore[union-attr]
+        reference: Tensor = read_attribute(original, str(theirs.args[0].target))  # type: ignore[union-attr]
+        for piece in ours.users:
+            columns = slice(*feature_columns(piece))
+            wanted = reference[:, columns]
+            size = wanted.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
+            cached, quantized = (
+                float((stored_rows(rows, storage) - wanted).double().norm() / size)
+                for rows in (wanted, table[:, columns])
+            )
+            if cached < quantized:
+                table[:, columns] = wanted
+            kept: Literal["cached", "quantized"] = "cached" if cached < quantized else "quantized"
+            choices.append(TemporalChoice(piece.meta.get(LAYER, ""), kept, cached, quantized))
+    return choices

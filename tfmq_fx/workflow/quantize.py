@@ -1,0 +1,73 @@
+"""The whole way in one call: capture, prepare, calibrate, reconstruct, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from tfmq_fx.config.quantization import QuantizationConfig
+from tfmq_fx.errors import CalibrationError
+from tfmq_fx.frontend.batches import batch_arguments
+from tfmq_fx.frontend.capture import capture
+from tfmq_fx.frontend.exporting import Batched
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.quantization.calibrate import Batch, calibrate
+from tfmq_fx.quantization.convert import convert
+from tfmq_fx.quantization.prepare import prepare
+from tfmq_fx.quantization.program import QuantizedProgram
+from tfmq_fx.reconstruction.reconstruct import reconstruct
+from tfmq_fx.temporal.finite_inputs import FiniteInputs
+
+__all__ = ["quantize"]
+
+
+@in_plain_surroundings
+def quantize(
+    model: nn.Module | fx.GraphModule | ExportedProgram,
+    config: QuantizationConfig | None = None,
+    batches: Iterable[Batch] = (),
+    *,
+    timesteps: Tensor | Iterable[float] | None = None,
+    timestep: str = "timestep",
+    finite: FiniteInputs = (),
+    batched: Batched | None = None,
+    directory: str | Path | None = None,
+    progress: bool = True,
+) -> QuantizedProgram:
+    """Quantize a diffusion model in one call.
+
+    Args:
+        model: What :func:`tfmq_fx.capture` takes.
+        config: What to quantize; W8A8 with FSC by default.
+        batches: Calibration batches: the model's own inputs, as tuples or mappings
+            (:func:`tfmq_fx.sample_trajectories` makes them). The first one is the example to capture with.
+        timesteps: The timesteps of the schedule (``scheduler.timesteps``).
+        timestep: Name of the model's timestep input.
+        finite: Further inputs from a finite set (:func:`tfmq_fx.prepare`), e.g. ``("class_labels",)``.
+        batched: The names of the inputs that have the batch, as for :func:`tfmq_fx.capture`.
+        directory: Where reconstruction keeps the state of finished units, to go on after an interrupt.
+        progress: Whether to draw a progress bar.
+
+    Returns:
+        The quantized program: save it with :func:`tfmq_fx.save`, run it with :func:`tfmq_fx.lower`.
+
+    Raises:
+        CaptureError: The model cannot be captured.
+        CalibrationError: There are no batches, or they do not fit.
+        ConfigError: The model has a temporal block and no timesteps are given.
+    """
+    batches = list(batches)
+    if not batches:
+        msg = "calibration got no batches; pass at least one batch of the model's own inputs"
+        raise CalibrationError(msg)
+    args, kwargs = batch_arguments(batches[0])
+    program = capture(model, args, example_kwargs=kwargs, batched=batched, timestep=timestep)
+    chosen = config or QuantizationConfig()
+    prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep, finite=finite)
+    calibrate(prepared, batches, progress=progress)
+    if chosen.reconstruction is not None:
+        reconstruct(prepared, batches, chosen.reconstruction, directory=directory, progress=progress)
+    return convert(prepared)
