@@ -33,7 +33,7 @@ from timing.unets import UNETS
 
 import tfmq_fx
 
-native = importlib.import_module("tfmq_fx.lowering.backends.native")
+native = importlib.import_module("tfmq_fx.lowering.backends.inductor.native")
 
 RESULTS = Path(__file__).parent / "results" / "kernel_passes.json"
 FULL = "all of them"

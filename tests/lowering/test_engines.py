@@ -12,9 +12,10 @@ import torch
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
-from tfmq_fx.lowering import choose, engines
+from tfmq_fx.lowering.backends import auto as choose
+from tfmq_fx.lowering.backends import engines
 from tfmq_fx.lowering.backends.engines import ENGINES, available_engines
-from tfmq_fx.lowering.backends.native import precisions
+from tfmq_fx.lowering.backends.inductor.native import precisions
 from tfmq_fx.lowering.report.matching import read_kernels
 from tfmq_fx.lowering.report.reasons import MISSED, NO_MATMUL, WIDE
 from tfmq_fx.lowering.report.report import LoweringReport, ReportEntry

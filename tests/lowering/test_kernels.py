@@ -14,10 +14,10 @@ from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import LoweringError
 from tfmq_fx.kernels import OPERATORS, block_columns, pack_weight, unpack_weight
 from tfmq_fx.kernels.inductor import has_native_kernels, register_native_kernels
-from tfmq_fx.lowering.backends.inductor import compile_inductor
+from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor
 from tfmq_fx.lowering.report.reasons import NO_EXACT_BYTES
 
-native = importlib.import_module("tfmq_fx.lowering.backends.native")
+native = importlib.import_module("tfmq_fx.lowering.backends.inductor.native")
 lower = importlib.import_module("tfmq_fx.lowering.lower")
 needs_kernels = pytest.mark.skipif(not has_native_kernels(), reason="this processor has no AVX-512 VNNI")
 

@@ -17,16 +17,16 @@ from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.artefact.tree_specs import load_tree_spec
 from tfmq_fx.config.quantization import UnknownTimestep
 from tfmq_fx.errors import LoweringError
+from tfmq_fx.frontend.examples import example_arguments
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.interface_json import interface_from_json, interface_to_json
 from tfmq_fx.frontend.roles import sample_inputs
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.lowering.backends.aot import check_package_path, describe_package, load_package
-from tfmq_fx.lowering.backends.choose import lower_fastest
+from tfmq_fx.lowering.backends.aot.package import check_package_path, describe_package, load_package
+from tfmq_fx.lowering.backends.auto import lower_fastest
 from tfmq_fx.lowering.backends.compiling import WHOLE, Kernels, compile_graph, compile_stages, stage_name
 from tfmq_fx.lowering.backends.engines import ENGINES, resolve_precision
-from tfmq_fx.lowering.backends.native import describe_kernels, sums_bytes_exactly
-from tfmq_fx.lowering.examples import example_arguments
+from tfmq_fx.lowering.backends.inductor.native import describe_kernels, sums_bytes_exactly
 from tfmq_fx.lowering.report.eligibility import classify, layers, reads_one_channel, sums_may_overflow
 from tfmq_fx.lowering.report.matching import in_float, match_kernels, read_kernels
 from tfmq_fx.lowering.report.parity import check_parity

@@ -12,11 +12,12 @@ from torch import fx
 
 from tfmq_fx._torch.core import CompilerError, output_structure
 from tfmq_fx.errors import LoweringError
-from tfmq_fx.lowering.backends.aot import compile_package, export_graph, load_models
+from tfmq_fx.frontend.examples import EXAMPLE_BATCH
+from tfmq_fx.frontend.graph_export import export_graph
+from tfmq_fx.lowering.backends.aot.package import compile_package, load_models
 from tfmq_fx.lowering.backends.engines import ENGINES, compile_engine
-from tfmq_fx.lowering.backends.inductor import compile_inductor
-from tfmq_fx.lowering.backends.native import on_native_kernels
-from tfmq_fx.lowering.examples import EXAMPLE_BATCH
+from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor
+from tfmq_fx.lowering.backends.inductor.native import on_native_kernels
 from tfmq_fx.lowering.run.staged import StagedProgram, stage_inputs
 from tfmq_fx.lowering.stages import StagedGraph
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import fx
 
 from tfmq_fx.errors import LoweringError
-from tfmq_fx.lowering.backends.float32_interface import as_float32, with_types_of
-from tfmq_fx.lowering.backends.native import precisions
+from tfmq_fx.lowering.backends.inductor.native import precisions
+from tfmq_fx.lowering.translation.float32_interface import as_float32, with_types_of
 
 __all__ = ["ENGINES", "Engine", "available_engines", "compile_engine", "resolve_precision"]
 
@@ -37,7 +37,7 @@ class Engine:
 
 ENGINES = {
     "openvino": Engine("OpenVINO", "tfmq_fx.lowering.backends.openvino", ("openvino",), ("f32", "bf16")),
-    "onnxruntime": Engine("ONNX Runtime", "tfmq_fx.lowering.backends.onnx", ("onnxruntime", "onnx"), ("f32",)),
+    "onnxruntime": Engine("ONNX Runtime", "tfmq_fx.lowering.backends.onnxruntime", ("onnxruntime", "onnx"), ("f32",)),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, fx
 
-from tfmq_fx.lowering.examples import EXAMPLE_BATCH, example_arguments
+from tfmq_fx.frontend.examples import EXAMPLE_BATCH, example_arguments
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.sizes import concrete_size
 

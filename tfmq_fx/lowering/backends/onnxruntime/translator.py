@@ -9,10 +9,10 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx.lowering.backends.onnx import elementwise, layers, quantization, shapes
-from tfmq_fx.lowering.backends.onnx.graph import GraphBuilder, Value, element_type
-from tfmq_fx.lowering.backends.onnx.quantization import INTEGERS, IntegerActivation, IntegerWeight
-from tfmq_fx.lowering.backends.translation import Operator, Translator
+from tfmq_fx.lowering.backends.onnxruntime import elementwise, layers, quantization, shapes
+from tfmq_fx.lowering.backends.onnxruntime.graph import GraphBuilder, Value, element_type
+from tfmq_fx.lowering.backends.onnxruntime.quantization import INTEGERS, IntegerActivation, IntegerWeight
+from tfmq_fx.lowering.translation.translator import Operator, Translator
 
 __all__ = ["OnnxTranslator"]
 

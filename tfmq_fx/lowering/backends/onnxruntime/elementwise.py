@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tfmq_fx.lowering.backends.aten import by_overload
-from tfmq_fx.lowering.backends.translation import Operator
+from tfmq_fx.lowering.translation.aten import by_overload
+from tfmq_fx.lowering.translation.translator import Operator
 
 if TYPE_CHECKING:
-    from tfmq_fx.lowering.backends.onnx.translator import OnnxTranslator
+    from tfmq_fx.lowering.backends.onnxruntime.translator import OnnxTranslator
 
 __all__ = ["OPERATORS"]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.errors import LoweringError
-from tfmq_fx.lowering.backends.aten import by_overload
-from tfmq_fx.lowering.backends.onnx.graph import Value
-from tfmq_fx.lowering.backends.translation import Operator
+from tfmq_fx.lowering.backends.onnxruntime.graph import Value
+from tfmq_fx.lowering.translation.aten import by_overload
+from tfmq_fx.lowering.translation.translator import Operator
 
 if TYPE_CHECKING:
-    from tfmq_fx.lowering.backends.onnx.translator import OnnxTranslator
+    from tfmq_fx.lowering.backends.onnxruntime.translator import OnnxTranslator
 
 __all__ = ["OPERATORS", "IntegerActivation", "IntegerWeight"]
 

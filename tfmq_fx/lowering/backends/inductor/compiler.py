@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx._torch.core import no_special_batch_sizes, output_structure
-from tfmq_fx.lowering.backends.kernels import KernelCounter
+from tfmq_fx.lowering.backends.inductor.kernels import KernelCounter
 from tfmq_fx.passes.support.nodes import fake_mode_of
 from tfmq_fx.passes.support.predicates import node_value
 

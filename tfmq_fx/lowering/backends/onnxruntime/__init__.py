@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from tfmq_fx.lowering.backends.onnx.session import OnnxSession
-from tfmq_fx.lowering.backends.onnx.translator import OnnxTranslator
+from tfmq_fx.lowering.backends.onnxruntime.session import OnnxSession
+from tfmq_fx.lowering.backends.onnxruntime.translator import OnnxTranslator
 from tfmq_fx.lowering.run.by_batch import ByBatch
 
 __all__ = ["compile_graph"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.lowering.backends.engines import ENGINES, available_engines
-from tfmq_fx.lowering.backends.native import precisions
+from tfmq_fx.lowering.backends.inductor.native import precisions
 from tfmq_fx.lowering.report.report import Measurement
 from tfmq_fx.lowering.run.denoiser import Denoiser
 

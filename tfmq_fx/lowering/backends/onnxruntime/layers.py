@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tfmq_fx.lowering.backends.aten import by_overload, per_axis
-from tfmq_fx.lowering.backends.onnx.quantization import INTEGERS, IntegerActivation, IntegerWeight
-from tfmq_fx.lowering.backends.translation import Operator
+from tfmq_fx.lowering.backends.onnxruntime.quantization import INTEGERS, IntegerActivation, IntegerWeight
+from tfmq_fx.lowering.translation.aten import by_overload, per_axis
+from tfmq_fx.lowering.translation.translator import Operator
 
 if TYPE_CHECKING:
-    from tfmq_fx.lowering.backends.onnx.graph import Value
-    from tfmq_fx.lowering.backends.onnx.translator import OnnxTranslator
+    from tfmq_fx.lowering.backends.onnxruntime.graph import Value
+    from tfmq_fx.lowering.backends.onnxruntime.translator import OnnxTranslator
 
 __all__ = ["OPERATORS"]
 
