@@ -6,73 +6,23 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import onnx
-import torch
-from torch import Tensor, fx
 
 from tfmq_fx.lowering.backends.onnxruntime import elementwise, layers, quantization, shapes
-from tfmq_fx.lowering.backends.onnxruntime.graph import GraphBuilder, Value, element_type
-from tfmq_fx.lowering.backends.onnxruntime.quantization import INTEGERS, IntegerActivation, IntegerWeight
-from tfmq_fx.lowering.translation.translator import Operator, Translator
+from tfmq_fx.lowering.backends.onnxruntime.context import OnnxContext
+from tfmq_fx.lowering.translation.translator import Operator
 
 __all__ = ["OnnxTranslator"]
 
 
-class OnnxTranslator(Translator):
+class OnnxTranslator(OnnxContext):
     """Builds an ONNX model; layers that multiply are named after their nodes."""
 
-    engine = "ONNX Runtime"
     operators: ClassVar[Mapping[Any, Operator]] = {
         **elementwise.OPERATORS,
         **layers.OPERATORS,
         **quantization.OPERATORS,
         **shapes.OPERATORS,
     }
-
-    def __init__(self, graph_module: fx.GraphModule, batch: int) -> None:
-        super().__init__(graph_module, batch)
-        self.builder = GraphBuilder()
-        self._real: dict[int, Value] = {}
-
-    def add_input(self, name: str, shape: list[int], dtype: torch.dtype) -> Value:
-        """An input of the model."""
-        return self.builder.add_input(name, shape, dtype)
-
-    def constant(self, value: Tensor) -> Value:
-        """A constant of the model."""
-        return self.builder.constant(value)
-
-    def number(self, value: float) -> Value:
-        """A float32 constant."""
-        return self.builder.constant(torch.tensor(value, dtype=torch.float32))
-
-    def value(self, x: Any, dtype: torch.dtype | None = None) -> Any:
-        """The value of an argument in float, dequantized where it is in integers."""
-        if isinstance(x, IntegerWeight):
-            return self.constant(x.real)
-        if not isinstance(x, IntegerActivation):
-            return super().value(x, dtype)
-        if id(x) not in self._real:
-            operator = "DequantizeLinear" if x.integers.dtype in INTEGERS else "Mul"
-            inputs: list[Value | None] = [x.integers, self.number(x.scale)]
-            inputs += [x.zero_point] if operator == "DequantizeLinear" else []
-            self._real[id(x)] = self.emit(operator, inputs, x.integers.shape, torch.float32)
-        return self._real[id(x)]
-
-    def cast(self, x: Any, dtype: torch.dtype | None = None) -> Value:
-        """``x`` in ``dtype``, by default that of the result."""
-        wanted = dtype or self.dtype
-        value: Value = self.value(x, wanted)
-        if value.dtype == wanted:
-            return value
-        return self.emit("Cast", [value], value.shape, wanted, to=element_type(wanted))
-
-    def emit(self, operator: str, inputs: list[Any], shape: Any, dtype: torch.dtype, **attributes: Any) -> Value:
-        """Add a node."""
-        return self.builder.emit(operator, inputs, shape, dtype, **attributes)
-
-    def result(self, operator: str, inputs: list[Any], **attributes: Any) -> Value:
-        """Add a node that computes the result of the current node."""
-        return self.emit(operator, inputs, self.shape, self.dtype, **attributes)
 
     def model(self) -> onnx.ModelProto:
         """Translate the graph and wrap it into a model."""
