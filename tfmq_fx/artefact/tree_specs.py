@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import diffusers
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import serialized_node_types
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.pytree import serialized_node_types
 from tfmq_fx.artefact.fields import checked, fields_of, items, parse_json
 from tfmq_fx.errors import ArtefactError
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx._torch.core import calling_convention
+from tfmq_fx._torch.graphs import calling_convention
 from tfmq_fx.diagnostics.comparison import ddim_scheduler
 from tfmq_fx.diagnostics.diagnosis import Diagnosis
 from tfmq_fx.diagnostics.graph_runs import graph_denoiser, sample_input, with_temporal_features

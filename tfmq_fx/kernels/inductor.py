@@ -16,6 +16,7 @@ import torch
 
 from tfmq_fx._torch import inductor as inductor_ir
 from tfmq_fx._torch.inductor import CppKernelCall, register_inductor_lowering
+from tfmq_fx._torch.processor import has_amx_tiles, has_vnni
 from tfmq_fx.kernels.operators import OPERATORS
 
 __all__ = ["has_native_kernels", "register_native_kernels"]
@@ -31,7 +32,7 @@ def has_native_kernels() -> bool:
     One with AMX should not: oneDNN's kernels use its tiles, which multiply several times as many bytes a cycle.
     """
     capability = torch.backends.cpu.get_cpu_capability()
-    return capability == "AVX512" and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
+    return capability == "AVX512" and has_vnni() and not has_amx_tiles()
 
 
 @functools.cache

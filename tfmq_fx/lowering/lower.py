@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import HAS_INTEGER_CONVS, output_structure
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.graphs import output_structure
+from tfmq_fx._torch.operators import HAS_INTEGER_CONVS
 from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.artefact.tree_specs import load_tree_spec
 from tfmq_fx.config.quantization import UnknownTimestep

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
-from tfmq_fx._torch.core import Q_ANNOTATION_KEY
+from tfmq_fx._torch.pt2e import Q_ANNOTATION_KEY
 from tfmq_fx.config.quantization import FLOAT_BITS, ROLES, QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.canonical import canonicalize

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import calling_convention, load_pt2, package_aoti
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.compilation import compile_to_files, load_pt2, package_aoti
+from tfmq_fx._torch.graphs import calling_convention
 from tfmq_fx.errors import ArtefactError, LoweringError
 from tfmq_fx.frontend.sizes import sizes_of
 from tfmq_fx.lowering.backends.inductor import freezing
@@ -61,19 +61,18 @@ def compile_package(programs: Mapping[str, ExportedProgram], path: Path) -> Kern
     Returns:
         The integer kernels in it.
     """
-    compiled, total = {}, KernelCounter()
+    compiled: dict[str, list[Any]] = {}
+    total = KernelCounter()
     for name, program in programs.items():
         counter = KernelCounter()
         assert program.example_inputs is not None
         # The counter is not among the options: those are copied, and a copy would do the counting.
         with freezing(counter):
-            files = torch._inductor.aot_compile(
+            compiled[name] = compile_to_files(
                 program.module(check_guards=False),
-                *program.example_inputs,
-                options={"aot_inductor.package": True, "freezing": True},
+                program.example_inputs,
+                {"aot_inductor.package": True, "freezing": True},
             )
-        assert isinstance(files, list)
-        compiled[name] = files
         total.found += counter.found
     path.parent.mkdir(parents=True, exist_ok=True)
     package_aoti(str(path), compiled)

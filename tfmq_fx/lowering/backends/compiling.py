@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import fx
 
-from tfmq_fx._torch.core import CompilerError, output_structure
+from tfmq_fx._torch.compilation import CompilerError
+from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.lowering.backends.aot import compile_package, export_graph, load_models
 from tfmq_fx.lowering.backends.engines import ENGINES, compile_engine

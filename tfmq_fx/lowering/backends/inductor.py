@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import no_special_batch_sizes, output_structure
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.compilation import freeze_weights, no_special_batch_sizes
+from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.lowering.backends.kernels import KernelCounter
 from tfmq_fx.passes.support.nodes import fake_mode_of
 from tfmq_fx.passes.support.predicates import node_value
@@ -27,7 +27,7 @@ def freezing(counter: KernelCounter) -> Iterator[None]:
     Without freezing Inductor emits no integer kernel and says nothing. The batch is compiled without
     the special case for sizes 0 and 1, so that one compilation serves every batch.
     """
-    with torch._inductor.config.patch(freezing=True, post_grad_custom_post_pass=counter), no_special_batch_sizes():
+    with freeze_weights(counter), no_special_batch_sizes():
         yield
 
 

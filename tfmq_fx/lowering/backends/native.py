@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import platform
 
-import torch
 from torch import fx
 
+from tfmq_fx._torch.processor import has_vnni
 from tfmq_fx.kernels.inductor import has_native_kernels, register_native_kernels
 from tfmq_fx.passes import NATIVE_KERNELS, NarrowActivations, run_pipeline
 
@@ -16,7 +16,7 @@ __all__ = ["describe_kernels", "on_native_kernels", "precisions", "sums_bytes_ex
 
 def sums_bytes_exactly() -> bool:
     """Whether oneDNN's integer kernels are exact here: on x86 without VNNI a sum of two products can saturate."""
-    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_vnni_supported()
+    return platform.machine() not in ("x86_64", "AMD64") or has_vnni()
 
 
 def precisions() -> tuple[str, ...]:

@@ -10,8 +10,8 @@ from typing import Any, NoReturn, Self
 import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.errors import ArtefactError, InputError
 from tfmq_fx.frontend.binding import Call, bind_named, named_arguments
 from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput
