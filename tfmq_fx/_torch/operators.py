@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torchao  # noqa: F401  (registers the operators of quantized_decomposed)
 from torch._C import FunctionSchema
 from torch._ops import HigherOrderOperator, OpOverload
 
@@ -11,6 +12,7 @@ __all__ = [
     "HAS_INTEGER_CONVS",
     "HigherOrderOperator",
     "OpOverload",
+    "decomposed",
     "find_schema",
     "functional_twin",
     "schema_of",
@@ -18,6 +20,9 @@ __all__ = [
 
 #: ``torch._check``: what models write to tell the exporter a condition.
 CHECK = torch._check
+
+#: The operators that quantize and dequantize: they exist once torchao is imported.
+decomposed = torch.ops.quantized_decomposed
 
 #: Whether this build of torch has oneDNN's integer convolution.
 HAS_INTEGER_CONVS: bool = hasattr(torch.ops.onednn, "qconv_prepack")

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.graphs import output_structure
-from tfmq_fx._torch.operators import HAS_INTEGER_CONVS
+from tfmq_fx._torch.operators import HAS_INTEGER_CONVS, decomposed
 from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.artefact.tree_specs import load_tree_spec
 from tfmq_fx.config.quantization import UnknownTimestep
@@ -60,7 +60,6 @@ from tfmq_fx.temporal.feature_table import store_table
 
 __all__ = ["load_denoiser", "lower"]
 
-decomposed = torch.ops.quantized_decomposed
 
 BACKENDS = ("inductor", "aot", *ENGINES, "auto", "reference")
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
 
 from tfmq_fx._torch import pytree
-from tfmq_fx._torch.compilation import compile_to_files, load_pt2, package_aoti
+from tfmq_fx._torch.compilation import load_pt2
 from tfmq_fx._torch.graphs import calling_convention
 from tfmq_fx.errors import ArtefactError, LoweringError
 from tfmq_fx.frontend.sizes import sizes_of
@@ -61,6 +61,8 @@ def compile_package(programs: Mapping[str, ExportedProgram], path: Path) -> Kern
     Returns:
         The integer kernels in it.
     """
+    from tfmq_fx._torch.inductor import compile_to_files, package_aoti
+
     compiled: dict[str, list[Any]] = {}
     total = KernelCounter()
     for name, program in programs.items():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx._torch import pytree
-from tfmq_fx._torch.compilation import freeze_weights, no_special_batch_sizes
+from tfmq_fx._torch.compilation import no_special_batch_sizes
 from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.lowering.backends.kernels import KernelCounter
 from tfmq_fx.passes.support.nodes import fake_mode_of
@@ -27,6 +27,8 @@ def freezing(counter: KernelCounter) -> Iterator[None]:
     Without freezing Inductor emits no integer kernel and says nothing. The batch is compiled without
     the special case for sizes 0 and 1, so that one compilation serves every batch.
     """
+    from tfmq_fx._torch.inductor import freeze_weights
+
     with freeze_weights(counter), no_special_batch_sizes():
         yield
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Self
 
 import torch
-from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from tfmq_fx._torch import pytree
@@ -52,6 +51,8 @@ class Denoiser(nn.Module):
         report: LoweringReport,
         finite: Mapping[str, Tensor] | None = None,
     ) -> None:
+        from diffusers.configuration_utils import FrozenDict  # a second to import: for those who make a denoiser
+
         super().__init__()
         # In a tuple, so that it is no submodule: Module.to would cast its tensors under the compiled code.
         self._compiled = (run,)
