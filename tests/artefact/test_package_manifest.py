@@ -15,7 +15,7 @@ from tests.artefact.watch import watched
 from tfmq_fx import ArtefactError, load_denoiser
 from tfmq_fx.frontend import BatchSize, ConstantInput, Interface, Parameter, TensorInput
 from tfmq_fx.frontend.interface_json import interface_to_json
-from tfmq_fx.lowering import aot
+from tfmq_fx.lowering.backends import aot
 from tfmq_fx.lowering.backends.aot import ABOUT, describe_package
 from tfmq_fx.lowering.backends.machine import Machine
 from tfmq_fx.lowering.backends.package_manifest import PackageManifest

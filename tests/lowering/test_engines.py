@@ -12,7 +12,7 @@ import torch
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
-from tfmq_fx.lowering import choose, engines
+from tfmq_fx.lowering.backends import choose, engines
 from tfmq_fx.lowering.backends.engines import ENGINES, available_engines
 from tfmq_fx.lowering.backends.native import precisions
 from tfmq_fx.lowering.report.matching import read_kernels

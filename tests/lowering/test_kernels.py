@@ -1,6 +1,5 @@
 """Our integer kernels: the compiled operators against their definition, and a denoiser that runs on them."""
 
-import importlib
 import subprocess
 import sys
 
@@ -14,11 +13,11 @@ from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import LoweringError
 from tfmq_fx.kernels import OPERATORS, block_columns, has_native_kernels, pack_weight, unpack_weight
 from tfmq_fx.kernels.inductor import register_native_kernels
+from tfmq_fx.lowering import lower
+from tfmq_fx.lowering.backends import native
 from tfmq_fx.lowering.backends.inductor import compile_inductor
 from tfmq_fx.lowering.report.reasons import NO_EXACT_BYTES
 
-native = importlib.import_module("tfmq_fx.lowering.backends.native")
-lower = importlib.import_module("tfmq_fx.lowering.lower")
 needs_kernels = pytest.mark.skipif(not has_native_kernels(), reason="this processor has no AVX-512 VNNI")
 
 
