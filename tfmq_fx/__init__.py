@@ -3,20 +3,14 @@
 A pipeline of graph passes on torch.export and torchao's PT2E that finds the temporal information block
 of a diffusion model by data flow, quantizes it with one set of parameters per timestep, quantizes
 everything else, and lowers to integer kernels. From TFMQ-DM (CVPR 2024) and PTQ4DM (CVPR 2023).
+
+Importing the package imports no torch: each public name is imported when it is first used (PEP 562).
 """
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# In a checkout the passes lie beside the package, installed they lie in it; never those of another checkout.
-if not Path(__file__).with_name("passes").is_dir():
-    __path__.append(str(Path(__file__).parents[1]))
-
-from tfmq_fx._torch import quiet_imports  # isort: skip  (first: it is about how the others import)
-from tfmq_fx.artefact import load, save
-from tfmq_fx.config.quantization import QuantizationConfig
-from tfmq_fx.config.reconstruction import ReconstructionConfig
-from tfmq_fx.data import record_trajectories, sample_trajectories
-from tfmq_fx.data.bundled_model import bundled_model_path
 from tfmq_fx.errors import (
     ArtefactError,
     CalibrationError,
@@ -29,21 +23,39 @@ from tfmq_fx.errors import (
     TfmqError,
     TimestepError,
 )
-from tfmq_fx.frontend.capture import capture
-from tfmq_fx.lowering.lower import load_denoiser, lower
-from tfmq_fx.lowering.report.report import LoweringReport
-from tfmq_fx.lowering.run.denoiser import Denoiser
-from tfmq_fx.passes.analysis import EmbeddingLayer, TemporalBlock, find_temporal_block
-from tfmq_fx.quantization.add_timesteps import add_timesteps
-from tfmq_fx.quantization.annotate import TFMQQuantizer
-from tfmq_fx.quantization.calibrate import calibrate
-from tfmq_fx.quantization.convert import convert, program_from_graph
-from tfmq_fx.quantization.prepare import prepare
-from tfmq_fx.quantization.program import QuantizedProgram
-from tfmq_fx.reconstruction.reconstruct import reconstruct
-from tfmq_fx.reconstruction.report import ReconstructionReport
-from tfmq_fx.temporal.batch_timesteps import recorded_timesteps
-from tfmq_fx.workflow.quantize import quantize
+
+#: The one place for the version: the build reads it here.
+__version__ = "0.2.0"
+
+# In a checkout the passes lie beside the package, installed they lie in it; never those of another checkout.
+if not Path(__file__).with_name("passes").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
+
+if TYPE_CHECKING:
+    from tfmq_fx import diagnostics, passes, schedulers, testing
+    from tfmq_fx.artefact.load import load
+    from tfmq_fx.artefact.save import save
+    from tfmq_fx.config.quantization import QuantizationConfig
+    from tfmq_fx.config.reconstruction import ReconstructionConfig
+    from tfmq_fx.data.bundled_model import bundled_model_path
+    from tfmq_fx.data.recording import record_trajectories
+    from tfmq_fx.data.sampling import sample_trajectories
+    from tfmq_fx.data.timestep_samplers import NormalTimesteps, TimestepSampler, UniformTimesteps
+    from tfmq_fx.frontend.capture import capture
+    from tfmq_fx.lowering.lower import load_denoiser, lower
+    from tfmq_fx.lowering.report.report import LoweringReport
+    from tfmq_fx.lowering.run.denoiser import Denoiser
+    from tfmq_fx.passes.analysis.temporal_block import EmbeddingLayer, TemporalBlock, find_temporal_block
+    from tfmq_fx.quantization.add_timesteps import add_timesteps
+    from tfmq_fx.quantization.annotate import TFMQQuantizer
+    from tfmq_fx.quantization.calibrate import calibrate
+    from tfmq_fx.quantization.convert import convert, program_from_graph
+    from tfmq_fx.quantization.prepare import prepare
+    from tfmq_fx.quantization.program import QuantizedProgram
+    from tfmq_fx.reconstruction.reconstruct import reconstruct
+    from tfmq_fx.reconstruction.report import ReconstructionReport
+    from tfmq_fx.temporal.batch_timesteps import recorded_timesteps
+    from tfmq_fx.workflow.quantize import quantize
 
 __all__ = [
     "ArtefactError",
@@ -56,6 +68,7 @@ __all__ = [
     "LoweringError",
     "LoweringReport",
     "NonFiniteError",
+    "NormalTimesteps",
     "QuantizationConfig",
     "QuantizedProgram",
     "ReconstructionConfig",
@@ -65,15 +78,19 @@ __all__ = [
     "TemporalBlock",
     "TfmqError",
     "TimestepError",
+    "TimestepSampler",
+    "UniformTimesteps",
     "add_timesteps",
     "bundled_model_path",
     "calibrate",
     "capture",
     "convert",
+    "diagnostics",
     "find_temporal_block",
     "load",
     "load_denoiser",
     "lower",
+    "passes",
     "prepare",
     "program_from_graph",
     "quantize",
@@ -82,6 +99,53 @@ __all__ = [
     "recorded_timesteps",
     "sample_trajectories",
     "save",
+    "schedulers",
+    "testing",
 ]
-__version__ = "0.1.0"
-del quiet_imports
+
+#: The public rooms, and the modules that define public names; each is imported when one of its names is first used.
+_ROOMS = ("diagnostics", "passes", "schedulers", "testing")
+_MODULES = {
+    "artefact.load": ("load",),
+    "artefact.save": ("save",),
+    "config.quantization": ("QuantizationConfig",),
+    "config.reconstruction": ("ReconstructionConfig",),
+    "data.bundled_model": ("bundled_model_path",),
+    "data.recording": ("record_trajectories",),
+    "data.sampling": ("sample_trajectories",),
+    "data.timestep_samplers": ("NormalTimesteps", "TimestepSampler", "UniformTimesteps"),
+    "frontend.capture": ("capture",),
+    "lowering.lower": ("load_denoiser", "lower"),
+    "lowering.report.report": ("LoweringReport",),
+    "lowering.run.denoiser": ("Denoiser",),
+    "passes.analysis.temporal_block": ("EmbeddingLayer", "TemporalBlock", "find_temporal_block"),
+    "quantization.add_timesteps": ("add_timesteps",),
+    "quantization.annotate": ("TFMQQuantizer",),
+    "quantization.calibrate": ("calibrate",),
+    "quantization.convert": ("convert", "program_from_graph"),
+    "quantization.prepare": ("prepare",),
+    "quantization.program": ("QuantizedProgram",),
+    "reconstruction.reconstruct": ("reconstruct",),
+    "reconstruction.report": ("ReconstructionReport",),
+    "temporal.batch_timesteps": ("recorded_timesteps",),
+    "workflow.quantize": ("quantize",),
+}
+_MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker that saw this function would take any name for an attribute
+
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used, and keep it."""
+        if name in _ROOMS:
+            return import_module(f"{__name__}.{name}")
+        if name not in _MODULE_OF:
+            msg = f"module {__name__!r} has no attribute {name!r}"
+            raise AttributeError(msg)
+        value = getattr(import_module(_MODULE_OF[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """What is there and what will be imported when it is asked for."""
+    return sorted({*globals(), *__all__})

@@ -10,12 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from tfmq_fx.passes.analysis.dependence import data_dependence, reads_as_parameter
 from tfmq_fx.passes.support.predicates import is_getitem, node_value
 from tfmq_fx.passes.support.sizes import rows_per_item
 from torch import SymInt, Tensor, fx
-from torch.utils import _pytree as pytree
+
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.operators import OpOverload, schema_of
 
 __all__ = ["batch_axes", "size_ratio"]
 
@@ -84,7 +85,7 @@ def batch_axes(graph_module: fx.GraphModule, batch: int | SymInt) -> dict[fx.Nod
 
 def _axes_of(node: fx.Node, value: Any, operands: Sequence[tuple[Tensor, Any]], batch: int | SymInt) -> Any:
     """The axis of a node's value; a list of them for an operator with several outputs."""
-    name = node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else ""
+    name = schema_of(node.target).name if isinstance(node.target, OpOverload) else ""
     if not any(isinstance(axis, int) for _, axis in operands) or name in MOVES_ITEMS:
         return None
     if isinstance(value, Tensor):

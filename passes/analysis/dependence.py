@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from tfmq_fx.passes.support.predicates import SHAPE_ONLY_ARGUMENTS
 from torch import fx
-from torch.utils import _pytree as pytree
+
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.operators import OpOverload, schema_of
 
 __all__ = ["data_arguments", "data_dependence", "reads_as_parameter"]
 
 
 def _schema_name(node: fx.Node) -> str:
     target = node.target
-    if isinstance(target, torch._ops.OpOverload):
-        return str(target._schema.name)
+    if isinstance(target, OpOverload):
+        return str(schema_of(target).name)
     return ""
 
 

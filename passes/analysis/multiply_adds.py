@@ -15,8 +15,10 @@ import torch
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.sizes import concrete_size
 from torch import SymInt, Tensor, fx
-from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
+
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.operators import OpOverload
 
 __all__ = ["multiply_adds"]
 
@@ -53,12 +55,12 @@ def multiply_adds(graph_module: fx.GraphModule) -> dict[fx.Node, int]:
 def _may_multiply(target: Any) -> bool:
     if target in FORMULAS:
         return True
-    return isinstance(target, torch._ops.OpOverload) and torch.Tag.pointwise not in target.tags
+    return isinstance(target, OpOverload) and torch.Tag.pointwise not in target.tags
 
 
 def _is_foreign(node: fx.Node) -> bool:
     """Whether ``node`` calls an operator that nothing is known of, on a matrix of weights."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node.target.namespace in KNOWN:
+    if not isinstance(node.target, OpOverload) or node.target.namespace in KNOWN:
         return False
     return any(source.op == "get_attr" and _rank(node_value(source)) > 1 for source in node.all_input_nodes)
 

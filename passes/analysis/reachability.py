@@ -11,6 +11,8 @@ import torch
 from tfmq_fx.passes.support.predicates import is_call, is_idle_dropout
 from torch import fx
 
+from tfmq_fx._torch.operators import OpOverload, schema_of
+
 __all__ = ["Reachability", "contracted_order"]
 
 
@@ -153,12 +155,12 @@ def _sequenced(order: Sequence[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
 
 def _draws(node: fx.Node) -> bool:
     target = node.target
-    random = isinstance(target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
+    random = isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
     return random and not is_idle_dropout(node)
 
 
 def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
+    return isinstance(node.target, OpOverload) and bool(schema_of(node.target).is_mutable)
 
 
 def _storages(order: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -180,6 +182,6 @@ def _storages(order: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
 
 def _may_alias(node: fx.Node) -> bool:
     """Whether the result may be a view of an argument: by schema, or because nothing is known of the call."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return any(value.alias_info is not None for value in node.target._schema.returns)
+    if isinstance(node.target, OpOverload):
+        return any(value.alias_info is not None for value in schema_of(node.target).returns)
     return node.op == "call_module" or is_call(node, operator.getitem)

@@ -19,6 +19,8 @@ from tfmq_fx.passes.support.predicates import fqn, is_idle_dropout, is_weighted,
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from tfmq_fx._torch.operators import OpOverload, schema_of
+
 __all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block"]
 
 
@@ -92,11 +94,11 @@ def _impurity(nodes: Collection[fx.Node]) -> str:
     """The sentence that names a random or mutating op among ``nodes``, or ``""``."""
     for node in nodes:
         target = node.target
-        if not isinstance(target, torch._ops.OpOverload):
+        if not isinstance(target, OpOverload):
             continue
         if torch.Tag.nondeterministic_seeded in target.tags and not is_idle_dropout(node):
             return f"node {node.name!r} ({target}) on the time path draws random numbers"
-        if target._schema.is_mutable:
+        if schema_of(target).is_mutable:
             return f"node {node.name!r} ({target}) on the time path writes in place"
     return ""
 

@@ -18,7 +18,8 @@ from tfmq_fx.passes.support.sizes import concrete_size
 from tfmq_fx.passes.support.subgraphs import known_value
 from tfmq_fx.passes.support.timestep_values import as_captured
 from torch import SymInt, Tensor, fx
-from torch.utils import _pytree as pytree
+
+from tfmq_fx._torch import pytree
 
 __all__ = ["NodeHook", "evaluate_temporal_nodes"]
 

@@ -10,7 +10,8 @@ from tfmq_fx.passes.base import GraphPass, PassError
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call, read_attribute
 from tfmq_fx.passes.support.predicates import is_attention, is_call, is_matmul, is_weighted, node_value
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+
+from tfmq_fx._torch import pytree
 
 __all__ = ["ComputeInFloat32", "foreign_dtypes"]
 

@@ -10,6 +10,8 @@ from tfmq_fx.passes.base import GraphPass
 from tfmq_fx.passes.support.nodes import replace_node
 from torch import fx
 
+from tfmq_fx._torch.operators import find_schema
+
 __all__ = ["MergeEqualNodes"]
 
 
@@ -29,7 +31,7 @@ def _is_pure(node: fx.Node) -> bool:
         return True
     if node.op != "call_function" or node.is_impure():
         return False
-    schema = getattr(node.target, "_schema", None)
+    schema = find_schema(node.target)
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     return schema is not None and not schema.is_mutable and not random
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from tfmq_fx.passes.base import GraphPass
 from torch import fx
-from torch.utils import _pytree as pytree
+
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.operators import OpOverload, schema_of
 
 __all__ = ["NormalizeArguments"]
 
@@ -17,13 +18,13 @@ def positional_arguments(node: Any) -> tuple[Any, ...] | None:
 
     Only calls with a graph node among their keyword arguments move; keyword-only arguments cannot.
     """
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return None
     if not any(isinstance(leaf, fx.Node) for leaf in pytree.tree_leaves(node.kwargs)):
         return None
     args = list(node.args)
     left = dict(node.kwargs)
-    for argument in node.target._schema.arguments[len(args) :]:
+    for argument in schema_of(node.target).arguments[len(args) :]:
         if argument.kwarg_only:
             break
         if not left:
@@ -65,7 +66,7 @@ class NormalizeArguments(GraphPass):
             args = positional_arguments(node)
             if args is None:
                 continue
-            names = {argument.name for argument in node.target._schema.arguments[: len(args)]}
+            names = {argument.name for argument in schema_of(node.target).arguments[: len(args)]}
             node.args = args
             node.kwargs = {name: value for name, value in node.kwargs.items() if name not in names}
             modified = True

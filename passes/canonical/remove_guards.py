@@ -8,6 +8,9 @@ import torch
 from tfmq_fx.passes.base import GraphPass
 from torch import fx
 
+from tfmq_fx._torch.modules import GUARDS as GUARDS_MODULE
+from tfmq_fx._torch.operators import CHECK
+
 __all__ = ["RemoveGuards"]
 
 aten = torch.ops.aten
@@ -19,7 +22,7 @@ GUARDS = (
     aten._assert_scalar.default,
     aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
-    torch._check,
+    CHECK,
 )
 
 
@@ -58,8 +61,8 @@ class RemoveGuards(GraphPass):
             feeding = node.all_input_nodes
             graph_module.graph.erase_node(node)
             _erase_unread_conditions(graph_module.graph, feeding)
-        if doomed and hasattr(graph_module, "_guards_fn") and not _is_called(graph_module, "_guards_fn"):
-            del graph_module._guards_fn
+        if doomed and hasattr(graph_module, GUARDS_MODULE) and not _is_called(graph_module, GUARDS_MODULE):
+            delattr(graph_module, GUARDS_MODULE)
         return bool(doomed)
 
 

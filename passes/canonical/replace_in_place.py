@@ -9,31 +9,33 @@ import torch
 from tfmq_fx.passes.base import GraphPass
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.operators import OpOverload, functional_twin, schema_of
+from tfmq_fx._torch.tensors import storage_id
 
 __all__ = ["ReplaceInPlace"]
 
 aten = torch.ops.aten
 
 
-def functional_overload(target: Any) -> torch._ops.OpOverload | None:
+def functional_overload(target: Any) -> OpOverload | None:
     """``aten.add.Tensor`` for ``aten.add_.Tensor``; None for what does not write to its first argument alone."""
-    if not isinstance(target, torch._ops.OpOverload) or target.namespace != "aten" or not target._schema.is_mutable:
+    if not isinstance(target, OpOverload) or target.namespace != "aten" or not schema_of(target).is_mutable:
         return None
     written = [
-        argument.alias_info is not None and argument.alias_info.is_write for argument in target._schema.arguments
+        argument.alias_info is not None and argument.alias_info.is_write for argument in schema_of(target).arguments
     ]
-    packet = getattr(aten, target._opname.removesuffix("_"), None)
-    if not target._opname.endswith("_") or written != [True, *[False] * (len(written) - 1)] or packet is None:
+    if written != [True, *[False] * (len(written) - 1)]:
         return None
-    found = getattr(packet, target._overloadname, None)
-    return found if isinstance(found, torch._ops.OpOverload) and not found._schema.is_mutable else None
+    found = functional_twin(target)
+    return None if found is None or schema_of(found).is_mutable else found
 
 
 def memory_of(node: fx.Node) -> set[int]:
     """Which storages the value of ``node`` lies in."""
     leaves = pytree.tree_leaves(node.meta.get("val"))
-    return {leaf.untyped_storage()._cdata for leaf in leaves if isinstance(leaf, Tensor)}
+    return {storage_id(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
 
 
 class ReplaceInPlace(GraphPass):

@@ -10,6 +10,9 @@ from tfmq_fx.passes.base import GraphPass
 from tfmq_fx.passes.support.nodes import read_attribute
 from torch import fx, nn
 
+from tfmq_fx._torch.modules import children_by_name
+from tfmq_fx._torch.operators import OpOverload, schema_of
+
 __all__ = ["StripDeadState"]
 
 
@@ -51,7 +54,7 @@ def _has_effect(node: fx.Node) -> bool:
     if node.op == "call_module":
         return False
     target = node.target
-    if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+    if isinstance(target, OpOverload) and schema_of(target).is_mutable:
         return True
     return bool(node.is_impure())
 
@@ -100,5 +103,5 @@ def _delete_unread_modules(root: nn.Module, read: set[str]) -> bool:
     inside = {target[: end.start()] for target in read for end in re.finditer(r"\.", target)}
     dead = _unread_places(root, {name: name in inside or _is_read(name, read) for name in names})
     for owner, leaf in dead:
-        del owner._modules[leaf]
+        del children_by_name(owner)[leaf]
     return bool(dead)

@@ -9,6 +9,8 @@ from tfmq_fx.passes.base import GraphPass
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 from torch import Tensor, fx
 
+from tfmq_fx._torch.operators import OpOverload, schema_of
+
 __all__ = ["FoldWeightZeroPoints", "fold_zero_points"]
 
 #: By name: the operator exists only once torchao (or ``torch.ao``) has registered its library.
@@ -34,10 +36,10 @@ def fold_zero_points(quantized: Tensor, zero_points: Tensor, axis: int) -> Tenso
 
 def dequantizes_constant(node: Any) -> bool:
     """Whether ``node`` dequantizes a constant tensor per channel."""
-    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
         return False
     constant = all(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args[:3])
-    return constant and node.target._schema.name == DEQUANTIZE
+    return constant and schema_of(node.target).name == DEQUANTIZE
 
 
 class FoldWeightZeroPoints(GraphPass):

@@ -25,7 +25,7 @@ from tfmq_fx.kernels import OPERATORS
 
 __all__ = ["FuseGroupNorms"]
 
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+aten = torch.ops.aten
 #: The kernel walks channels by vectors of this many.
 CHANNELS = 16
 

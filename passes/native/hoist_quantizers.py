@@ -10,9 +10,11 @@ from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call
 from torch import fx
 
+from tfmq_fx._torch.operators import decomposed
+
 __all__ = ["HoistQuantizers"]
 
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+aten = torch.ops.aten
 QUANTIZE, DEQUANTIZE = decomposed.quantize_per_tensor.default, decomposed.dequantize_per_tensor.default
 #: Operators whose result holds values of their first argument, each as it is.
 MOVES = (

@@ -10,6 +10,7 @@ from tfmq_fx.passes.support.nodes import insert_call, read_attribute, replace_no
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
 
+from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels.checks import MAX_SIGNED_PRODUCTS
 
 __all__ = ["LowerIndexedConvs"]
@@ -24,7 +25,6 @@ def is_indexed_conv(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether ``node`` is a convolution of integers in float: 8-bit by tensor parameters, by a constant int8 weight."""
     if not is_call(node, *AXES) or node.kwargs:
         return False
-    decomposed = torch.ops.quantized_decomposed
     activation, weight = node.args[:2]
     if not is_call(activation, decomposed.dequantize_per_tensor.tensor):
         return False

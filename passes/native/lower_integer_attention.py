@@ -13,11 +13,12 @@ from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.sizes import is_same_size
 from torch import Tensor, fx
 
+from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels import MAX_BYTE_PRODUCTS, OPERATORS, weights_fit
 
 __all__ = ["LowerIntegerAttention"]
 
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+aten = torch.ops.aten
 #: The kernel walks the depth by this many bytes; which of the four quantizers is that of the softmax.
 DEPTH, SOFTMAX = 4, 2
 

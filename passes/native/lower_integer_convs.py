@@ -12,11 +12,12 @@ from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_att
 from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
 from torch import Tensor, fx
 
+from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels import MAX_SIGNED_PRODUCTS, MAX_TAPS, OPERATORS, block_columns, pack_weight
 
 __all__ = ["LowerIntegerConvs"]
 
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+aten = torch.ops.aten
 #: What a convolution's arguments are when left out, behind input and weight.
 DEFAULTS = (None, 1, 0, 1, 1)
 #: The kernel walks input channels by this many bytes.

@@ -10,6 +10,8 @@ from tfmq_fx.passes.support.nodes import insert_call
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
 
+from tfmq_fx._torch.operators import decomposed
+
 __all__ = [
     "FIRST",
     "LAST",
@@ -23,7 +25,7 @@ __all__ = [
     "relabel",
 ]
 
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+aten = torch.ops.aten
 #: The permutations to channels last and back.
 LAST, FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 RELABELLINGS = (

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from tfmq_fx.passes.support.strides import axis_order, layout, refuses
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import FakeTensor, FakeTensorMode, enable_python_dispatcher
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.tensors import FakeTensor, FakeTensorMode, enable_python_dispatcher
 
 __all__ = [
     "add_buffer",

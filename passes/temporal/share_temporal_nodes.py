@@ -9,7 +9,8 @@ from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.base import GraphPass
 from tfmq_fx.passes.support.nodes import replace_node
 from torch import fx
-from torch.utils import _pytree as pytree
+
+from tfmq_fx._torch import pytree
 
 __all__ = ["ShareTemporalNodes"]
 

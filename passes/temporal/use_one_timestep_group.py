@@ -12,6 +12,8 @@ from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 from torch import fx
 
+from tfmq_fx._torch.operators import decomposed
+
 __all__ = ["UseOneTimestepGroup", "find_grouped_quantizers"]
 
 aten = torch.ops.aten
@@ -29,7 +31,7 @@ def find_grouped_quantizers(
         names: The buffers that the groups may be read from.
     """
     groups = {find_groups(graph_module, name) for name in names}
-    quantize = torch.ops.quantized_decomposed.quantize_per_channel.default
+    quantize = decomposed.quantize_per_channel.default
     return [
         n for n in graph_module.graph.nodes if is_call(n, quantize) and _groups_behind(n.args[1]) in groups - {None}
     ]
@@ -76,7 +78,7 @@ class UseOneTimestepGroup(GraphPass):
         quantizers = find_grouped_quantizers(graph_module)
         if not quantizers:
             return False
-        graph, decomposed = graph_module.graph, torch.ops.quantized_decomposed
+        graph = graph_module.graph
         firsts: dict[fx.Node, fx.Node] = {}
         for old in quantizers:
             x, scales, zero_points, _, low, high, dtype = old.args

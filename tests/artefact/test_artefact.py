@@ -11,7 +11,7 @@ import tfmq_fx
 from tests.artefact.artefacts import change_manifest, read_graph, write_graph
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tfmq_fx import ArtefactError, QuantizationConfig
-from tfmq_fx.artefact import save as save_function
+from tfmq_fx.artefact import save
 from tfmq_fx.artefact.packing import needed_bits, pack, unpack
 
 
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_old_artefact(program, artefact, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(save_function.__wrapped__.__globals__, "save_file", full)
+    monkeypatch.setattr(save, "save_file", full)
     with pytest.raises(ArtefactError, match="No space left on device"):
         tfmq_fx.save(program, artefact)
     monkeypatch.undo()

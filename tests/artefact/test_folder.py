@@ -15,8 +15,8 @@ import pytest
 import tfmq_fx
 from tests.artefact.artefacts import change_manifest, inputs, read_manifest
 from tfmq_fx import ArtefactError
-from tfmq_fx.artefact import check_target, folder
-from tfmq_fx.artefact.folder import MARK, filled_folder
+from tfmq_fx.artefact import folder
+from tfmq_fx.artefact.folder import MARK, check_target, filled_folder
 from tfmq_fx.artefact.layout import FILES, PREVIOUS
 from tfmq_fx.artefact.locks import hold
 

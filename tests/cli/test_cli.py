@@ -9,7 +9,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DM
 from typer.testing import CliRunner
 
 import tfmq_fx
-from tfmq_fx.cli import app, main
+from tfmq_fx.cli.app import app, main
 
 COMMANDS = ("inspect", "presets", "quantize", "sample", "compare", "diagnose")
 REFERENCE = ("--backend", "reference")
@@ -225,7 +225,7 @@ def test_quantize_refuses_bad_input_before_the_work_and_leaves_nothing(model, tm
     def never(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr("tfmq_fx.data.sample_trajectories", never)
+    monkeypatch.setattr("tfmq_fx.data.sampling.sample_trajectories", never)
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")

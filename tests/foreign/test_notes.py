@@ -10,7 +10,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
-from tfmq_fx._torch.core import calling_convention
+from tfmq_fx._torch.graphs import calling_convention
 from tfmq_fx.quantization.convert import program_from_graph
 
 

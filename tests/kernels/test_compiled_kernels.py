@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from tests.kernels import compiled, naive
 from tests.kernels.toolchain import compiler
-from tfmq_fx.kernels import pack_weight
-from tfmq_fx.kernels.inductor import has_native_kernels
+from tfmq_fx.kernels import has_native_kernels, pack_weight
 
 pytestmark = [
     pytest.mark.skipif(not has_native_kernels(), reason="this processor has no AVX-512 VNNI"),

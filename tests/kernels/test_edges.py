@@ -8,8 +8,7 @@ from torch.nn import functional
 
 from tests.kernels import compiled
 from tests.kernels.toolchain import compiler
-from tfmq_fx.kernels import OPERATORS, pack_weight
-from tfmq_fx.kernels.inductor import has_native_kernels
+from tfmq_fx.kernels import OPERATORS, has_native_kernels, pack_weight
 
 needs_library = pytest.mark.skipif(
     not has_native_kernels() or compiler() is None, reason="no AVX-512 VNNI, or no C++ compiler"

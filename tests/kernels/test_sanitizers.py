@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 from tests.kernels.toolchain import HEADERS, OPTIMIZED, PROCESSOR, SANITIZED, build, can_link, compiler
-from tfmq_fx.kernels.inductor import has_native_kernels
+from tfmq_fx.kernels import has_native_kernels
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the kernels are for x86"),

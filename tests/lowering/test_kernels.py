@@ -12,7 +12,8 @@ import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import LoweringError
 from tfmq_fx.kernels import OPERATORS, block_columns, pack_weight, unpack_weight
-from tfmq_fx.kernels.inductor import has_native_kernels, register_native_kernels
+from tfmq_fx.kernels.checks import has_native_kernels
+from tfmq_fx.kernels.inductor import register_native_kernels
 from tfmq_fx.lowering.backends.inductor import native
 from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor
 from tfmq_fx.lowering.report.reasons import NO_EXACT_BYTES

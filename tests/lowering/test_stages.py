@@ -10,7 +10,7 @@ from tfmq_fx.passes.analysis import find_conditional_part
 
 import tfmq_fx
 from tests.models import TIMESTEPS, PromptDenoiser, batch, relative, small_denoiser
-from tfmq_fx._torch.core import output_structure
+from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.lowering.plan import final_graph
 from tfmq_fx.lowering.run.staged import Reused, StagedProgram, stage_inputs
 from tfmq_fx.lowering.stages import Layout, split_stages

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tfmq_fx.passes import DecomposeAttention
-from tfmq_fx.passes.analysis import mask_inputs
+from tfmq_fx.passes.analysis.mask_inputs import mask_inputs
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attention
 

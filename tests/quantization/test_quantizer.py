@@ -7,7 +7,7 @@ from torchao.quantization.pt2e.quantizer import ComposableQuantizer
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import QuantizationConfig, TFMQQuantizer
-from tfmq_fx._torch.core import Q_ANNOTATION_KEY
+from tfmq_fx._torch.pt2e import Q_ANNOTATION_KEY
 from tfmq_fx.frontend.roles import find_roles, sample_inputs
 from tfmq_fx.observers import TimestepObserver
 from tfmq_fx.testing import GraphBuilder

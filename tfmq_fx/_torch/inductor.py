@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import sympy
 import torch
+import torch._inductor
 from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor import ir
 from torch._inductor.codegen.common import KernelArgs
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.lowering import register_lowering
+from torch._inductor.package.package import package_aoti
 from torch._inductor.utils import Placeholder
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-__all__ = ["CppKernelCall", "compile_flat_graph", "contiguous", "contiguous_rows", "register_inductor_lowering"]
+__all__ = [
+    "CppKernelCall",
+    "compile_flat_graph",
+    "compile_to_files",
+    "contiguous",
+    "contiguous_rows",
+    "freeze_weights",
+    "package_aoti",
+    "register_inductor_lowering",
+]
 
 #: What the generated signatures name: pointers only, so the types need not be complete, and compiling stays quick.
 DECLARATIONS = "#include <cstdint>\nnamespace c10 { struct BFloat16; }\nnamespace at { using c10::BFloat16; }"
 PROFILER = "#include <torch/csrc/inductor/aoti_runtime/utils.h>"
 #: C++ of a call from the names of its inputs, of its output, and of a number.
 Body = Callable[[Sequence[str], str, Callable[[Any], str]], str]
+
+
+@contextlib.contextmanager
+def freeze_weights(after_grad: Callable[[fx.Graph], None]) -> Iterator[None]:
+    """Let Inductor freeze weights, and call ``after_grad`` with each graph that it has finished with."""
+    with inductor_config.patch(freezing=True, post_grad_custom_post_pass=after_grad):
+        yield
+
+
+def compile_to_files(module: fx.GraphModule, inputs: Sequence[Any], options: Mapping[str, Any]) -> list[Any]:
+    """Compile an exported program's module ahead of time; :func:`package_aoti` puts the files into a package."""
+    files = torch._inductor.aot_compile(module, *inputs, options=dict(options))
+    assert isinstance(files, list)  # with the option aot_inductor.package, which every caller gives
+    return files
 
 
 def compile_flat_graph(

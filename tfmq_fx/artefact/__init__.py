@@ -4,9 +4,3 @@ The folder holds ``manifest.json`` (format, versions, configuration, timesteps, 
 ``tensors.safetensors`` and ``graph.json.gz`` (the graph in torch.export's own schema). An artefact is data: loading
 one never unpickles, imports or runs what it names, and admits no operator outside a list.
 """
-
-from tfmq_fx.artefact.folder import check_target
-from tfmq_fx.artefact.load import load
-from tfmq_fx.artefact.save import save
-
-__all__ = ["check_target", "load", "save"]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from tfmq_fx._torch.core import export_schema as schema
+from tfmq_fx._torch.export_schema import export_schema as schema
 from tfmq_fx.artefact.fields import checked, items, whole
 from tfmq_fx.artefact.operators import TEXTS
 from tfmq_fx.errors import ArtefactError

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from tfmq_fx._torch.core import exported_from_schema, exported_to_json
+from tfmq_fx._torch.export_schema import exported_from_schema, exported_to_json
 from tfmq_fx.artefact.fields import parse_json
 from tfmq_fx.artefact.graph_schema import TENSOR_KINDS, exported_program
 from tfmq_fx.errors import ArtefactError

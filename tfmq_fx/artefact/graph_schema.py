@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from tfmq_fx._torch.core import export_schema as schema
-from tfmq_fx._torch.core import serialized_dtypes
+from tfmq_fx._torch.export_schema import export_schema as schema
+from tfmq_fx._torch.export_schema import serialized_dtypes
+from tfmq_fx._torch.operators import schema_of
 from tfmq_fx.artefact.arguments import argument, is_constant, results
 from tfmq_fx.artefact.expressions import check_expression
 from tfmq_fx.artefact.fields import checked, identifier, items, whole
@@ -271,7 +272,7 @@ def _argument_names(target: str) -> frozenset[str]:
     found: Any = torch
     for part in target.split(".")[1:]:
         found = getattr(found, part)
-    return frozenset(argument.name for argument in found._schema.arguments)
+    return frozenset(argument.name for argument in schema_of(found).arguments)
 
 
 def _named(value: Any, target: str, known: Mapping[str, Any], sizes: Mapping[str, Any]) -> Any:

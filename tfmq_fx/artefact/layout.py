@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+from tfmq_fx import __version__
+
 __all__ = ["FILES", "FORMAT", "FORMAT_VERSION", "GRAPH", "MANIFEST", "PREVIOUS", "TENSORS", "installed_versions",
            "is_artefact"]  # fmt: skip
 
@@ -23,7 +25,8 @@ PREVIOUS = {TENSORS: f".{TENSORS}.previous", GRAPH: f".{GRAPH}.previous"}
 @functools.cache
 def installed_versions() -> Mapping[str, str]:
     """Versions of what reads and writes artefacts."""
-    return {name: version(name) for name in ("tfmq-fx", "torch", "torchao", "diffusers")}
+    # Our own from this checkout: what is installed may be another one.
+    return {"tfmq-fx": __version__, **{name: version(name) for name in ("torch", "torchao", "diffusers")}}
 
 
 def is_artefact(path: Path) -> bool:

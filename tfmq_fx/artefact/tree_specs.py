@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import diffusers
-from torch.utils import _pytree as pytree
-
-from tfmq_fx._torch.core import serialized_node_types
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.pytree import serialized_node_types
 from tfmq_fx.artefact.fields import checked, fields_of, items, parse_json
 from tfmq_fx.errors import ArtefactError
 
@@ -120,7 +118,10 @@ def _output_fields(kind: str) -> set[str]:
 
 def _defines(module: str, name: str) -> bool:
     """Whether a file of diffusers holds such an output class, found without running it."""
-    file = Path(str(diffusers.__file__)).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    diffusers = importlib.util.find_spec("diffusers")
+    if diffusers is None or diffusers.origin is None:
+        return False
+    file = Path(diffusers.origin).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
     return file.is_file() and f"class {name}(BaseOutput):" in file.read_text(encoding="utf-8")
 
 

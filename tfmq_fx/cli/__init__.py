@@ -3,6 +3,6 @@
 Nothing here imports torch before a command runs, so that ``--help`` is quick.
 """
 
-from tfmq_fx.cli.app import app, main
+from tfmq_fx.cli.app import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

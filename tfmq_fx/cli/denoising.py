@@ -33,7 +33,7 @@ def load_program(
         ConfigError: It does not say which noise schedule it belongs to, or the steps are not possible with it.
         TimestepError: The steps visit a timestep outside the table, and such are refused.
     """
-    from tfmq_fx.artefact import load
+    from tfmq_fx.artefact.load import load
     from tfmq_fx.diagnostics.comparison import ddim_scheduler
     from tfmq_fx.passes.support.timestep_row import check_timesteps
     from tfmq_fx.quantization.unknown_timesteps import with_unknown_timestep

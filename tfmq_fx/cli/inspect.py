@@ -82,7 +82,7 @@ def _feature_shape(node: fx.Node) -> str:
 
 
 def _inspect_artefact(path: Path) -> None:
-    from tfmq_fx.artefact import load
+    from tfmq_fx.artefact.load import load
     from tfmq_fx.diagnostics.comparison import path_bytes
     from tfmq_fx.passes.analysis import find_temporal_block
     from tfmq_fx.passes.support.predicates import is_weighted

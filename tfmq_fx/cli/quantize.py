@@ -75,11 +75,13 @@ def quantize(
     With --reconstruction, finished units are kept beside the artefact until it is saved: the same command goes on
     where an interrupted one stopped.
     """
-    from tfmq_fx.artefact import check_target, save
+    from tfmq_fx.artefact.folder import check_target
+    from tfmq_fx.artefact.save import save
     from tfmq_fx.cli.example_inputs import unconditional_inputs
     from tfmq_fx.config.presets import find_preset
-    from tfmq_fx.data import NormalTimesteps, sample_trajectories
     from tfmq_fx.data.bundled_model import load_model
+    from tfmq_fx.data.sampling import sample_trajectories
+    from tfmq_fx.data.timestep_samplers import NormalTimesteps
     from tfmq_fx.diagnostics.comparison import ddim_scheduler
     from tfmq_fx.frontend.capture import capture
     from tfmq_fx.quantization.calibrate import calibrate

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.data.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
 from tfmq_fx.errors import CalibrationError, ConfigError
 from tfmq_fx.frontend.evaluation_mode import evaluation_mode

@@ -6,6 +6,12 @@ figures, which is imported when the first one is drawn.
 """
 
 from tfmq_fx.diagnostics.diagnosis import Diagnosis
+from tfmq_fx.diagnostics.features import (
+    TemporalFeatureError,
+    TemporalFeatures,
+    temporal_feature_error,
+    temporal_features,
+)
 from tfmq_fx.diagnostics.graph_runs import graph_denoiser, with_temporal_features
 from tfmq_fx.diagnostics.layer_error import LayerError, LayerErrors, layer_errors
 from tfmq_fx.diagnostics.mismatch import TemporalMismatch, find_mismatch, match_timesteps, temporal_mismatch
@@ -13,12 +19,6 @@ from tfmq_fx.diagnostics.plots import deviation_curve, feature_error_plot, layer
 from tfmq_fx.diagnostics.report import diagnose
 from tfmq_fx.diagnostics.same_model import check_same_model
 from tfmq_fx.diagnostics.tables import comparison_table
-from tfmq_fx.diagnostics.temporal_features import (
-    TemporalFeatureError,
-    TemporalFeatures,
-    temporal_feature_error,
-    temporal_features,
-)
 from tfmq_fx.diagnostics.trajectory import (
     Trajectory,
     TrajectoryDeviation,

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
+from tfmq_fx.diagnostics.features import TemporalFeatureError
 from tfmq_fx.diagnostics.layer_error import LayerErrors
 from tfmq_fx.diagnostics.mismatch import TemporalMismatch
 from tfmq_fx.diagnostics.tables import as_text, diagnosis_tables
-from tfmq_fx.diagnostics.temporal_features import TemporalFeatureError
 from tfmq_fx.diagnostics.trajectory import TrajectoryDeviation
 from tfmq_fx.errors import ConfigError
 

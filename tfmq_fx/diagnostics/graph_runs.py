@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import calling_convention
-from tfmq_fx.diagnostics.temporal_features import (
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.graphs import calling_convention
+from tfmq_fx.diagnostics.features import (
     TemporalFeatures,
     align_features,
     temporal_features,

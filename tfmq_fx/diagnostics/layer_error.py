@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.diagnostics.graph_runs import run_graph
 from tfmq_fx.diagnostics.json_values import number
 from tfmq_fx.errors import ConfigError
@@ -208,5 +209,5 @@ def _add_batch(
         msg = f"a batch does not fit the captured model: {first}"
         raise ConfigError(msg) from error
     run_graph(quantized, batch, theirs, compare, timestep)
-    leaves = torch.utils._pytree.tree_leaves(batch)
+    leaves = pytree.tree_leaves(batch)
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)

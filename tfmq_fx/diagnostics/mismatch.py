@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx.diagnostics.features import TemporalFeatures, align_features, temporal_features
 from tfmq_fx.diagnostics.json_values import numbers, tensor
-from tfmq_fx.diagnostics.temporal_features import TemporalFeatures, align_features, temporal_features
 from tfmq_fx.diagnostics.vectors import cosine_of_chord, distances, unit
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.quantization.program import QuantizedProgram

@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from tfmq_fx.diagnostics.diagnosis import Diagnosis
+    from tfmq_fx.diagnostics.features import TemporalFeatureError
     from tfmq_fx.diagnostics.layer_error import LayerErrors
     from tfmq_fx.diagnostics.mismatch import TemporalMismatch
-    from tfmq_fx.diagnostics.temporal_features import TemporalFeatureError
     from tfmq_fx.diagnostics.trajectory import TrajectoryDeviation
 
 __all__ = ["deviation_curve", "feature_error_plot", "layer_error_plot", "mismatch_heatmap"]

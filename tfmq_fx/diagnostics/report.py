@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx._torch.core import calling_convention
+from tfmq_fx._torch.graphs import calling_convention
 from tfmq_fx.diagnostics.comparison import ddim_scheduler
 from tfmq_fx.diagnostics.diagnosis import Diagnosis
+from tfmq_fx.diagnostics.features import (
+    temporal_feature_error,
+    temporal_features,
+)
 from tfmq_fx.diagnostics.graph_runs import graph_denoiser, sample_input, with_temporal_features
 from tfmq_fx.diagnostics.layer_error import layer_errors
 from tfmq_fx.diagnostics.mismatch import find_mismatch
 from tfmq_fx.diagnostics.same_model import check_same_model
-from tfmq_fx.diagnostics.temporal_features import (
-    temporal_feature_error,
-    temporal_features,
-)
 from tfmq_fx.diagnostics.trajectory import Trajectory, record_trajectory, trajectory_deviation
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.analysis import find_temporal_block

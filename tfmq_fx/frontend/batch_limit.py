@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from tfmq_fx._torch.core import FakeTensorMode
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.tensors import FakeTensorMode, TorchDispatchMode
 from tfmq_fx.errors import CaptureError
 
 __all__ = ["check_batch_limit"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.errors import InputError
 from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput, dict_keys
 from tfmq_fx.frontend.tensors import check_finite, check_memory, contiguous, described

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from tfmq_fx._torch.core import HigherOrderOperator
+from tfmq_fx._torch.operators import HigherOrderOperator
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.weights import check_weights
 from tfmq_fx.passes import CANONICALIZE, ComputeInFloat32, PassError, run_pipeline

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from tfmq_fx._torch.core import FakeTensor
+from tfmq_fx._torch.tensors import FakeTensor
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.frontend.exporting import BatchChoice, Batched, export, max_batch

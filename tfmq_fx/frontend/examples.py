@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import calling_convention
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.graphs import calling_convention
 from tfmq_fx.frontend.sizes import sizes_of
 from tfmq_fx.passes.support.predicates import node_value
 

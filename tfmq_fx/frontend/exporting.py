@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.compilation import ExportUserError
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.batch_limit import check_batch_limit
 from tfmq_fx.frontend.evaluation_mode import evaluation_mode
@@ -259,7 +260,7 @@ def _export_dynamic(model: nn.Module, example: _Example, axes: Mapping[int, int]
 
     try:
         return attempt(Dim("batch", min=1))
-    except (torch._dynamo.exc.UserError, AssertionError) as error:
+    except (ExportUserError, AssertionError) as error:
         limit = _batch_limit(str(error))
         if limit is None:
             first = str(error).strip().splitlines()[0]

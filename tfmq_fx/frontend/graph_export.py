@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import calling_convention
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.graphs import calling_convention
 from tfmq_fx.frontend.sizes import sizes_of
 
 __all__ = ["export_graph"]

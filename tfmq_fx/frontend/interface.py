@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import calling_convention
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.graphs import calling_convention
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.plain_config import plain_config
 from tfmq_fx.frontend.sizes import BatchSize, Size, batch_axis, check_one_symbol, sizes_of, text_of_sizes

@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.interface import ConstantInput, Input, Interface, Parameter, TensorInput
 from tfmq_fx.frontend.sizes import BatchSize, Size

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx
 
-from tfmq_fx._torch.core import has_calling_convention, plain_calling_convention
+from tfmq_fx._torch.graphs import code_generator, has_calling_convention, plain_calling_convention
 
 __all__ = ["ensure_calling_convention", "keep_notes", "noted", "restore_notes", "update_notes"]
 
@@ -24,7 +24,7 @@ def keep_notes(graph_module: fx.GraphModule) -> None:
     """Write the module's notes and its calling convention on the placeholders, in the place of older ones."""
     graph = graph_module.graph
     notes = {key: value for key, value in graph_module.meta.items() if str(key).startswith(PREFIX)}
-    convention = graph._codegen if has_calling_convention(graph) else _notes(graph).get(CONVENTION)
+    convention = code_generator(graph) if has_calling_convention(graph) else _notes(graph).get(CONVENTION)
     notes[CONVENTION] = convention
     for node in graph.find_nodes(op="placeholder"):
         node.meta[NOTES] = notes

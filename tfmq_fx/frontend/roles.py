@@ -6,8 +6,8 @@ A role is a matter of data flow, not of a position in a list of modules.
 from __future__ import annotations
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.passes.analysis import data_arguments
 from tfmq_fx.passes.support.predicates import is_matmul, is_weighted, node_value
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
+from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.passes.canonical.replace_in_place import memory_of
 
@@ -24,9 +24,9 @@ def check_state(graph_module: fx.GraphModule) -> None:
         for memory in memory_of(node)
     }
     for node in graph_module.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
-        for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+        for argument, given in zip(schema_of(node.target).arguments, node.args, strict=False):
             writes = argument.alias_info is not None and argument.alias_info.is_write
             if not writes or not isinstance(given, fx.Node):
                 continue

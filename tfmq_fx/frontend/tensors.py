@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfmq_fx._torch.core import has_memory
+from tfmq_fx._torch.tensors import has_memory
 from tfmq_fx.errors import InputError
 
 __all__ = ["check_finite", "check_memory", "contiguous", "described"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tfmq_fx._torch.core import OptimizedModule
+from tfmq_fx._torch.modules import OptimizedModule, children_by_name, original_module, without_own_compilation
 
 __all__ = ["uncompiled_parts", "unwrap"]
 
@@ -19,7 +19,7 @@ WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 def unwrap(model: Any) -> Any:
     """The model itself, where ``model`` is what ``torch.compile``, ``DataParallel`` or DDP made of it."""
     while isinstance(model, (OptimizedModule, *WRAPPERS)):
-        model = model._orig_mod if isinstance(model, OptimizedModule) else model.module
+        model = original_module(model) if isinstance(model, OptimizedModule) else model.module
     return model
 
 
@@ -32,19 +32,14 @@ def uncompiled_parts(model: nn.Module) -> Iterator[None]:
     wrapped = [
         (parent, name, child)
         for parent in list(model.modules())
-        for name, child in parent._modules.items()
+        for name, child in children_by_name(parent).items()
         if isinstance(child, (OptimizedModule, *WRAPPERS))
     ]
-    compiled = [(module, module._compiled_call_impl) for module in model.modules()]
     for parent, name, child in wrapped:
-        parent._modules[name] = unwrap(child)
-    for module, _ in compiled:
-        module._compiled_call_impl = None
+        children_by_name(parent)[name] = unwrap(child)
     try:
-        with torch.compiler.set_stance("force_eager"):
+        with without_own_compilation(model), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for parent, name, child in wrapped:
-            parent._modules[name] = child
-        for module, call in compiled:
-            module._compiled_call_impl = call
+            children_by_name(parent)[name] = child

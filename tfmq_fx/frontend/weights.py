@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tfmq_fx._torch.core import FakeTensor
+from tfmq_fx._torch.modules import tensors_by_name
+from tfmq_fx._torch.tensors import FakeTensor
 from tfmq_fx.errors import CaptureError
 
 __all__ = ["check_weights", "detach_from_inference"]
@@ -42,10 +43,10 @@ def detach_from_inference(module: nn.Module) -> None:
     """Replace the tensors of ``module`` that were made in inference mode by copies that autograd takes."""
     copies: dict[int, Tensor] = {}
     for owner in module.modules():
-        for states in (owner._parameters, owner._buffers):
+        for states in tensors_by_name(owner):
             for name, value in states.items():
                 if value is not None and value.is_inference():
                     if id(value) not in copies:
                         copy = value.detach().clone()
                         copies[id(value)] = nn.Parameter(copy) if isinstance(value, nn.Parameter) else copy
-                    states[name] = copies[id(value)]  # type: ignore[assignment]
+                    states[name] = copies[id(value)]

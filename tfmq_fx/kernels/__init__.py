@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tfmq_fx.kernels.checks import MAX_BYTE_PRODUCTS, MAX_SIGNED_PRODUCTS, MAX_TAPS, weights_fit
+from tfmq_fx.kernels.checks import MAX_BYTE_PRODUCTS, MAX_SIGNED_PRODUCTS, MAX_TAPS, has_native_kernels, weights_fit
 from tfmq_fx.kernels.operators import OPERATORS
 from tfmq_fx.kernels.packing import block_columns, pack_weight, unpack_weight
 
@@ -12,6 +12,7 @@ __all__ = [
     "MAX_TAPS",
     "OPERATORS",
     "block_columns",
+    "has_native_kernels",
     "pack_weight",
     "unpack_weight",
     "weights_fit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from tfmq_fx._torch.processor import has_amx_tiles, has_vnni
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.kernels.packing import DEPTH, LANES
 
@@ -21,6 +23,7 @@ __all__ = [
     "check_image",
     "check_norm",
     "common_size",
+    "has_native_kernels",
     "weights_fit",
 ]
 
@@ -29,6 +32,16 @@ FLOATS = (torch.float32, torch.bfloat16)
 MAX_TAPS = 64
 #: How many products an int32 holds the sum of: of a byte and a signed byte, and of two bytes less their zero points.
 MAX_SIGNED_PRODUCTS, MAX_BYTE_PRODUCTS = (2**31 - 1) // (255 * 128), (2**31 - 1) // (255 * 255)
+
+
+@functools.cache
+def has_native_kernels() -> bool:
+    """Whether this machine's processor should run the kernels: it has AVX-512 with VNNI.
+
+    One with AMX should not: oneDNN's kernels use its tiles, which multiply several times as many bytes a cycle.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    return capability == "AVX512" and has_vnni() and not has_amx_tiles()
 
 
 def weights_fit(keys: int, scale: float) -> bool:

@@ -18,20 +18,10 @@ from tfmq_fx._torch import inductor as inductor_ir
 from tfmq_fx._torch.inductor import CppKernelCall, register_inductor_lowering
 from tfmq_fx.kernels.operators import OPERATORS
 
-__all__ = ["has_native_kernels", "register_native_kernels"]
+__all__ = ["register_native_kernels"]
 
 FOLDER = Path(__file__).parent
 CPP_TYPES = {torch.float32: "float", torch.bfloat16: "tfmq::bf16", torch.uint8: "uint8_t", torch.int8: "int8_t"}
-
-
-@functools.cache
-def has_native_kernels() -> bool:
-    """Whether this machine's processor should run the kernels: it has AVX-512 with VNNI.
-
-    One with AMX should not: oneDNN's kernels use its tiles, which multiply several times as many bytes a cycle.
-    """
-    capability = torch.backends.cpu.get_cpu_capability()
-    return capability == "AVX512" and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 @functools.cache

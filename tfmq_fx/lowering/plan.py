@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import output_structure
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.frontend.examples import example_arguments
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.roles import sample_inputs

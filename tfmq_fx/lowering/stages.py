@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import SymInt, Tensor, fx
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.analysis.conditional_part import ConditionalPart
 from tfmq_fx.passes.support.predicates import node_value

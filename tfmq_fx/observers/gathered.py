@@ -6,11 +6,12 @@ import torch
 from torch import fx
 from torchao.quantization.pt2e import ObserverBase
 
+from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, replace_node
 
 __all__ = ["convert_gathered"]
 
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+aten = torch.ops.aten
 
 
 def convert_gathered(observer: ObserverBase, model: fx.GraphModule, node: fx.Node) -> None:

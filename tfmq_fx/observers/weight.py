@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torchao.quantization.pt2e import ObserverBase
 
+from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.observers.finite import require_finite, weight_of
 from tfmq_fx.observers.ranges import (
@@ -21,7 +22,7 @@ from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_att
 
 __all__ = ["PerChannelWeightObserver"]
 
-DEQUANTIZE = torch.ops.quantized_decomposed.dequantize_per_channel.default
+DEQUANTIZE = decomposed.dequantize_per_channel.default
 
 
 def _state_of(weight: Tensor) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers.ranges import asymmetric_parameters
@@ -23,7 +24,7 @@ from tfmq_fx.temporal.accepted_timesteps import accept_timesteps
 
 __all__ = ["add_timesteps"]
 
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+aten = torch.ops.aten
 QUANTIZE = decomposed.quantize_per_channel.default
 
 

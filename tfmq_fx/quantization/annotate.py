@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 
-from tfmq_fx._torch.core import Q_ANNOTATION_KEY
+from tfmq_fx._torch.pt2e import Q_ANNOTATION_KEY
 from tfmq_fx.config.quantization import FLOAT_BITS, ROLES, QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.canonical import canonicalize
@@ -49,8 +49,8 @@ from tfmq_fx.passes.analysis import (
     data_dependence,
     find_temporal_block,
     row_columns,
-    several_timesteps,
 )
+from tfmq_fx.passes.analysis.several_timesteps import several_timesteps
 from tfmq_fx.passes.support.predicates import (
     fqn,
     is_attention,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, fx
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
-from tfmq_fx._torch.core import is_prepared
+from tfmq_fx._torch.modules import tensors_by_name
+from tfmq_fx._torch.pt2e import is_prepared
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
@@ -149,8 +150,7 @@ def _copy_shared(graph_module: fx.GraphModule, shared: dict[int, Tensor]) -> Non
     """Give ``graph_module`` its own copy of those of the ``shared`` tensors that are still in it."""
     copies: dict[int, Any] = {}
     for module in graph_module.modules():
-        states: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
-        for state in states:
+        for state in tensors_by_name(module):
             for name, value in state.items():
                 if value is not None and id(value) in shared:
                     state[name] = copy.deepcopy(value, copies)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import fqn
@@ -29,7 +30,7 @@ def require_finite_parameters(graph_module: fx.GraphModule) -> None:
     """
     for node in graph_module.graph.nodes:
         target = node.target
-        if not (isinstance(target, torch._ops.OpOverload) and target._schema.name.startswith(NAMESPACE)):
+        if not (isinstance(target, OpOverload) and schema_of(target).name.startswith(NAMESPACE)):
             continue
         scale = _value(graph_module, node.args[1])
         if scale is not None and not bool((scale.isfinite() & (scale > 0)).all()):

@@ -13,7 +13,8 @@ from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.notes import restore_notes
 from tfmq_fx.frontend.roles import sample_inputs
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block, several_timesteps
+from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block
+from tfmq_fx.passes.analysis.several_timesteps import several_timesteps
 from tfmq_fx.quantization.annotate import TFMQQuantizer
 from tfmq_fx.quantization.stage_checks import CAPTURED, check_config, describe, stage_of
 from tfmq_fx.temporal.finite_inputs import FiniteInputs, finite_values

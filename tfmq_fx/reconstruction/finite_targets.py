@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.errors import NonFiniteError
 from tfmq_fx.observers.finite import require_finite
 from tfmq_fx.reconstruction.propagation import Propagation

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.fake_quantizers import float_mode, quantizers_of
 from tfmq_fx.reconstruction.samples import Samples, Window
 from tfmq_fx.reconstruction.values import in_window, placeholder_value

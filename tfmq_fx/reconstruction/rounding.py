@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfmq_fx._torch.core import CompilerError, constant_floats
+from tfmq_fx._torch.compilation import CompilerError, constant_floats
 from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer
 from tfmq_fx.fake_quantizers.adaround import GAMMA, ZETA, initial_variable, rectified_sigmoid

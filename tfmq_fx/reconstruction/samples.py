@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.binding import Call

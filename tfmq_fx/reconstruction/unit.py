@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, FakeQuantizer, quantizers_of
 from tfmq_fx.reconstruction.keeping import keep_if_better

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.passes.support.sizes import concrete_size, rows_per_item
 from tfmq_fx.reconstruction.samples import Samples, Window
 from tfmq_fx.reconstruction.store import ActivationStore

@@ -15,7 +15,6 @@ import math
 from typing import Any
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from tfmq_fx.errors import ConfigError
@@ -117,6 +116,8 @@ class PTQDScheduler(SchedulerWrapper):
             output = arguments["model_output"]
             noise = arguments.get("variance_noise")
             if noise is None:
+                from diffusers.utils.torch_utils import randn_tensor  # whose user has imported diffusers
+
                 generator = arguments.pop("generator", None)
                 noise = randn_tensor(output.shape, generator=generator, device=output.device, dtype=output.dtype)
             left = self._noise_left(ddim_coefficients(self.scheduler, int(arguments["timestep"]), eta), row)

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.operators import OpOverload
+from tfmq_fx._torch.tensors import FakeTensor
 from tfmq_fx.passes.support.strides import layout
 
 __all__ = ["canonical_text", "leaf_tensors", "state_digests", "tensor_bytes", "value_signature"]
@@ -76,7 +77,7 @@ def canonical_text(graph_module: fx.GraphModule) -> str:
 def _target(target: Any) -> str:
     if isinstance(target, str):
         return target
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return str(target)
     return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', repr(target))}"
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tfmq_fx._torch.tensors import FakeTensorMode
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, read_attribute
 
 __all__ = ["recompute_values"]

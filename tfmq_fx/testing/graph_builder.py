@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx, nn
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
+from tfmq_fx._torch.modules import children_by_name
+from tfmq_fx._torch.tensors import ConstantSource, FakeTensorMode
 from tfmq_fx.passes.support.nodes import compute_value
 
 __all__ = ["GraphBuilder"]
@@ -144,7 +144,7 @@ class GraphBuilder:
         *path, leaf = name.split(".")
         owner = self._root
         for part in path:
-            if part not in owner._modules:
+            if part not in children_by_name(owner):
                 owner.register_module(part, nn.Module())
             owner = owner.get_submodule(part)
         return owner, leaf

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassResult
-from torch.utils import _pytree as pytree
+
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.graphs import code_generator
 
 from .canonical import value_signature
 from .fake_values import recompute_values
@@ -124,7 +126,7 @@ def _leaf_signature(leaf: Any, strides: bool) -> str:
 
 
 def _calling_convention(graph_module: fx.GraphModule) -> tuple[str, str]:
-    codegen = graph_module.graph._codegen
+    codegen = code_generator(graph_module.graph)
     return type(codegen).__name__, str(getattr(codegen, "pytree_info", None))
 
 

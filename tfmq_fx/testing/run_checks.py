@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassResult
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.passes.base import PassError
 
 from .canonical import tensor_bytes, value_signature
@@ -48,7 +49,7 @@ def run_graph(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
 
 def _keeps_state(graph_module: fx.GraphModule) -> bool:
     for node in graph_module.graph.nodes:
-        mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+        mutable = isinstance(node.target, OpOverload) and schema_of(node.target).is_mutable
         if node.op == "call_module" or mutable:
             return True
     return False

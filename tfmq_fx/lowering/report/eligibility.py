@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels.checks import MAX_SIGNED_PRODUCTS
 from tfmq_fx.lowering.report.reasons import (
     FUSED_ATTENTION,
@@ -37,7 +38,7 @@ from tfmq_fx.passes.support.predicates import (
 
 __all__ = ["classify", "layers", "reads_one_channel", "sums_may_overflow"]
 
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+aten = torch.ops.aten
 WEIGHT = decomposed.dequantize_per_channel.default
 PER_TENSOR = (decomposed.dequantize_per_tensor.default, decomposed.dequantize_per_tensor.tensor)
 PER_ITEM = decomposed.dequantize_per_channel.default

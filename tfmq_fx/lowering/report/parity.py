@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.errors import LoweringError
 
 __all__ = ["check_parity", "relative_error"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import output_structure
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.frontend.sizes import sizes_of
 from tfmq_fx.passes.support.predicates import node_value
 

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, Self
 
 import torch
-from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.errors import ArtefactError, InputError
 from tfmq_fx.frontend.binding import Call, bind_named, named_arguments
 from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput
@@ -52,6 +51,8 @@ class Denoiser(nn.Module):
         report: LoweringReport,
         finite: Mapping[str, Tensor] | None = None,
     ) -> None:
+        from diffusers.configuration_utils import FrozenDict  # a second to import: for those who make a denoiser
+
         super().__init__()
         # In a tuple, so that it is no submodule: Module.to would cast its tensors under the compiled code.
         self._compiled = (run,)

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.frontend.tensors import contiguous
 from tfmq_fx.lowering.stages import Layout, Stage, StagedGraph, StageRun
 

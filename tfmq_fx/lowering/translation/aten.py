@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from tfmq_fx._torch.operators import decomposed
+
 __all__ = ["by_overload", "per_axis", "per_side", "reversed_axes", "swapped_axes"]
 
-aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
+aten = torch.ops.aten
 
 #: Names that stand for ``aten.<name>.default`` are not listed.
 OVERLOADS: Mapping[str, tuple[Any, ...]] = {

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.passes.support.nodes import fake_mode_of, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 

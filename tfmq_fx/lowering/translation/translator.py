@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import SymInt, Tensor, fx
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.frontend.examples import batch_symbol
 from tfmq_fx.passes.support.nodes import read_attribute

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.artefact.tree_specs import load_tree_spec
 from tfmq_fx.frontend.graph_export import export_graph
 from tfmq_fx.frontend.interface_json import interface_from_json, interface_to_json

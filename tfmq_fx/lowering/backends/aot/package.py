@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._inductor
 from torch.export import ExportedProgram
 
-from tfmq_fx._torch.core import load_pt2, package_aoti
+from tfmq_fx._torch.compilation import load_pt2
 from tfmq_fx.errors import ArtefactError, LoweringError
 from tfmq_fx.lowering.backends.aot.machine import Machine
 from tfmq_fx.lowering.backends.aot.manifest import FORMAT, FORMAT_VERSION, MOST_BYTES, PackageManifest
@@ -37,19 +36,20 @@ def compile_package(programs: Mapping[str, ExportedProgram], path: Path) -> Kern
     Returns:
         The integer kernels in it.
     """
-    compiled, total = {}, KernelCounter()
+    from tfmq_fx._torch.inductor import compile_to_files, package_aoti
+
+    compiled: dict[str, list[Any]] = {}
+    total = KernelCounter()
     for name, program in programs.items():
         counter = KernelCounter()
         assert program.example_inputs is not None
         # The counter is not among the options: those are copied, and a copy would do the counting.
         with freezing(counter):
-            files = torch._inductor.aot_compile(
+            compiled[name] = compile_to_files(
                 program.module(check_guards=False),
-                *program.example_inputs,
-                options={"aot_inductor.package": True, "freezing": True},
+                program.example_inputs,
+                {"aot_inductor.package": True, "freezing": True},
             )
-        assert isinstance(files, list)
-        compiled[name] = files
         total.counts += counter.counts
     path.parent.mkdir(parents=True, exist_ok=True)
     package_aoti(str(path), compiled)

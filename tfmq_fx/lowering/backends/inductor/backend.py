@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from tfmq_fx._torch.core import HAS_INTEGER_CONVS
+from tfmq_fx._torch.operators import HAS_INTEGER_CONVS
 from tfmq_fx.lowering.backends.backend import CompiledGraphs, CompilerBackend, GraphToCompile
 from tfmq_fx.lowering.backends.inductor import native
 from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor, compiler_errors

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch._inductor.config
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import CompilerError, no_special_batch_sizes, output_structure
+from tfmq_fx._torch import pytree
+from tfmq_fx._torch.compilation import CompilerError, no_special_batch_sizes
+from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.lowering.backends.inductor.kernels import KernelCounter
 from tfmq_fx.passes.support.nodes import fake_mode_of
@@ -28,7 +28,9 @@ def freezing(counter: KernelCounter) -> Iterator[None]:
     Without freezing Inductor emits no integer kernel and says nothing. The batch is compiled without
     the special case for sizes 0 and 1, so that one compilation serves every batch.
     """
-    with torch._inductor.config.patch(freezing=True, post_grad_custom_post_pass=counter), no_special_batch_sizes():
+    from tfmq_fx._torch.inductor import freeze_weights
+
+    with freeze_weights(counter), no_special_batch_sizes():
         yield
 
 

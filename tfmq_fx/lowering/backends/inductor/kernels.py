@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from tfmq_fx._torch.operators import find_schema
 from tfmq_fx.passes.support.predicates import module_path
 
 __all__ = ["KernelCounter"]
@@ -45,4 +46,4 @@ def _integer_kernels(node: fx.Node) -> int:
 def _name(target: Callable[..., Any] | str) -> str:
     # Matched patterns become functools.partial objects around a lowering function.
     inner = getattr(target, "func", target)
-    return str(getattr(inner, "__qualname__", inner)) if not hasattr(inner, "_schema") else str(inner)
+    return str(getattr(inner, "__qualname__", inner)) if find_schema(inner) is None else str(inner)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import platform
 
-import torch
 from torch import fx
 
-from tfmq_fx.kernels.inductor import has_native_kernels, register_native_kernels
+from tfmq_fx._torch.processor import has_vnni
+from tfmq_fx.kernels import has_native_kernels
 from tfmq_fx.passes import NATIVE_KERNELS, NarrowActivations, run_pipeline
 
 __all__ = ["describe_kernels", "on_native_kernels", "precisions", "sums_bytes_exactly"]
@@ -16,7 +16,7 @@ __all__ = ["describe_kernels", "on_native_kernels", "precisions", "sums_bytes_ex
 
 def sums_bytes_exactly() -> bool:
     """Whether oneDNN's integer kernels are exact here: on x86 without VNNI a sum of two products can saturate."""
-    return platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_vnni_supported()
+    return platform.machine() not in ("x86_64", "AMD64") or has_vnni()
 
 
 def precisions() -> tuple[str, ...]:
@@ -41,6 +41,8 @@ def on_native_kernels(graph_module: fx.GraphModule, precision: str | None) -> fx
     """
     if not has_native_kernels():
         return graph_module
+    from tfmq_fx.kernels.inductor import register_native_kernels  # seconds to import: to compile only
+
     register_native_kernels()
     lowered = copy.deepcopy(graph_module)
     run_pipeline(lowered, NATIVE_KERNELS)
