@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
+from tfmq_fx.cli.registered_names import activation_observers, name_parser, reconstructions, samplers
+from tfmq_fx.config.choices import Temporal, UnknownTimestep
 from tfmq_fx.config.presets import PRESETS
 
 __all__ = [
     "ActivationBits",
-    "ActivationRange",
     "ActivationRangeOption",
     "ArtefactOption",
     "Backend",
@@ -28,19 +29,15 @@ __all__ = [
     "OutFolder",
     "PackageOption",
     "PresetOption",
-    "Reconstruction",
     "ReconstructionOption",
-    "Sampler",
     "SamplerOption",
     "Samples",
     "Seed",
     "ServedTimesteps",
     "Steps",
     "TableSteps",
-    "Temporal",
     "TemporalIterations",
     "TemporalOption",
-    "UnknownTimestep",
     "UnknownTimestepOption",
     "WeightBits",
 ]
@@ -48,48 +45,6 @@ __all__ = [
 SETTINGS = "What is quantized"
 CALIBRATION = "Calibration"
 RECONSTRUCTION = "Reconstruction"
-
-
-class Temporal(StrEnum):
-    """How the activations of the temporal block are quantized."""
-
-    FSC = "fsc"
-    CACHE = "cache"
-    AUTO = "auto"
-    SHARED = "shared"
-    FLOAT = "float"
-
-
-class Reconstruction(StrEnum):
-    """How weight rounding is learned."""
-
-    NONE = "none"
-    TFMQ_DM = "tfmq-dm"
-    BRECQ = "brecq"
-    ADAROUND = "adaround"
-    TIAR = "tiar"
-
-
-class Sampler(StrEnum):
-    """Which timesteps calibration rows come from."""
-
-    UNIFORM = "uniform"
-    NDTC = "ndtc"
-
-
-class ActivationRange(StrEnum):
-    """How activation ranges are estimated."""
-
-    EMA = "ema"
-    MINMAX = "minmax"
-    MSE = "mse"
-
-
-class UnknownTimestep(StrEnum):
-    """What a timestep outside the table does."""
-
-    ERROR = "error"
-    NEAREST = "nearest"
 
 
 class Backend(StrEnum):
@@ -162,10 +117,11 @@ KeepFloat = Annotated[
     ),
 ]
 ActivationRangeOption = Annotated[
-    ActivationRange,
+    str,
     typer.Option(
         "--activation-range",
-        help="Activation ranges: ema, smoothed minimum and maximum; mse, a search.",
+        parser=name_parser(activation_observers),
+        help="How activation ranges are estimated: ema is a smoothed minimum and maximum, mse a search.",
         rich_help_panel=CALIBRATION,
     ),
 ]
@@ -174,9 +130,12 @@ CalibrationSamples = Annotated[
     typer.Option(min=1, help="Trajectories sampled with the float model to calibrate.", rich_help_panel=CALIBRATION),
 ]
 SamplerOption = Annotated[
-    Sampler,
+    str,
     typer.Option(
-        "--sampler", help="Timesteps calibrated on: uniform, or PTQ4DM's normal (ndtc).", rich_help_panel=CALIBRATION
+        "--sampler",
+        parser=name_parser(samplers),
+        help="Timesteps calibrated on; ndtc is PTQ4DM's normal distribution.",
+        rich_help_panel=CALIBRATION,
     ),
 ]
 NdtcMean = Annotated[
@@ -187,9 +146,10 @@ BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Batch size of calibration.", rich_help_panel=CALIBRATION)
 ]
 ReconstructionOption = Annotated[
-    Reconstruction,
+    str,
     typer.Option(
         "--reconstruction",
+        parser=name_parser(reconstructions),
         help="Weight rounding: none, to nearest; tfmq-dm, learned, the temporal block first (TIAR), then block by "
         "block (BRECQ); brecq, without TIAR; adaround, layer by layer; tiar, the temporal block alone.",
         rich_help_panel=RECONSTRUCTION,

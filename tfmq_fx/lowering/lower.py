@@ -15,10 +15,11 @@ from torch.utils import _pytree as pytree
 from tfmq_fx._torch.core import HAS_INTEGER_CONVS, output_structure
 from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.artefact.tree_specs import load_tree_spec
-from tfmq_fx.config.quantization import UnknownTimestep
+from tfmq_fx.config.choices import UnknownTimestep
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.interface_json import interface_from_json, interface_to_json
+from tfmq_fx.frontend.program_stage import describe
 from tfmq_fx.frontend.roles import sample_inputs
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.backends.aot import check_package_path, describe_package, load_package
@@ -53,7 +54,6 @@ from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS
 from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.quantization.convert import program_from_graph
 from tfmq_fx.quantization.program import QuantizedProgram
-from tfmq_fx.quantization.stage_checks import describe
 from tfmq_fx.quantization.unknown_timesteps import check_unknown_timestep, with_unknown_timestep
 from tfmq_fx.temporal.feature_table import store_table
 
