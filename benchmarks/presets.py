@@ -261,7 +261,7 @@ def report() -> None:
     Console(width=180).print(table)
     print("\n".join(lines))
     print()
-    print("\n".join(f"- `{name}` ({preset.source}): {preset.sentence}" for name, preset in PRESETS.items()))
+    print("\n".join(f"- `{name}` ({preset.source}): {preset.summary}" for name, preset in PRESETS.items()))
     write_json(RESULT, {"date": datetime.now(UTC).date().isoformat(), "steps": STEPS, "cells": cells})
 
 

@@ -14,13 +14,18 @@ from tfmq_fx.passes.support.predicates import fqn, is_conv, is_linear, is_matmul
 from tfmq_fx.passes.temporal.group_timesteps import GROUPS, find_groups
 from torch import SymInt, Tensor, fx, nn
 
-__all__ = ["UNGROUPED", "ObserveTimestepGroups", "activation_arguments"]
+__all__ = ["ObserveTimestepGroups", "activation_arguments", "ungrouped_layers"]
 
 aten = torch.ops.aten
 
 #: ``meta`` key of a graph: layer -> why (one of) its activations could not be grouped.
 UNGROUPED = "tfmq_fx.ungrouped"
 NOT_FIRST = "the items of the batch do not lie one behind the other along the first axis of its input"
+
+
+def ungrouped_layers(graph_module: fx.GraphModule) -> dict[str, str]:
+    """The layers that :class:`ObserveTimestepGroups` could not observe by group, with the reason for each."""
+    return dict(graph_module.meta.get(UNGROUPED, {}))
 
 
 def activation_arguments(node: fx.Node) -> tuple[int, ...]:
@@ -46,7 +51,7 @@ class ObserveTimestepGroups(GraphPass):
     Legality: an observer returns its input, so numerics are preserved until the graph is converted. ``groups`` has
     one entry per index of the input's first axis. Where that axis holds ``k`` entries per item of the batch
     (``[N * L, C]``), each item's group is repeated ``k`` times; where items are not known to lie one behind the
-    other along it, the activation is left alone and ``graph_module.meta["tfmq_fx.ungrouped"]`` says so.
+    other along it, the activation is left alone and :func:`ungrouped_layers` tells so.
     Activations with equal keys share an observer. A layer that is observed already is left alone.
     Meta: the new nodes take the module stack of the layer.
 
@@ -111,7 +116,7 @@ class ObserveTimestepGroups(GraphPass):
                     observed[site] = insert_module_call(graph_module.graph, name, (source, entries), anchor=layer)
             layer.update_arg(position, observed[site])
         if ungrouped:
-            graph_module.meta[UNGROUPED] = {**graph_module.meta.get(UNGROUPED, {}), **ungrouped}
+            graph_module.meta[UNGROUPED] = {**ungrouped_layers(graph_module), **ungrouped}
         return bool(observed)
 
 

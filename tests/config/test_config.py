@@ -1,6 +1,12 @@
+import copy
+import dataclasses
+import json
+import pickle
+
 import pytest
 
 from tfmq_fx import ConfigError, QuantizationConfig
+from tfmq_fx.config.presets import PRESETS
 
 
 @pytest.mark.parametrize("bits", [1, 0, 9, 15, 33, 4.5, True, "8"])
@@ -53,3 +59,50 @@ def test_defaults_follow_the_width():
     assert QuantizationConfig(weight_bits=8).resolved_symmetric_weights
     four = QuantizationConfig(weight_bits=4)
     assert not four.resolved_symmetric_weights and four.resolved_weight_range == "mse"
+
+
+def test_a_configuration_hashes_whatever_it_was_made_from():
+    overrides = {"mid.*": {"weight_bits": 4}, "up.*": {"activation_bits": 6, "symmetric_weights": None}}
+    config = QuantizationConfig(keep_float=["input"], overrides=overrides, reconstruction="brecq")
+    same = QuantizationConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert config == same and hash(config) == hash(same) and len({config, same}) == 1
+    assert config.overrides == overrides and config.to_dict()["overrides"] == overrides
+    assert hash(config) != hash(dataclasses.replace(config, weight_bits=4))
+    assert all(isinstance(hash(QuantizationConfig.preset(name)), int) for name in PRESETS)
+
+
+def test_a_configuration_cannot_change_behind_its_checks():
+    values = {"mid.*": {"weight_bits": 4}}
+    config = QuantizationConfig(overrides=values)
+    values["mid.*"]["weight_bits"] = 1
+    assert config.overrides["mid.*"]["weight_bits"] == 4
+    with pytest.raises(TypeError):
+        config.overrides["mid.*"]["weight_bits"] = 1
+    for copied in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert copied == config
+
+
+def test_the_json_is_plain():
+    plain = QuantizationConfig(keep_float="input", overrides={"a": {"weight_bits": 3}}, reconstruction="tiar").to_dict()
+    assert list(plain) == [field.name for field in dataclasses.fields(QuantizationConfig)]
+    assert plain["keep_float"] == ["input"] and type(plain["overrides"]["a"]) is dict
+    assert plain["reconstruction"]["beta"] == [20.0, 2.0]
+
+
+@pytest.mark.parametrize("value", [3, None, {"a": 1}.items(), ["input", 3]])
+def test_keep_float_of_something_else_is_one_sentence(value):
+    with pytest.raises(ConfigError, match="must be a tuple of roles and name patterns"):
+        QuantizationConfig(keep_float=value)
+
+
+@pytest.mark.parametrize("field", ["symmetric_weights", "split_concatenations", "symmetric_attention"])
+def test_a_switch_is_true_or_false(field):
+    with pytest.raises(ConfigError, match=field):
+        QuantizationConfig(**{field: "yes"})
+
+
+def test_what_is_taken_for_a_configuration():
+    config = QuantizationConfig(weight_bits=4)
+    assert QuantizationConfig.of(config) is config and QuantizationConfig.of(None) == QuantizationConfig()
+    with pytest.raises(ConfigError, match=r"QuantizationConfig\(\*\*values\)"):
+        QuantizationConfig.of({"weight_bits": 4})

@@ -9,7 +9,9 @@ import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tests.reconstruction_cases import SHORT
 from tfmq_fx import ConfigError, QuantizationConfig
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.presets import PRESETS, find_preset
+from tfmq_fx.data.timestep_samplers import SAMPLERS
 from tfmq_fx.fake_quantizers import ActivationQuantizer
 
 
@@ -34,8 +36,8 @@ def test_every_preset_quantizes_and_survives_json(name, bits):
 
 def test_a_preset_says_what_it_is():
     for name, preset in PRESETS.items():
-        assert preset.name == name and preset.sentence.endswith(".") and preset.source
-        assert preset.sampler in ("uniform", "ndtc")
+        assert preset.name == name and preset.summary.endswith(".") and preset.source
+        assert preset.sampler in SAMPLERS
     assert [name for name, preset in PRESETS.items() if preset.corrects_noise] == ["ptqd"]
     assert [name for name, preset in PRESETS.items() if preset.quantizes_sample] == ["ptq4dm"]
     with pytest.raises(TypeError):
@@ -72,7 +74,7 @@ def test_the_released_code_leaves_out_what_its_names_hit():
         QuantizationConfig.preset("tfmq-dm-released"),
         timesteps=TIMESTEPS,
     )
-    kept = program.meta["tfmq_fx.quantization"]["kept_float"]
+    kept = PreparedState.of(program).kept_float
     assert kept["up.shortcut"] == "keep_float has '*shortcut*'"
     unet_names = {
         "down_blocks.0.downsamplers.0.conv": True,

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfmq_fx import ConfigError, QuantizationConfig
-from tfmq_fx.config.reconstruction import NAMED, ReconstructionConfig
+from tfmq_fx.config.reconstruction import RECONSTRUCTIONS, ReconstructionConfig
 
 WRONG = [
     ("granularity", "blocks"),
@@ -93,7 +93,7 @@ def test_names():
     assert ReconstructionConfig.of("brecq") == ReconstructionConfig(temporal="blocks")
     assert ReconstructionConfig.of("adaround") == ReconstructionConfig(granularity="layer", temporal="blocks")
     assert ReconstructionConfig.of("tiar") == ReconstructionConfig(granularity="none")
-    for name, config in NAMED.items():
+    for name, config in RECONSTRUCTIONS.items():
         assert QuantizationConfig(reconstruction=name).reconstruction == config
 
 

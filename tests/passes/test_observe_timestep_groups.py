@@ -1,7 +1,7 @@
 import pytest
 import torch
 from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTimestepGroups, PassError
-from tfmq_fx.passes.temporal.observe_timestep_groups import UNGROUPED
+from tfmq_fx.passes.temporal.observe_timestep_groups import ungrouped_layers
 from torch import nn
 
 from tests.passes.helpers import calls, unchanged
@@ -88,7 +88,8 @@ def test_groups_are_repeated_over_tokens_and_heads_and_what_is_not_in_order_is_n
     graph_module(torch.randn(3, 3, 8), torch.tensor([500, 7, 999]))
     seen = [recorder.calls.pop()[1].tolist() for recorder in recorders]
     assert seen == [[2] * 3 + [1] * 3 + [3] * 3, *[[2, 2, 1, 1, 3, 3]] * 2]
-    assert list(graph_module.meta[UNGROUPED]) == ["lost"] and "first axis" in graph_module.meta[UNGROUPED]["lost"]
+    assert list(ungrouped_layers(graph_module)) == ["lost"]
+    assert "first axis" in ungrouped_layers(graph_module)["lost"]
 
 
 def test_several_users_of_one_activation_share_an_observer_per_key():

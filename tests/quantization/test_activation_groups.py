@@ -8,7 +8,6 @@ import pytest
 import torch
 from tfmq_fx.passes import LowerIndexedConvs, UseOneTimestepGroup
 from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.temporal.observe_timestep_groups import UNGROUPED
 from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from torch import nn
 
@@ -16,6 +15,7 @@ import tfmq_fx
 from tests.models import TIMESTEPS, Block, SmallDenoiser, TimePath, batch, relative, small_denoiser
 from tests.reconstruction_cases import BATCHES, SCALAR_BATCHES, ScalarDenoiser, calibrated, rec
 from tfmq_fx import CalibrationError, ConfigError, LoweringError, QuantizationConfig
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.fake_quantizers import GroupedQuantizer
 from tfmq_fx.lowering.plan import final_graph
 from tfmq_fx.lowering.report.eligibility import classify
@@ -155,7 +155,7 @@ def test_what_does_not_change_with_the_noise_keeps_one_range():
         for user in node.users
     }
     text = [n for n in prepared.graph.nodes if n.target is torch.ops.aten.linear.default and "text" in str(n.args[1:])]
-    assert len(readers) == 2 and UNGROUPED not in prepared.meta
+    assert len(readers) == 2 and not PreparedState.of(prepared).ungrouped
     (observer,) = [prepared.get_submodule(node.args[0].target) for node in text]
     assert not isinstance(observer, GroupedObserver)
 
@@ -172,7 +172,7 @@ def test_a_layer_whose_items_are_not_in_order_is_named():
     config = QuantizationConfig(activation_groups=3, keep_float=())
     with pytest.warns(UserWarning, match="1 layers keep one activation range for all timestep groups, 'qkv'"):
         prepared = tfmq_fx.prepare(captured, config, timesteps=TIMESTEPS)
-    assert list(prepared.meta[UNGROUPED]) == ["qkv"]
+    assert list(PreparedState.of(prepared).ungrouped) == ["qkv"]
 
 
 def test_overridden_widths_hold_group_by_group():

@@ -1,9 +1,12 @@
+import dataclasses
+
 import pytest
 import torch
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import QuantizationConfig
+from tfmq_fx.config.prepared_state import PreparedState
 
 decomposed = torch.ops.quantized_decomposed
 
@@ -118,6 +121,7 @@ def test_weights_that_another_tool_made_wider_are_named():
 
     prepared = tfmq_fx.prepare(tfmq_fx.capture(small_denoiser(), batch()), timesteps=TIMESTEPS)
     tfmq_fx.calibrate(prepared, [batch()], progress=False)
-    prepared.meta["tfmq_fx.quantization"]["config"]["weight_bits"] = 4
+    state = PreparedState.of(prepared)
+    dataclasses.replace(state, config=dataclasses.replace(state.config, weight_bits=4)).attach(prepared)
     with pytest.warns(UserWarning, match=r"layers have wider weights than configured .* for 4 bits"):
         tfmq_fx.program_from_graph(convert_pt2e(prepared))

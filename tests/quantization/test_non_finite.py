@@ -12,6 +12,7 @@ from tests.conditional_cases import BATCHES, CONDITIONS, captured
 from tests.models import TIMESTEPS, SmallDenoiser, batch, small_denoiser
 from tests.reconstruction_cases import SCALAR_BATCHES, calibrated, rec
 from tfmq_fx import NonFiniteError, QuantizationConfig
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.frontend.batches import bind_batch
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers import (
@@ -25,7 +26,6 @@ from tfmq_fx.observers import (
     PerChannelWeightObserver,
     TimestepObserver,
 )
-from tfmq_fx.quantization.annotate import META_KEY
 from tfmq_fx.temporal.conditional_calibration import calibrate_conditional_part
 from tfmq_fx.temporal.conditionings import Conditionings
 
@@ -153,7 +153,7 @@ def test_the_conditional_part_names_layer_and_timestep():
     with pytest.raises(
         NonFiniteError, match=r"the input of layer '[\w.]+' holds .* at timesteps 0, 100, 200, 300 and 6"
     ):
-        calibrate_conditional_part(graph, graph.meta[META_KEY], bad)
+        calibrate_conditional_part(graph, PreparedState.of(graph), bad)
 
 
 @pytest.mark.parametrize("scalar", [False, True])

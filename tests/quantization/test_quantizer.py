@@ -8,6 +8,7 @@ import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import QuantizationConfig, TFMQQuantizer
 from tfmq_fx._torch.pt2e import Q_ANNOTATION_KEY
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.frontend.roles import find_roles, sample_inputs
 from tfmq_fx.observers import TimestepObserver
 from tfmq_fx.testing import GraphBuilder
@@ -156,7 +157,7 @@ def test_the_temporal_modes(temporal, indexed, float_linears):
     program = tfmq_fx.capture(small_denoiser(), batch())
     prepared = tfmq_fx.prepare(program, QuantizationConfig(temporal=temporal), timesteps=TIMESTEPS)
     assert sum(isinstance(m, TimestepObserver) for m in prepared.modules()) == indexed
-    kept = prepared.meta["tfmq_fx.quantization"]["kept_float"]
+    kept = PreparedState.of(prepared).kept_float
     assert sum(reason == "temporal='float'" for reason in kept.values()) == float_linears
 
 

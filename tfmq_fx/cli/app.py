@@ -15,6 +15,7 @@ from tfmq_fx.cli.diagnose import diagnose
 from tfmq_fx.cli.inspect import inspect
 from tfmq_fx.cli.presets import presets
 from tfmq_fx.cli.quantize import quantize
+from tfmq_fx.cli.registered_names import RegisteredNamesCommand
 from tfmq_fx.cli.sample import sample
 from tfmq_fx.errors import TfmqError
 
@@ -51,7 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (inspect, presets, backends, quantize, sample, compare, diagnose):
-    app.command()(command)
+    app.command(cls=RegisteredNamesCommand)(command)
 
 
 def main() -> None:

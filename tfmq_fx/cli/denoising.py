@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmq_fx.cli.console import stage
-from tfmq_fx.cli.options import UnknownTimestep
 from tfmq_fx.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tfmq_fx.config.choices import UnknownTimestep
     from tfmq_fx.lowering.run.denoiser import Denoiser
     from tfmq_fx.quantization.program import QuantizedProgram
 
@@ -38,7 +38,7 @@ def load_program(
     from tfmq_fx.passes.support.timestep_row import check_timesteps
     from tfmq_fx.quantization.unknown_timesteps import with_unknown_timestep
 
-    program = with_unknown_timestep(load(artefact), None if unknown is None else unknown.value)
+    program = with_unknown_timestep(load(artefact), unknown)
     if not program.scheduler:
         msg = f"{artefact} does not name its noise schedule; set program.scheduler = dict(scheduler.config), then save"
         raise ConfigError(msg)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from tfmq_fx.cli.registered_names import activation_observers, backends, name_parser, reconstructions, samplers
+from tfmq_fx.config.choices import Temporal, UnknownTimestep
 from tfmq_fx.config.presets import PRESETS
-from tfmq_fx.lowering.backends.registry import backend_names
 
 __all__ = [
     "ActivationBits",
-    "ActivationRange",
     "ActivationRangeOption",
     "ArtefactOption",
     "BackendOption",
@@ -28,19 +27,15 @@ __all__ = [
     "OutFolder",
     "PackageOption",
     "PresetOption",
-    "Reconstruction",
     "ReconstructionOption",
-    "Sampler",
     "SamplerOption",
     "Samples",
     "Seed",
     "ServedTimesteps",
     "Steps",
     "TableSteps",
-    "Temporal",
     "TemporalIterations",
     "TemporalOption",
-    "UnknownTimestep",
     "UnknownTimestepOption",
     "WeightBits",
 ]
@@ -48,56 +43,6 @@ __all__ = [
 SETTINGS = "What is quantized"
 CALIBRATION = "Calibration"
 RECONSTRUCTION = "Reconstruction"
-
-
-class Temporal(StrEnum):
-    """How the activations of the temporal block are quantized."""
-
-    FSC = "fsc"
-    CACHE = "cache"
-    AUTO = "auto"
-    SHARED = "shared"
-    FLOAT = "float"
-
-
-class Reconstruction(StrEnum):
-    """How weight rounding is learned."""
-
-    NONE = "none"
-    TFMQ_DM = "tfmq-dm"
-    BRECQ = "brecq"
-    ADAROUND = "adaround"
-    TIAR = "tiar"
-
-
-class Sampler(StrEnum):
-    """Which timesteps calibration rows come from."""
-
-    UNIFORM = "uniform"
-    NDTC = "ndtc"
-
-
-class ActivationRange(StrEnum):
-    """How activation ranges are estimated."""
-
-    EMA = "ema"
-    MINMAX = "minmax"
-    MSE = "mse"
-
-
-class UnknownTimestep(StrEnum):
-    """What a timestep outside the table does."""
-
-    ERROR = "error"
-    NEAREST = "nearest"
-
-
-def _backend_name(name: str) -> str:
-    """A backend's name, as the registry knows it when the command runs."""
-    if name not in backend_names():
-        msg = f"{name!r} is not one of {', '.join(map(repr, backend_names()))}."
-        raise typer.BadParameter(msg)
-    return name
 
 
 Model = Annotated[
@@ -159,10 +104,11 @@ KeepFloat = Annotated[
     ),
 ]
 ActivationRangeOption = Annotated[
-    ActivationRange,
+    str,
     typer.Option(
         "--activation-range",
-        help="Activation ranges: ema, smoothed minimum and maximum; mse, a search.",
+        parser=name_parser(activation_observers),
+        help="How activation ranges are estimated: ema is a smoothed minimum and maximum, mse a search.",
         rich_help_panel=CALIBRATION,
     ),
 ]
@@ -171,9 +117,12 @@ CalibrationSamples = Annotated[
     typer.Option(min=1, help="Trajectories sampled with the float model to calibrate.", rich_help_panel=CALIBRATION),
 ]
 SamplerOption = Annotated[
-    Sampler,
+    str,
     typer.Option(
-        "--sampler", help="Timesteps calibrated on: uniform, or PTQ4DM's normal (ndtc).", rich_help_panel=CALIBRATION
+        "--sampler",
+        parser=name_parser(samplers),
+        help="Timesteps calibrated on; ndtc is PTQ4DM's normal distribution.",
+        rich_help_panel=CALIBRATION,
     ),
 ]
 NdtcMean = Annotated[
@@ -184,9 +133,10 @@ BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Batch size of calibration.", rich_help_panel=CALIBRATION)
 ]
 ReconstructionOption = Annotated[
-    Reconstruction,
+    str,
     typer.Option(
         "--reconstruction",
+        parser=name_parser(reconstructions),
         help="Weight rounding: none, to nearest; tfmq-dm, learned, the temporal block first (TIAR), then block by "
         "block (BRECQ); brecq, without TIAR; adaround, layer by layer; tiar, the temporal block alone.",
         rich_help_panel=RECONSTRUCTION,
@@ -218,8 +168,8 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        parser=_backend_name,
-        help=f"What runs the model: {', '.join(backend_names())} (`tfmq-fx backends` describes them).",
+        parser=name_parser(backends),
+        help="What runs the model (`tfmq-fx backends` describes them).",
     ),
 ]
 PackageOption = Annotated[

@@ -14,5 +14,5 @@ def presets() -> None:
     """List the published methods that ``quantize --preset`` takes."""
     table = Table("preset", "source", "what it is", "not in it", show_lines=True)
     for preset in PRESETS.values():
-        table.add_row(preset.name, preset.source, preset.sentence, preset.lacks)
+        table.add_row(preset.name, preset.source, preset.summary, preset.limitations)
     console().print(table)

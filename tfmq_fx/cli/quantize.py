@@ -11,7 +11,6 @@ import typer
 from tfmq_fx.cli.console import console, size_text, stage
 from tfmq_fx.cli.options import (
     ActivationBits,
-    ActivationRange,
     ActivationRangeOption,
     BatchSizeOption,
     CacheBytes,
@@ -22,16 +21,12 @@ from tfmq_fx.cli.options import (
     NdtcMean,
     OutFolder,
     PresetOption,
-    Reconstruction,
     ReconstructionOption,
-    Sampler,
     SamplerOption,
     Seed,
     Steps,
-    Temporal,
     TemporalIterations,
     TemporalOption,
-    UnknownTimestep,
     UnknownTimestepOption,
     WeightBits,
 )
@@ -55,16 +50,16 @@ def quantize(
     preset: PresetOption = None,
     weight_bits: WeightBits = 8,
     activation_bits: ActivationBits = 8,
-    temporal: TemporalOption = Temporal.FSC,
-    unknown_timestep: UnknownTimestepOption = UnknownTimestep.ERROR,
+    temporal: TemporalOption = "fsc",
+    unknown_timestep: UnknownTimestepOption = "error",
     keep_float: KeepFloat = ["input", "output"],  # noqa: B006  (typer shows the default; nothing changes it)
     steps: Steps = 50,
     calibration_samples: CalibrationSamples = 64,
-    sampler: SamplerOption = Sampler.UNIFORM,
+    sampler: SamplerOption = "uniform",
     ndtc_mean: NdtcMean = 0.4,
-    activation_range: ActivationRangeOption = ActivationRange.EMA,
+    activation_range: ActivationRangeOption = "ema",
     batch_size: BatchSizeOption = 16,
-    reconstruction: ReconstructionOption = Reconstruction.NONE,
+    reconstruction: ReconstructionOption = "none",
     iterations: Iterations = 20_000,
     temporal_iterations: TemporalIterations = 20_000,
     cache_gib: CacheBytes = 2.0,
@@ -98,17 +93,17 @@ def quantize(
         seed,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
-        temporal=temporal.value,
-        activation_range=activation_range.value,
-        unknown_timestep=unknown_timestep.value,
+        temporal=temporal,
+        activation_range=activation_range,
+        unknown_timestep=unknown_timestep,
         keep_float=tuple(keep_float),
-        reconstruction=reconstruction.value,
+        reconstruction=reconstruction,
         iterations=iterations,
         temporal_iterations=temporal_iterations,
     )
     if method is not None and not _given(context, "sampler"):
-        sampler = Sampler(method.sampler)
-    strategy = NormalTimesteps(ndtc_mean) if sampler is Sampler.NDTC else sampler.value
+        sampler = method.sampler
+    strategy = NormalTimesteps(ndtc_mean) if sampler == "ndtc" else sampler
     stage("loading the model")
     module, scheduler = load_model(model)
     inputs = unconditional_inputs(module)
@@ -194,5 +189,5 @@ def _print_rest(method: Preset) -> None:
             f"{method.name} goes on in the sampler: wrap the scheduler in tfmq_fx.schedulers.{' and '.join(wrappers)}"
         )
         console().print(text, soft_wrap=True, markup=False)
-    if method.lacks:
-        console().print(f"not in this preset: {method.lacks}", soft_wrap=True, markup=False)
+    if method.limitations:
+        console().print(f"not in this preset: {method.limitations}", soft_wrap=True, markup=False)

@@ -1,18 +1,18 @@
 """Published methods as configurations of the same passes; none of them is a fork of the pipeline.
 
 A preset is the fields of a :class:`tfmq_fx.QuantizationConfig`, and what its method needs beside them: how calibration
-timesteps are drawn, and what the sampler does with the quantized denoiser. ``lacks`` says where a method goes beyond
-what these passes do.
+timesteps are drawn, and what the sampler does with the quantized denoiser. ``limitations`` says where a method goes
+beyond what these passes do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from tfmq_fx.config.checks import check_choice
+from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
@@ -25,26 +25,26 @@ class Preset:
     Attributes:
         name: What :meth:`tfmq_fx.QuantizationConfig.preset` is asked for.
         source: Where the method is from.
-        sentence: What sets it apart.
+        summary: What sets it apart.
         fields: Fields of the configuration that differ from their defaults.
         sampler: How calibration timesteps are drawn: the ``sampler`` of :func:`tfmq_fx.sample_trajectories`.
         corrects_noise: Whether its sampler is wrapped in a :class:`tfmq_fx.schedulers.PTQDScheduler`.
         quantizes_sample: Whether its sampler is wrapped in a :class:`tfmq_fx.schedulers.QuantizedSampleScheduler`.
-        lacks: What of the method these passes do not do; empty when nothing is known.
+        limitations: What of the method these passes do not do; empty when nothing is known.
     """
 
     name: str
     source: str
-    sentence: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    summary: str
+    fields: Mapping[str, Any] = field(default_factory=FrozenMapping)
     sampler: str = "uniform"
     corrects_noise: bool = False
     quantizes_sample: bool = False
-    lacks: str = ""
+    limitations: str = ""
 
     def __post_init__(self) -> None:
         """Make the fields read-only."""
-        object.__setattr__(self, "fields", MappingProxyType(dict(self.fields)))
+        object.__setattr__(self, "fields", freeze(self.fields))
 
 
 #: What Q-Diffusion and PTQD quantize alike.
@@ -64,7 +64,7 @@ RELEASED_FLOAT = ("*skip*", "*shortcut*", "*downsample*", "*.op")
 RELEASED_FIRST_TIME_LAYER = ("*time_embedding.linear_1", "*time_embed.0", "*temb.dense.0")
 RELEASED_SECOND_TIME_LAYER = ("*time_embedding.linear_2", "*time_embed.2", "*temb.dense.1")
 
-PRESETS: Mapping[str, Preset] = MappingProxyType(
+PRESETS: Mapping[str, Preset] = FrozenMapping(
     {
         preset.name: preset
         for preset in (
@@ -89,7 +89,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                     "activation_groups": EVERY_TIMESTEP,
                     "reconstruction": "tfmq-dm",
                 },
-                lacks="a float activation at the first residual block's first conv",
+                limitations="a float activation at the first residual block's first conv",
             ),
             Preset(
                 "brecq",
@@ -102,8 +102,8 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                     "split_concatenations": False,
                     "reconstruction": "brecq",
                 },
-                lacks="the first and last layer at 8 bits (here float), and learned activation steps (an option of the "
-                "reconstruction)",
+                limitations="the first and last layer at 8 bits (here float), and learned activation steps (an option "
+                "of the reconstruction)",
             ),
             Preset(
                 "q-diffusion",
@@ -124,7 +124,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                     ),
                 },
                 corrects_noise=True,
-                lacks="activation widths that change with the timestep",
+                limitations="activation widths that change with the timestep",
             ),
             Preset(
                 "ptq4dm",
@@ -143,21 +143,21 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
                 },
                 sampler="ndtc",
                 quantizes_sample=True,
-                lacks="separate ranges for the noise and the variance of a model that predicts both",
+                limitations="separate ranges for the noise and the variance of a model that predicts both",
             ),
             Preset(
                 "tdq",
                 "TDQ, NeurIPS 2023",
                 "Every activation has a range of its own at every timestep; rounded to nearest.",
                 {"temporal": "fsc", "weight_range": "mse", "activation_groups": EVERY_TIMESTEP},
-                lacks="the learned network that gives the intervals: here they are observed",
+                limitations="the learned network that gives the intervals: here they are observed",
             ),
             Preset(
                 "adp-dm",
                 "ADP-DM, arXiv 2305.18723",
                 "Every activation has a range for each of eight groups of timesteps; rounded to nearest.",
                 {"temporal": "fsc", "weight_range": "mse", "activation_groups": 8},
-                lacks="channel groups with a learned mixture of ranges, and calibration timesteps by entropy",
+                limitations="channel groups with a learned mixture of ranges, and calibration timesteps by entropy",
             ),
             Preset(
                 "shared",

@@ -7,30 +7,29 @@ import fnmatch
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-from tfmq_fx.config.checks import check_choice
+from tfmq_fx.config.checks import check_choice, check_whole
+from tfmq_fx.config.choices import TableStorage, Temporal, UnknownTimestep, WeightRange
+from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze, thaw
 from tfmq_fx.config.presets import find_preset
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.observers.registry import check_activation_observer
 
-__all__ = ["FLOAT_BITS", "QuantizationConfig", "UnknownTimestep"]
+__all__ = ["FLOAT_BITS", "ROLES", "QuantizationConfig"]
 
 #: A bit width that means "leave it in floating point".
 FLOAT_BITS = 32
 BITS = (*range(2, 9), 16, FLOAT_BITS)
 
-Temporal = Literal["fsc", "cache", "auto", "shared", "float"]
-TableStorage = Literal["float32", "float16", "int8"]
-WeightRange = Literal["minmax", "mse"]
-ActivationRange = Literal["ema", "minmax", "mse"]
-UnknownTimestep = Literal["error", "nearest"]
+#: What ``keep_float`` names beside patterns: layers by what they touch.
 ROLES = ("input", "output", "attention")
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """What is quantized, and how.
+    """What is quantized, and how. Frozen and hashable: lists become tuples, mappings become read-only.
 
     Attributes:
         weight_bits: Weight width, per output channel: 2 to 8, 16, or 32 for float.
@@ -47,7 +46,8 @@ class QuantizationConfig:
         weight_range: How a weight channel's range is chosen: ``"minmax"`` or ``"mse"`` (L2.4 search);
             ``None`` takes min-max at 8 bits and more, the search below.
         activation_range: ``"ema"``, min-max smoothed over batches with bias correction; ``"minmax"``, of all
-            batches together; or ``"mse"`` (L2.4 search).
+            batches together; ``"mse"`` (L2.4 search); or the name of another observer that was registered with
+            :func:`tfmq_fx.observers.register_activation_observer`.
         activation_groups: How many groups of timesteps have activation ranges of their own, outside the temporal
             block (``temporal`` says what happens inside): the timesteps in the order of their noise are cut into
             this many contiguous groups, each with one per-tensor range (ADP-DM, arXiv 2305.18723); as many as
@@ -85,7 +85,7 @@ class QuantizationConfig:
     temporal: Temporal = "fsc"
     table: TableStorage | None = None
     weight_range: WeightRange | None = None
-    activation_range: ActivationRange = "ema"
+    activation_range: str = "ema"
     activation_groups: int = 1
     symmetric_weights: bool | None = None
     symmetric_activations: bool = False
@@ -93,30 +93,28 @@ class QuantizationConfig:
     softmax_bits: int | None = None
     output_bits: int | None = None
     keep_float: tuple[str, ...] = ("input", "output")
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenMapping)
     split_concatenations: bool = True
     unknown_timestep: UnknownTimestep = "error"
     reconstruction: ReconstructionConfig | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
-        entries = (self.keep_float,) if isinstance(self.keep_float, str) else self.keep_float
-        if not isinstance(entries, Collection) or not all(isinstance(entry, str) for entry in entries):
-            msg = f"keep_float={self.keep_float!r} must be a tuple of roles and name patterns, such as ('input',)"
-            raise ConfigError(msg)
-        object.__setattr__(self, "keep_float", tuple(entries))
+        object.__setattr__(self, "keep_float", _entries(self.keep_float))
         _check_bits("weight_bits", self.weight_bits)
         _check_bits("activation_bits", self.activation_bits)
         check_choice("temporal", self.temporal, get_args(Temporal))
         check_choice("table", self.table, (None, *get_args(TableStorage)))
         check_choice("weight_range", self.weight_range, (None, *get_args(WeightRange)))
-        check_choice("activation_range", self.activation_range, get_args(ActivationRange))
+        check_choice("symmetric_weights", self.symmetric_weights, (None, False, True))
         check_choice("symmetric_activations", self.symmetric_activations, (False, True))
         check_choice("symmetric_attention", self.symmetric_attention, (False, True))
+        check_choice("split_concatenations", self.split_concatenations, (False, True))
         check_choice("softmax_bits", self.softmax_bits, (None, 8, 16))
         if self.output_bits is not None:
             _check_bits("output_bits", self.output_bits)
-        _check_groups(self.activation_groups)
+        check_whole("activation_groups", self.activation_groups, 1)
+        check_activation_observer(self.activation_range, grouped=self.activation_groups > 1)
         check_choice("unknown_timestep", self.unknown_timestep, get_args(UnknownTimestep))
         object.__setattr__(self, "reconstruction", ReconstructionConfig.of(self.reconstruction))
         if self.symmetric_weights is False and self.weight_bits == 8:
@@ -125,6 +123,10 @@ class QuantizationConfig:
                 "an asymmetric 8-bit weight does not fit the integer kernels"
             )
             raise ConfigError(msg)
+        self._check_overrides()
+        object.__setattr__(self, "overrides", freeze(self.overrides))
+
+    def _check_overrides(self) -> None:
         if not isinstance(self.overrides, Mapping):
             msg = f"overrides={self.overrides!r} must be fields by pattern, such as {{'mid.*': {{'weight_bits': 8}}}}"
             raise ConfigError(msg)
@@ -135,6 +137,19 @@ class QuantizationConfig:
             for name in values:
                 check_choice(f"override of {pattern!r}: field", name, OVERRIDABLE)
             dataclasses.replace(self, overrides={}, **values)
+
+    @classmethod
+    def of(cls, value: Any) -> QuantizationConfig:
+        """``value``, or the default for None.
+
+        Raises:
+            ConfigError: It is something else, such as a dictionary.
+        """
+        if value is None or isinstance(value, cls):
+            return value or cls()
+        hint = "pass QuantizationConfig(**values)" if isinstance(value, dict) else "pass a tfmq_fx.QuantizationConfig"
+        msg = f"the configuration is a {type(value).__name__}; {hint}"
+        raise ConfigError(msg)
 
     @classmethod
     def preset(cls, name: str, **values: Any) -> QuantizationConfig:
@@ -185,7 +200,10 @@ class QuantizationConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain JSON values."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        fields: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        if self.reconstruction is not None:
+            fields["reconstruction"] = dataclasses.asdict(self.reconstruction)
+        plain: dict[str, Any] = json.loads(json.dumps(thaw(fields)))
         return plain
 
     @classmethod
@@ -205,10 +223,13 @@ class QuantizationConfig:
 OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
 
 
-def _check_groups(groups: Any) -> None:
-    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1:
-        msg = f"activation_groups={groups!r} is not supported: use 1 for one range, or a number of timestep groups"
+def _entries(keep_float: Any) -> tuple[str, ...]:
+    """The entries of ``keep_float``; a bare string is one entry, not its letters."""
+    entries = (keep_float,) if isinstance(keep_float, str) else keep_float
+    if not isinstance(entries, Collection) or not all(isinstance(entry, str) for entry in entries):
+        msg = f"keep_float={keep_float!r} must be a tuple of roles and name patterns, such as ('input',)"
         raise ConfigError(msg)
+    return tuple(entries)
 
 
 def _check_bits(name: str, bits: Any) -> None:

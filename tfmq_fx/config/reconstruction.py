@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from tfmq_fx.config.checks import check_choice, check_number, check_whole
+from tfmq_fx.config.choices import Granularity, Precision, TemporalObjective
 from tfmq_fx.errors import ConfigError
 
-__all__ = ["Precision", "ReconstructionConfig"]
-
-Granularity = Literal["block", "layer", "none"]
-TemporalObjective = Literal["tiar", "blocks", "nearest"]
-Precision = Literal["float32", "bfloat16"]
+__all__ = ["RECONSTRUCTIONS", "ReconstructionConfig"]
 
 #: The paper's length of training; other lengths scale the step size with it (``learning_rate=None``).
 PAPER_ITERATIONS = 20_000
@@ -135,8 +132,8 @@ class ReconstructionConfig:
         if value is None or isinstance(value, cls):
             return value
         if isinstance(value, str):
-            check_choice("reconstruction", value, tuple(NAMED))
-            return NAMED[value]
+            check_choice("reconstruction", value, tuple(RECONSTRUCTIONS))
+            return RECONSTRUCTIONS[value]
         if not isinstance(value, Mapping):
             msg = f"reconstruction={value!r} must be a ReconstructionConfig, its fields, or a name"
             raise ConfigError(msg)
@@ -147,7 +144,8 @@ class ReconstructionConfig:
         return cls(**value)
 
 
-NAMED: dict[str, ReconstructionConfig | None] = {
+#: The reconstructions that have names.
+RECONSTRUCTIONS: dict[str, ReconstructionConfig | None] = {
     "none": None,
     "tfmq-dm": ReconstructionConfig(),
     "brecq": ReconstructionConfig(temporal="blocks"),

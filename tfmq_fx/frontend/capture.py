@@ -15,11 +15,11 @@ from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.frontend.exporting import BatchChoice, Batched, export, max_batch
 from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.notes import keep_notes
+from tfmq_fx.frontend.program_stage import CAPTURED, describe, held_model, stage_of
 from tfmq_fx.frontend.state import check_state
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.frontend.unwrapping import unwrap
 from tfmq_fx.frontend.weights import check_weights, detach_from_inference
-from tfmq_fx.quantization.stage_checks import CAPTURED, describe, held_model, stage_of
 
 __all__ = ["capture"]
 

@@ -8,15 +8,15 @@ from pathlib import Path
 from torch import fx
 
 from tfmq_fx.artefact.paths import path_of
-from tfmq_fx.config.quantization import UnknownTimestep
+from tfmq_fx.config.choices import UnknownTimestep
 from tfmq_fx.errors import LoweringError
+from tfmq_fx.frontend.program_stage import describe
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.backends.registry import find_backend, find_package_backend
 from tfmq_fx.lowering.options import LoweringOptions
 from tfmq_fx.lowering.run.denoiser import Denoiser
 from tfmq_fx.quantization.convert import program_from_graph
 from tfmq_fx.quantization.program import QuantizedProgram
-from tfmq_fx.quantization.stage_checks import describe
 from tfmq_fx.quantization.unknown_timesteps import check_unknown_timestep, with_unknown_timestep
 
 __all__ = ["load_denoiser", "lower"]

@@ -1,6 +1,12 @@
 """Observers: they watch tensors during calibration and give quantization parameters."""
 
-from tfmq_fx.observers.activation import EMAMinMaxObserver, MinMaxObserver, MSEObserver, per_tensor_parameters
+from tfmq_fx.observers.activation import (
+    EMAMinMaxObserver,
+    MinMaxObserver,
+    MSEObserver,
+    PerTensorObserver,
+    per_tensor_parameters,
+)
 from tfmq_fx.observers.conditional import ConditionalObserver
 from tfmq_fx.observers.grouped import (
     GroupedEMAObserver,
@@ -8,10 +14,18 @@ from tfmq_fx.observers.grouped import (
     GroupedMSEObserver,
     GroupedObserver,
 )
+from tfmq_fx.observers.registry import (
+    ActivationObserver,
+    activation_observer,
+    activation_observer_names,
+    register_activation_observer,
+    unregister_activation_observer,
+)
 from tfmq_fx.observers.temporal import TimestepObserver
 from tfmq_fx.observers.weight import PerChannelWeightObserver
 
 __all__ = [
+    "ActivationObserver",
     "ConditionalObserver",
     "EMAMinMaxObserver",
     "GroupedEMAObserver",
@@ -21,6 +35,11 @@ __all__ = [
     "MSEObserver",
     "MinMaxObserver",
     "PerChannelWeightObserver",
+    "PerTensorObserver",
     "TimestepObserver",
+    "activation_observer",
+    "activation_observer_names",
     "per_tensor_parameters",
+    "register_activation_observer",
+    "unregister_activation_observer",
 ]

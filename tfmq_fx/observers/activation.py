@@ -18,7 +18,7 @@ from tfmq_fx.observers.ranges import (
     search_symmetric,
 )
 
-__all__ = ["EMAMinMaxObserver", "MSEObserver", "MinMaxObserver", "per_tensor_parameters"]
+__all__ = ["EMAMinMaxObserver", "MSEObserver", "MinMaxObserver", "PerTensorObserver", "per_tensor_parameters"]
 
 #: Smoothing of the running minimum and maximum (TFMQ-DM's activations outside the temporal block).
 MOMENTUM = 0.95
@@ -42,10 +42,12 @@ def per_tensor_parameters(
     return parameters(low, high, q_min, q_max)
 
 
-class _PerTensorObserver(ObserverBase):  # type: ignore[misc]
-    """What the observers share: the attributes that PT2E reads, and the final step to parameters.
+class PerTensorObserver(ObserverBase):  # type: ignore[misc]
+    """The base of observers with one range per tensor: the attributes that PT2E reads, and the step to parameters.
 
-    They refuse NaN and infinite values (:class:`~tfmq_fx.errors.NonFiniteError`) before they take anything in.
+    A subclass implements ``forward``, which takes in a tensor by way of :meth:`range_of` and returns it, and
+    :meth:`observed_range`. They refuse NaN and infinite values (:class:`~tfmq_fx.errors.NonFiniteError`) before they
+    take anything in.
 
     Args:
         dtype: Integer dtype.
@@ -92,7 +94,7 @@ def _nothing_observed() -> CalibrationError:
     return CalibrationError("an activation was never observed; calibrate with at least one batch before converting")
 
 
-class MinMaxObserver(_PerTensorObserver):
+class MinMaxObserver(PerTensorObserver):
     """Minimum and maximum of everything observed."""
 
     def __init__(self, **spec: Any) -> None:
@@ -117,7 +119,7 @@ class MinMaxObserver(_PerTensorObserver):
         return self.low, self.high
 
 
-class EMAMinMaxObserver(_PerTensorObserver):
+class EMAMinMaxObserver(PerTensorObserver):
     """Minimum and maximum, smoothed over batches and corrected for the start from zero.
 
     ``lo <- m lo + (1 - m) min(x)`` from 0, likewise ``hi``; read as ``lo / (1 - m^k)`` after ``k``
@@ -152,7 +154,7 @@ class EMAMinMaxObserver(_PerTensorObserver):
         return self.low / correction, self.high / correction
 
 
-class MSEObserver(_PerTensorObserver):
+class MSEObserver(PerTensorObserver):
     """The range that quantizes the observed values best in the 2.4 norm.
 
     Keeps a histogram over the exact minimum and maximum; the search over 80 shrunk ranges weighs each

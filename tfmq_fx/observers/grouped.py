@@ -27,7 +27,9 @@ def nearest_seen(seen: Tensor) -> Tensor:
 
 
 class GroupedObserver(ObserverBase):  # type: ignore[misc]
-    """What the grouped observers share: ranges per item and group, and the step to parameters.
+    """The base of observers with one range per timestep group: ranges per item and group, and the step to parameters.
+
+    A subclass implements :meth:`observe`.
 
     Args:
         groups: Number of groups ``G``.

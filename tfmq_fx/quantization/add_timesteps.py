@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.frontend.program_stage import describe
 from tfmq_fx.observers.ranges import asymmetric_parameters
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns, row_lookups
 from tfmq_fx.passes.support.nodes import read_attribute
@@ -19,7 +20,6 @@ from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 from tfmq_fx.quantization.program import QuantizedProgram
-from tfmq_fx.quantization.stage_checks import describe
 from tfmq_fx.temporal.accepted_timesteps import accept_timesteps
 
 __all__ = ["add_timesteps"]

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import fx
 
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.errors import CalibrationError, NonFiniteError
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
-from tfmq_fx.frontend.notes import noted, restore_notes
+from tfmq_fx.frontend.notes import restore_notes
+from tfmq_fx.frontend.program_stage import CAPTURED, PREPARED, describe, stage_of
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.quantization.annotate import META_KEY
-from tfmq_fx.quantization.stage_checks import CAPTURED, PREPARED, describe, stage_of
 from tfmq_fx.temporal.batch_timesteps import with_table_check
 from tfmq_fx.temporal.conditional_calibration import calibrate_conditional_part, prepared_conditionings
 from tfmq_fx.temporal.finite_set_calibration import calibrate_temporal_block
@@ -48,15 +48,17 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
             and no observer has learnt from that batch.
     """
     stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else ""
-    # What is prepared and quantizes nothing has no observer, but notes.
-    if stage != PREPARED and not (stage == CAPTURED and noted(prepared, META_KEY)):
+    state = PreparedState.find(prepared) if stage in (CAPTURED, PREPARED) else None
+    # What is prepared and quantizes nothing has no observer, but a state; another quantizer's graph has no state.
+    if stage != PREPARED and state is None:
         msg = f"calibrate needs a prepared graph, it was given {describe(prepared)}"
         raise CalibrationError(msg)
     restore_notes(prepared)
-    about = prepared.meta.get(META_KEY, {})
-    timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
+    timestep = "timestep" if state is None else state.timestep
+    conditionings = None if state is None else prepared_conditionings(state)
     interface = interface_of(prepared)
-    batches = with_table_check(prepared, about, batches)
+    if state is not None:
+        batches = with_table_check(prepared, state, batches)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
     console = Console(stderr=True)
@@ -79,6 +81,6 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
         raise CalibrationError(msg)
     calibrate_temporal_block(prepared, timestep)
-    if conditionings is not None:
-        calibrate_conditional_part(prepared, about, conditionings)
+    if state is not None and conditionings is not None:
+        calibrate_conditional_part(prepared, state, conditionings)
     return count

@@ -12,20 +12,20 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 from tfmq_fx._torch.modules import tensors_by_name
 from tfmq_fx._torch.pt2e import is_prepared
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
-from tfmq_fx.frontend.notes import ensure_calling_convention, noted
+from tfmq_fx.frontend.notes import ensure_calling_convention
+from tfmq_fx.frontend.program_stage import CONVERTED, PREPARED, describe, live_observers, stage_of
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
 from tfmq_fx.passes.native.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import fqn, is_weighted
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
-from tfmq_fx.quantization.annotate import META_KEY
 from tfmq_fx.quantization.finite_parameters import require_finite_parameters
 from tfmq_fx.quantization.program import QuantizedProgram
-from tfmq_fx.quantization.stage_checks import CONVERTED, PREPARED, describe, live_observers, stage_of
 from tfmq_fx.temporal.choice import TemporalChoice
 from tfmq_fx.temporal.feature_table import float_table, tabulate
 
@@ -51,11 +51,11 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
     if not isinstance(prepared, fx.GraphModule) or stage_of(prepared) == CONVERTED:
         msg = f"convert needs a calibrated graph, it was given {describe(prepared)}"
         raise ConfigError(msg)
-    config = QuantizationConfig.from_dict(_about(prepared)["config"])
+    state = PreparedState.of(prepared)
     if not is_prepared(prepared):
         msg = "another tool rebuilt this prepared graph and dropped torchao's own notes; run it on the captured graph"
         raise ConfigError(msg)
-    original = float_table(prepared) if config.temporal == "auto" else None
+    original = float_table(prepared) if state.config.temporal == "auto" else None
     weights = _weights(prepared)
     # The float weights are read and replaced, never written: a copy of them would only double the memory.
     program = program_from_graph(convert_pt2e(copy.deepcopy(prepared, dict(weights))), original)
@@ -80,41 +80,41 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
     if stage_of(converted) == PREPARED:
         msg = f"only a converted graph makes a quantized program, this is {describe(converted)}"
         raise ConfigError(msg)
-    about = _about(converted)
-    _convert_left_over(converted)
-    config = QuantizationConfig.from_dict(about["config"])
-    timesteps = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
+    state = PreparedState.of(converted)
+    _convert_remaining_observers(converted)
+    config = state.config
+    timesteps = None if state.timesteps is None else distinct_timesteps(state.timesteps)
     choices: list[TemporalChoice] = []
     if config.tabulates and timesteps is not None:
         PropagateValues()(converted)
-        finite = {name: distinct_timesteps(values) for name, values in about["finite"].items()}
-        choices = tabulate(converted, config, about["timestep"], timesteps, original, finite)
+        finite = {name: distinct_timesteps(values) for name, values in state.finite.items()}
+        choices = tabulate(converted, config, state.timestep, timesteps, original, finite)
     run_pipeline(converted, FINISH)
     require_finite_parameters(converted)
-    _warn_of_wider_weights(converted, config)
+    _warn_wider_weights(converted, config)
     interface = interface_of(converted)
     converted.meta[INTERFACE_KEY] = interface
     return QuantizedProgram(
         graph_module=converted,
         config=config,
-        timestep=about["timestep"],
+        timestep=state.timestep,
         timesteps=timesteps,
-        kept_float=dict(about["kept_float"]),
+        kept_float=dict(state.kept_float),
         interface=interface,
         temporal_choices=tuple(choices),
     )
 
 
-def _convert_left_over(converted: fx.GraphModule) -> None:
+def _convert_remaining_observers(converted: fx.GraphModule) -> None:
     """Convert what observes by timestep: nncf places quantizers of its own and leaves these in the graph."""
-    left_over: dict[fx.Node, Any] = dict(live_observers(converted))
-    for node, observer in left_over.items():
+    remaining: dict[fx.Node, Any] = dict(live_observers(converted))
+    for node, observer in remaining.items():
         observer.convert(converted, node)
-    if left_over:
+    if remaining:
         converted.recompile()
 
 
-def _warn_of_wider_weights(converted: fx.GraphModule, config: QuantizationConfig) -> None:
+def _warn_wider_weights(converted: fx.GraphModule, config: QuantizationConfig) -> None:
     """Say so where weights have more bits than asked for: nncf, for one, knows 8 bits alone and ignores a range."""
     wider = []
     for layer in filter(is_weighted, converted.graph.nodes):
@@ -154,14 +154,3 @@ def _copy_shared(graph_module: fx.GraphModule, shared: dict[int, Tensor]) -> Non
             for name, value in state.items():
                 if value is not None and id(value) in shared:
                     state[name] = copy.deepcopy(value, copies)
-
-
-def _about(graph_module: fx.GraphModule) -> dict[str, Any]:
-    """What our quantizer noted on the graph."""
-    about: dict[str, Any] | None = noted(graph_module, META_KEY)
-    if about is None:
-        msg = (
-            "this graph was not prepared with TFMQQuantizer; use tfmq_fx.prepare, or prepare_pt2e with a TFMQQuantizer"
-        )
-        raise ConfigError(msg)
-    return about

@@ -11,12 +11,12 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.notes import restore_notes
+from tfmq_fx.frontend.program_stage import CAPTURED, describe, stage_of
 from tfmq_fx.frontend.roles import sample_inputs
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block
 from tfmq_fx.passes.analysis.several_timesteps import several_timesteps
 from tfmq_fx.quantization.annotate import TFMQQuantizer
-from tfmq_fx.quantization.stage_checks import CAPTURED, check_config, describe, stage_of
 from tfmq_fx.temporal.finite_inputs import FiniteInputs, finite_values
 
 __all__ = ["prepare"]
@@ -52,7 +52,7 @@ def prepare(
     if not isinstance(program, fx.GraphModule) or stage_of(program) != CAPTURED:
         msg = f"prepare needs a captured graph, it was given {describe(program)}"
         raise CaptureError(msg)
-    config = check_config(config)
+    config = QuantizationConfig.of(config)
     if config.temporal != "float" and (axes := several_timesteps(program, timestep)):
         msg = (
             f"{timestep!r} was captured with {axes} axes, such as one timestep per token or frame, and a table has one "

@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any, get_args
 
 from tfmq_fx.config.checks import check_choice
-from tfmq_fx.config.quantization import UnknownTimestep
+from tfmq_fx.config.choices import UnknownTimestep
 from tfmq_fx.passes import SetUnknownTimesteps
 from tfmq_fx.quantization.program import QuantizedProgram
 

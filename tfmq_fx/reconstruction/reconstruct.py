@@ -9,25 +9,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from tfmq_fx.config.quantization import QuantizationConfig
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.errors import ConfigError, ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, insert_fake_quantizers, quantizers_of
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
-from tfmq_fx.frontend.notes import noted
+from tfmq_fx.frontend.notes import keep_notes, restore_notes
+from tfmq_fx.frontend.program_stage import CONVERTED, describe, stage_of
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis import find_temporal_block, find_units, row_columns
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
-from tfmq_fx.quantization.annotate import META_KEY
-from tfmq_fx.quantization.stage_checks import CONVERTED, describe, stage_of
 from tfmq_fx.reconstruction.checkpoint import Checkpoint, fingerprint
 from tfmq_fx.reconstruction.code_digest import code_digest
 from tfmq_fx.reconstruction.conditional import (
@@ -104,23 +102,26 @@ def reconstruct(
     Source: TFMQ-DM (CVPR 2024), section 5; BRECQ (ICLR 2021); AdaRound (ICML 2020).
     """
     stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else ""
-    about: dict[str, Any] | None = noted(prepared, META_KEY) if stage and stage != CONVERTED else None
-    if about is None:
+    state = PreparedState.find(prepared) if stage and stage != CONVERTED else None
+    if state is None:
         msg = f"reconstruct needs a graph that was prepared with TFMQQuantizer and calibrated, not {describe(prepared)}"
         raise ConfigError(msg)
-    config = config or QuantizationConfig.from_dict(about["config"]).reconstruction or ReconstructionConfig()
+    restore_notes(prepared)
+    config = config or state.config.reconstruction or ReconstructionConfig()
     began = time.perf_counter()
     insert_fake_quantizers(prepared)
     batches = list(batches)
     with _frozen(prepared):
-        run = _Run(prepared, about, config, batches)
+        run = _Run(prepared, state, config, batches)
         samples = None if config.granularity == "none" else gather_samples(prepared, batches, config.seed)
         folder = None if directory is None else Path(directory)
         checkpoint = Checkpoint(folder, run.fingerprint(samples))
         store = ActivationStore(cache_bytes, folder)
         with ReconstructionProgress(run.iterations(), enabled=progress) as bar:
             units = run.go(samples, store, checkpoint, bar)
-    about["config"]["reconstruction"] = dataclasses.asdict(config)
+    # Notes of its own: copies of the graph, which were not reconstructed, share the old ones.
+    keep_notes(prepared)
+    dataclasses.replace(state, config=dataclasses.replace(state.config, reconstruction=config)).attach(prepared)
     return ReconstructionReport(
         units=tuple(units),
         seconds=time.perf_counter() - began + run.earlier_seconds,
@@ -147,11 +148,11 @@ class _Run:
     """One reconstruction: the partitioned graph and what is counted on the way."""
 
     def __init__(
-        self, prepared: fx.GraphModule, about: dict[str, Any], config: ReconstructionConfig, batches: list[Batch]
+        self, prepared: fx.GraphModule, state: PreparedState, config: ReconstructionConfig, batches: list[Batch]
     ) -> None:
-        self.prepared, self.about, self.config = prepared, about, config
-        self.timestep: str = about["timestep"]
-        values = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
+        self.prepared, self.state, self.config = prepared, state, config
+        self.timestep = state.timestep
+        values = None if state.timesteps is None else distinct_timesteps(state.timesteps)
         self.inputs = row_columns(prepared) or ({} if values is None else {self.timestep: values})
         self.resumed, self.earlier_seconds = 0, 0.0
         block = find_temporal_block(prepared, self.timestep)
@@ -162,8 +163,8 @@ class _Run:
             msg = "the temporal block is reconstructed over the schedule's timesteps: pass timesteps= to prepare"
             raise ConfigError(msg)
         self.tiar = self.learns and config.temporal == "tiar"
-        self.path = conditioned_path(prepared, about)
-        self.pairs = _pairs(prepared, about, batches)
+        self.path = conditioned_path(prepared, state)
+        self.pairs = _pairs(prepared, state, batches)
         for quantizer in quantizers_of(prepared).values():
             if isinstance(quantizer, AdaRoundQuantizer):
                 quantizer.round_to_nearest()
@@ -177,7 +178,7 @@ class _Run:
             timestep=self.timestep,
             granularity="layer" if config.granularity == "layer" else "block",
             temporal=config.temporal != "blocks",
-            conditions=about.get("conditions", ()),
+            conditions=state.conditions,
         )(self.graph_module)
         self.units = [node for node in self.graph_module.graph.nodes if "tfmq_fx.unit" in node.meta]
 
@@ -192,7 +193,7 @@ class _Run:
 
     def _conditional_unit(self) -> ConditionalUnit | None:
         """The part that learns over pairs; None without one, or without conditionings."""
-        conditions = self.about.get("conditions", ())
+        conditions = self.state.conditions
         if not conditions or self.pairs is None or self.config.temporal != "tiar":
             return None
         units = find_units(self.prepared, self.timestep, conditions=conditions)
@@ -233,8 +234,8 @@ class _Run:
         """A hash of everything that decides the outcome."""
         plain = {
             "reconstruction": dataclasses.asdict(self.config),
-            "quantization": {k: v for k, v in self.about["config"].items() if k != "reconstruction"},
-            "timesteps": self.about["timesteps"],
+            "quantization": {k: v for k, v in self.state.config.to_dict().items() if k != "reconstruction"},
+            "timesteps": self.state.timesteps,
             "units": [node.meta["tfmq_fx.unit"] for node in self.units],
             "versions": [torch.__version__, version("torchao"), torch.backends.cpu.get_cpu_capability(), code_digest()],
         }
@@ -373,12 +374,12 @@ class _Run:
         return [self.prepared.get_submodule(name) for name in self.temporal | named]
 
 
-def _pairs(prepared: fx.GraphModule, about: dict[str, Any], batches: list[Batch]) -> ConditionedTimesteps | None:
+def _pairs(prepared: fx.GraphModule, state: PreparedState, batches: list[Batch]) -> ConditionedTimesteps | None:
     """All timesteps with the conditionings of the batches; None where there are none, or no layer takes them."""
-    conditionings = prepared_conditionings(about)
-    if conditionings is None or not batches:
+    conditionings = prepared_conditionings(state)
+    if conditionings is None or state.timesteps is None or not batches:
         return None
     interface = interface_of(prepared)
     for index, batch in enumerate(batches):
-        conditionings.add(prepared, bind_batch(interface, index, batch, about["timestep"]))
-    return conditionings.with_timesteps(distinct_timesteps(about["timesteps"]), about["timestep"])
+        conditionings.add(prepared, bind_batch(interface, index, batch, state.timestep))
+    return conditionings.with_timesteps(distinct_timesteps(state.timesteps), state.timestep)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx._torch import pytree
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.binding import Call
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.sizes import rows_per_item
-from tfmq_fx.quantization.annotate import META_KEY
 
 __all__ = ["Samples", "Window", "gather_samples"]
 
@@ -103,7 +103,7 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
         CalibrationError: There are none, or one does not fit the graph.
     """
     interface = interface_of(prepared)
-    timestep = prepared.meta.get(META_KEY, {}).get("timestep", "timestep")
+    timestep = PreparedState.of(prepared).timestep
     placeholders = [node for node in prepared.graph.nodes if node.op == "placeholder"]
     calls = [bind_batch(interface, index, batch, timestep) for index, batch in enumerate(batches)]
     flat = [call.leaves for call in calls]

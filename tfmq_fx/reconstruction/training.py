@@ -9,7 +9,8 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from tfmq_fx.config.reconstruction import Precision, ReconstructionConfig
+from tfmq_fx.config.choices import Precision
+from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, TimestepQuantizer
 from tfmq_fx.fake_quantizers.adaround import annealed_beta

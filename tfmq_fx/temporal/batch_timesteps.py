@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.frontend.batches import timestep_of
 from tfmq_fx.frontend.interface import Interface, interface_of
@@ -84,20 +85,20 @@ def _argument(timestep: str) -> str:
     return "" if timestep == "timestep" else f", {timestep!r}"
 
 
-def with_table_check(graph_module: fx.GraphModule, about: Mapping[str, Any], batches: Iterable[T]) -> Iterable[T]:
+def with_table_check(graph_module: fx.GraphModule, state: PreparedState, batches: Iterable[T]) -> Iterable[T]:
     """``batches``, held against the table: a sequence before anything runs, what is made on the way at its end.
 
     Args:
         graph_module: The graph that they are for.
-        about: What the quantizer noted on it: ``timesteps`` and the name of the ``timestep``.
+        state: Its state.
         batches: The model's own inputs, each a tuple, a mapping by argument name, or a single tensor.
 
     Raises:
         CalibrationError: None of their timesteps is in the table.
     """
-    if about.get("timesteps") is None:
+    if state.timesteps is None:
         return batches
-    values, timestep = torch.as_tensor(about["timesteps"], dtype=torch.float64), str(about["timestep"])
+    values, timestep = torch.tensor(state.timesteps, dtype=torch.float64), state.timestep
     interface = interface_of(graph_module)
     if isinstance(batches, Sequence):
         check_table_is_hit(values, [t for batch in batches for t in _timesteps(interface, batch, timestep)], timestep)

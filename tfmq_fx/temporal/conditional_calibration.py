@@ -6,7 +6,7 @@ timestep and conditioning: every timestep gets the range of what it sees under t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import fx, nn
 from torchao.quantization.pt2e import ObserverBase
 
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.observers import PerChannelWeightObserver, TimestepObserver
 from tfmq_fx.observers.ranges import fake_quantize
 from tfmq_fx.passes.analysis import (
@@ -34,42 +35,41 @@ __all__ = ["calibrate_conditional_part", "conditioned_path", "observe_pairs", "p
 DATA_FREE = (TimestepObserver, PerChannelWeightObserver)
 
 
-def conditioned_path(graph_module: fx.GraphModule, about: Mapping[str, Any]) -> TemporalBlock:
+def conditioned_path(graph_module: fx.GraphModule, state: PreparedState) -> TemporalBlock:
     """The time path with its conditioning: the temporal block and what else the sample does not reach.
 
     Args:
         graph_module: A prepared graph.
-        about: What :class:`tfmq_fx.TFMQQuantizer` noted on it.
+        state: Its state.
     """
-    further = (*about.get("finite", {}), *about.get("conditions", ()))
-    return find_temporal_block(graph_module, about.get("timestep", "timestep"), finite=further)
+    return find_temporal_block(graph_module, state.timestep, finite=state.path_inputs)
 
 
-def prepared_conditionings(about: Mapping[str, Any]) -> Conditionings | None:
+def prepared_conditionings(state: PreparedState) -> Conditionings | None:
     """A collection for what a prepared graph's time path takes beside the timestep; None when there is nothing."""
-    if not about.get("conditions") or about["timesteps"] is None:
+    if not state.conditions or state.timesteps is None:
         return None
-    return Conditionings((*about["finite"], *about["conditions"]))
+    return Conditionings(state.path_inputs)
 
 
 @torch.no_grad()
-def calibrate_conditional_part(prepared: fx.GraphModule, about: Mapping[str, Any], conditionings: Conditionings) -> int:
+def calibrate_conditional_part(prepared: fx.GraphModule, state: PreparedState, conditionings: Conditionings) -> int:
     """Set the parameters of every observer of the conditional part from scratch.
 
     Args:
         prepared: A graph whose other observers are calibrated; it is updated in place.
-        about: What :class:`tfmq_fx.TFMQQuantizer` noted on it.
+        state: Its state.
         conditionings: Those of the calibration batches.
 
     Returns:
         The number of observers that were calibrated; 0 when the graph has none.
     """
-    path = conditioned_path(prepared, about)
+    path = conditioned_path(prepared, state)
     nodes = outside_block(path, find_temporal_block(prepared, path.timestep))
     sites = timestep_sites(prepared, nodes)
     if not sites:
         return 0
-    pairs = conditionings.with_timesteps(distinct_timesteps(about["timesteps"]), path.timestep)
+    pairs = conditionings.with_timesteps(distinct_timesteps(state.timesteps), path.timestep)
     modules = [prepared.get_submodule(str(node.target)) for node in path.nodes if node.op == "call_module"]
     with _unchanged(
         module for module in modules if not isinstance(module, (TimestepObserver, PerChannelWeightObserver))

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.fake_quantizers import quantizers_of
@@ -24,7 +25,6 @@ from tfmq_fx.passes.temporal.compress_temporal_table import (
     quantize_rows,
 )
 from tfmq_fx.passes.temporal.tabulate_temporal_block import LAYER
-from tfmq_fx.quantization.annotate import META_KEY
 from tfmq_fx.temporal.choice import TemporalChoice
 
 __all__ = ["float_table", "store_table", "stored_rows", "tabulate"]
@@ -35,7 +35,7 @@ def float_table(prepared: fx.GraphModule) -> fx.GraphModule:
     graph_module = copy.deepcopy(prepared)
     for quantizer in quantizers_of(graph_module).values():
         quantizer.enabled = False
-    TabulateTemporalBlock(timestep=prepared.meta[META_KEY]["timestep"])(graph_module)
+    TabulateTemporalBlock(timestep=PreparedState.of(prepared).timestep)(graph_module)
     return graph_module
 
 

@@ -9,10 +9,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from tfmq_fx.artefact.fields import checked, fields_of, identifier, items, parse_json, whole
 from tfmq_fx.artefact.tree_specs import check_tree_spec, load_tree_spec
+from tfmq_fx.config.choices import UnknownTimestep
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.interface_json import interface_from_json
 from tfmq_fx.lowering.backends.aot.machine import Machine
@@ -79,8 +80,9 @@ class PackageManifest:
         check_tree_spec(checked(values["result"], str, "'result'"))
         finite = checked(values["finite"], dict, "'finite'")
         unknown = checked(values["unknown_timestep"], str, "'unknown_timestep'")
-        if unknown not in ("error", "nearest"):
-            msg = f"'unknown_timestep' is {unknown[:60]!r} instead of 'error' or 'nearest'; compile the package again"
+        if unknown not in get_args(UnknownTimestep):
+            allowed = " or ".join(map(repr, get_args(UnknownTimestep)))
+            msg = f"'unknown_timestep' is {unknown[:60]!r} instead of {allowed}; compile the package again"
             raise ArtefactError(msg)
         timesteps, groups = values["timesteps"], values["groups"]
         return cls(

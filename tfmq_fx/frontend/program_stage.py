@@ -1,4 +1,4 @@
-"""What a stage was given instead of what it takes, and the call that is missing, in words."""
+"""How far a graph has come, and what to call next where a stage was given something else than it takes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import torch
 from torch import fx, nn
 from torchao.quantization.pt2e import ObserverBase
 
-from tfmq_fx.config.quantization import QuantizationConfig
-from tfmq_fx.errors import ConfigError
-
-__all__ = ["CAPTURED", "CONVERTED", "PREPARED", "check_config", "describe", "held_model", "live_observers", "stage_of"]
+__all__ = ["CAPTURED", "CONVERTED", "PREPARED", "describe", "held_model", "live_observers", "stage_of"]
 
 CAPTURED, PREPARED, CONVERTED = "captured", "prepared", "converted"
 
@@ -58,16 +55,3 @@ def live_observers(graph_module: fx.GraphModule) -> dict[fx.Node, torch.nn.Modul
     calls = graph_module.graph.nodes
     found = {node: modules[str(node.target)] for node in calls if node.op == "call_module" and node.target in modules}
     return {node: m for node, m in found.items() if isinstance(m, ObserverBase) or hasattr(m, "convert")}
-
-
-def check_config(config: Any) -> QuantizationConfig:
-    """``config``, or the default for None.
-
-    Raises:
-        ConfigError: It is something else, such as a dictionary.
-    """
-    if config is None or isinstance(config, QuantizationConfig):
-        return config or QuantizationConfig()
-    hint = "pass QuantizationConfig(**values)" if isinstance(config, dict) else "pass a tfmq_fx.QuantizationConfig"
-    msg = f"the configuration is a {type(config).__name__}; {hint}"
-    raise ConfigError(msg)

@@ -1,0 +1,35 @@
+"""The choices that a configuration has, each written once: checks, type hints and command-line options derive from it.
+
+This file imports no torch, so that the command line can show its help without. Activation observers are an open set,
+with a registry of their own: :mod:`tfmq_fx.observers.registry`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = [
+    "Granularity",
+    "Precision",
+    "TableStorage",
+    "Temporal",
+    "TemporalObjective",
+    "UnknownTimestep",
+    "WeightRange",
+]
+
+#: How the activations of the temporal block are quantized.
+Temporal = Literal["fsc", "cache", "auto", "shared", "float"]
+#: How a table of temporal features is stored.
+TableStorage = Literal["float32", "float16", "int8"]
+#: How the range of a weight channel is chosen.
+WeightRange = Literal["minmax", "mse"]
+#: What a timestep outside the table does.
+UnknownTimestep = Literal["error", "nearest"]
+
+#: What is reconstructed as one unit.
+Granularity = Literal["block", "layer", "none"]
+#: What the temporal block is reconstructed against.
+TemporalObjective = Literal["tiar", "blocks", "nearest"]
+#: What a unit is trained in.
+Precision = Literal["float32", "bfloat16"]

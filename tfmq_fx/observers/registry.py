@@ -1,0 +1,132 @@
+"""The observers of activations by name; configurations, the quantizer and the command line derive from this."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.observers.activation import EMAMinMaxObserver, MinMaxObserver, MSEObserver, PerTensorObserver
+from tfmq_fx.observers.grouped import (
+    GroupedEMAObserver,
+    GroupedMinMaxObserver,
+    GroupedMSEObserver,
+    GroupedObserver,
+)
+
+__all__ = [
+    "ActivationObserver",
+    "activation_observer",
+    "activation_observer_names",
+    "check_activation_observer",
+    "register_activation_observer",
+    "unregister_activation_observer",
+]
+
+
+@dataclass(frozen=True)
+class ActivationObserver:
+    """How activation ranges are chosen, under the name that ``QuantizationConfig.activation_range`` takes.
+
+    Attributes:
+        name: What a configuration calls it.
+        per_tensor: One range per tensor.
+        grouped: One range per group of timesteps (``activation_groups``); None where there is no such form.
+    """
+
+    name: str
+    per_tensor: type[PerTensorObserver]
+    grouped: type[GroupedObserver] | None = None
+
+
+_OBSERVERS: dict[str, ActivationObserver] = {
+    entry.name: entry
+    for entry in (
+        ActivationObserver("ema", EMAMinMaxObserver, GroupedEMAObserver),
+        ActivationObserver("minmax", MinMaxObserver, GroupedMinMaxObserver),
+        ActivationObserver("mse", MSEObserver, GroupedMSEObserver),
+    )
+}
+
+
+def register_activation_observer(
+    name: str,
+    per_tensor: type[PerTensorObserver],
+    grouped: type[GroupedObserver] | None = None,
+    *,
+    override: bool = False,
+) -> ActivationObserver:
+    """Let configurations name an observer of activations: ``QuantizationConfig(activation_range=name)``.
+
+    Args:
+        name: A new name.
+        per_tensor: Made as ``per_tensor(dtype=…, quant_min=…, quant_max=…, qscheme=…, subject=…)`` once per activation;
+            it implements ``forward`` and ``observed_range``.
+        grouped: Made as ``grouped(groups, bits, subject)``; it implements ``observe``. Without one, configurations with
+            ``activation_groups`` above 1 refuse the name.
+        override: Whether to replace an observer of the same name.
+
+    Raises:
+        ConfigError: The name is taken or empty, or a class is not of the kind that its place takes.
+    """
+    if not isinstance(name, str) or not name:
+        msg = f"the name of an observer must be a string that is not empty, not {name!r}"
+        raise ConfigError(msg)
+    if name in _OBSERVERS and not override:
+        msg = f"an observer {name!r} is registered already; choose another name, or pass override=True"
+        raise ConfigError(msg)
+    _check_class(name, "per_tensor", per_tensor, PerTensorObserver)
+    if grouped is not None:
+        _check_class(name, "grouped", grouped, GroupedObserver)
+    _OBSERVERS[name] = ActivationObserver(name, per_tensor, grouped)
+    return _OBSERVERS[name]
+
+
+def unregister_activation_observer(name: str) -> None:
+    """Forget a registered observer; raises as :func:`activation_observer`."""
+    del _OBSERVERS[activation_observer(name).name]
+
+
+def activation_observer_names() -> tuple[str, ...]:
+    """The names of all observers, in the order of their registration."""
+    return tuple(_OBSERVERS)
+
+
+def activation_observer(name: str) -> ActivationObserver:
+    """The observer that is registered under ``name``.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    check_activation_observer(name)
+    return _OBSERVERS[name]
+
+
+def check_activation_observer(name: Any, *, grouped: bool = False) -> None:
+    """Check a configuration's ``activation_range``.
+
+    Args:
+        name: The name.
+        grouped: Whether a form for timestep groups is needed.
+
+    Raises:
+        ConfigError: No observer is registered under this name, or none with such a form.
+    """
+    if not isinstance(name, str) or name not in _OBSERVERS:
+        msg = (
+            f"activation_range={name!r} is not supported: use one of {', '.join(map(repr, _OBSERVERS))}, or register "
+            "an observer with tfmq_fx.observers.register_activation_observer first"
+        )
+        raise ConfigError(msg)
+    if grouped and _OBSERVERS[name].grouped is None:
+        msg = (
+            f"activation_range={name!r} was registered without a grouped observer, which activation_groups needs: "
+            "register it with grouped=, or use activation_groups=1"
+        )
+        raise ConfigError(msg)
+
+
+def _check_class(name: str, argument: str, given: object, base: type) -> None:
+    if not (isinstance(given, type) and issubclass(given, base)):
+        msg = f"observer {name!r}: {argument}= must be a subclass of tfmq_fx.observers.{base.__name__}, not {given!r}"
+        raise ConfigError(msg)

@@ -1,0 +1,95 @@
+"""Which layers stay float, and why."""
+
+from __future__ import annotations
+
+import fnmatch
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import fx
+
+from tfmq_fx.config.quantization import FLOAT_BITS, ROLES, QuantizationConfig
+from tfmq_fx.frontend.roles import find_roles
+from tfmq_fx.passes.analysis import TemporalBlock
+from tfmq_fx.passes.support.predicates import (
+    fqn,
+    is_attention,
+    is_conv,
+    is_float_tensor,
+    is_linear,
+    is_matmul,
+    is_weighted,
+)
+
+__all__ = ["FloatLayers", "warn_unmatched_patterns"]
+
+
+@dataclass(frozen=True, eq=False)
+class FloatLayers:
+    """What a configuration says of the layers of one graph.
+
+    Attributes:
+        config: The configuration.
+        block: The graph's temporal block.
+        roles: The roles of its layers.
+    """
+
+    config: QuantizationConfig
+    block: TemporalBlock
+    roles: Mapping[fx.Node, frozenset[str]]
+
+    @classmethod
+    def of(cls, model: fx.GraphModule, config: QuantizationConfig, block: TemporalBlock) -> FloatLayers:
+        """Read the roles off a graph."""
+        return cls(config, block, find_roles(model, block.timestep))
+
+    def activation_bits(self, layer: fx.Node) -> int:
+        """The width of a layer's activations, overrides applied."""
+        return self.config.for_layer(fqn(layer)).activation_bits
+
+    def reason(self, layer: fx.Node) -> str:
+        """Why a layer stays float, or ``""``."""
+        name = fqn(layer)
+        if not all(is_float_tensor(operand) for operand in layer.args[:2]):
+            return "its operands are not floating-point tensors"
+        if layer in self.block and self.config.temporal in ("float", "cache"):
+            return f"temporal={self.config.temporal!r}"
+        entry = self.config.keeps_float(name, self.roles.get(layer, frozenset()))
+        if entry is not None and not (entry in ("input", "output") and layer in self.block):
+            return f"keep_float has {entry!r}"
+        config = self.config.for_layer(name)
+        if is_matmul(layer):
+            return "activation_bits=32" if config.activation_bits == FLOAT_BITS else ""
+        if not (is_conv(layer) or is_linear(layer)):
+            return "transposed convolutions are not quantized"
+        weight = layer.args[1]
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+            return "its weight is computed, not stored"
+        if config.weight_bits == FLOAT_BITS and config.activation_bits == FLOAT_BITS:
+            return "weight_bits=32 and activation_bits=32"
+        return ""
+
+    def attention_reason(self, attention: fx.Node) -> str:
+        """Why attention was left fused, or ``""`` where that is not the configuration's doing."""
+        entry = self.config.keeps_float(fqn(attention), frozenset(("attention",)))
+        if entry is not None:
+            return f"keep_float has {entry!r}"
+        return "activation_bits=32" if self.activation_bits(attention) == FLOAT_BITS else ""
+
+
+def warn_unmatched_patterns(model: fx.GraphModule, config: QuantizationConfig, *, stacklevel: int = 2) -> None:
+    """Name the patterns that match no layer: a misspelt one would change nothing without a word.
+
+    Args:
+        model: The graph whose layers the patterns are for.
+        config: Has them in ``keep_float`` and ``overrides``.
+        stacklevel: As for ``warnings.warn``, counted from the caller.
+    """
+    names = [fqn(node) for node in model.graph.nodes if is_weighted(node) or is_matmul(node) or is_attention(node)]
+    kept = [entry for entry in config.keep_float if entry not in ROLES]
+    for field, patterns in (("keep_float", kept), ("overrides", list(config.overrides))):
+        unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(name, p) for name in names)]
+        if unmatched:
+            shown = ", ".join(map(repr, unmatched))
+            warnings.warn(f"{field} has {shown}, which matches no layer of this model", stacklevel=stacklevel + 1)

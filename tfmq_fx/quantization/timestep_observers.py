@@ -1,0 +1,144 @@
+"""The step of preparation that inserts observers by timestep: temporal block, conditional part, timestep groups.
+
+They are calls in the graph (``observer(x, rows)``), no annotations: PT2E's annotations have one parameter set.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import fx
+
+from tfmq_fx._torch.pt2e import Q_ANNOTATION_KEY
+from tfmq_fx.config.quantization import FLOAT_BITS
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.roles import sample_inputs
+from tfmq_fx.observers import ConditionalObserver, GroupedObserver, TimestepObserver, activation_observer
+from tfmq_fx.observers.finite import input_of
+from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTemporalBlock, ObserveTimestepGroups
+from tfmq_fx.passes.analysis import TemporalBlock, data_dependence, find_temporal_block, row_columns
+from tfmq_fx.passes.support.predicates import fqn
+from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP
+from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
+from tfmq_fx.passes.temporal.observe_timestep_groups import ungrouped_layers
+from tfmq_fx.quantization.float_layers import FloatLayers
+from tfmq_fx.quantization.quantizer_options import QuantizerOptions
+from tfmq_fx.temporal.finite_inputs import finite_values
+
+__all__ = ["insert_timestep_observers"]
+
+
+def insert_timestep_observers(model: fx.GraphModule, options: QuantizerOptions) -> None:
+    """Observe by timestep what the configuration gives parameters per timestep or per group of timesteps, in place.
+
+    Observers return their input, so the graph computes what it did.
+
+    Args:
+        model: The rewritten graph (:func:`~tfmq_fx.quantization.rewrites.rewrite_for_annotation`).
+        options: Of the quantizer.
+
+    Raises:
+        ConfigError: Timesteps are needed and were not given, or there is no timestep input to group by.
+    """
+    block, conditions = options.temporal_block(model), options.conditions(model)
+    per_timestep = options.config.temporal not in ("shared", "float")
+    if block and per_timestep:
+        _observe_block(model, options, block)
+    if conditions and per_timestep:
+        _observe_conditional_part(model, options, block, conditions)
+    if options.config.activation_groups > 1:
+        _observe_groups(model, options, block)
+
+
+def _index(model: fx.GraphModule, options: QuantizerOptions) -> None:
+    """Give the graph the row of every item's timestep in the table of the schedule."""
+    assert options.timesteps is not None
+    finite, unknown = finite_values(model, options.finite), options.config.unknown_timestep
+    IndexTimesteps(options.timesteps, timestep=options.timestep, unknown=unknown, finite=finite)(model)
+
+
+def _observe_block(model: fx.GraphModule, options: QuantizerOptions, block: TemporalBlock) -> None:
+    """One range per row of the table for what the temporal block's linears read."""
+    options.required_timesteps(f"a temporal block ({len(block.linears)} linears)")
+    if options.config.temporal == "cache":
+        return
+    _index(model, options)
+    count = len(row_columns(model)[options.timestep])
+
+    def make_observer(linear: fx.Node) -> TimestepObserver:
+        name = fqn(linear)
+        return TimestepObserver(count, options.config.for_layer(name).activation_bits, input_of(name))
+
+    def select(linear: fx.Node) -> bool:
+        name = fqn(linear)
+        config = options.config.for_layer(name)
+        return config.activation_bits < FLOAT_BITS and config.keeps_float(name, frozenset()) is None
+
+    ObserveTemporalBlock(make_observer, timestep=options.timestep, select=select)(model)
+
+
+def _is_eligible(layer: fx.Node, layers: FloatLayers) -> bool:
+    """Whether activations of a layer are ours to observe: no other quantizer's, and quantized."""
+    free = Q_ANNOTATION_KEY not in layer.meta and layers.activation_bits(layer) < FLOAT_BITS
+    return free and not layers.reason(layer)
+
+
+def _observe_conditional_part(
+    model: fx.GraphModule, options: QuantizerOptions, block: TemporalBlock, conditions: tuple[str, ...]
+) -> None:
+    """One range per timestep for what depends on the timestep and the conditioning, and never on the sample."""
+    timesteps = options.required_timesteps(f"layers of {options.timestep!r} and {', '.join(map(repr, conditions))}")
+    _index(model, options)
+    count = len(distinct_timesteps(timesteps))
+    GroupTimesteps(count, EACH_TIMESTEP)(model)
+    path = find_temporal_block(model, options.timestep, finite=(*options.finite, *conditions))
+    layers, dependence = FloatLayers.of(model, options.config, block), data_dependence(model)
+
+    def select(layer: fx.Node, activation: fx.Node) -> bool:
+        # The path has layers of the conditioning alone too: they see the same at every timestep.
+        inside = layer in path and layer not in block and options.timestep in dependence[activation]
+        return inside and _is_eligible(layer, layers)
+
+    def make_observer(layer: fx.Node) -> ConditionalObserver:
+        return ConditionalObserver(count, layers.activation_bits(layer), input_of(fqn(layer)))
+
+    ObserveTimestepGroups(make_observer, select=select, key=layers.activation_bits, groups=EACH_TIMESTEP)(model)
+    _warn_ungrouped(model, "timesteps")
+
+
+def _observe_groups(model: fx.GraphModule, options: QuantizerOptions, block: TemporalBlock) -> None:
+    """One range per group of timesteps for what lies outside the temporal block and changes with the noise."""
+    groups = options.config.activation_groups
+    if options.timesteps is None:
+        msg = f"activation_groups={groups} needs the timesteps to group: pass timesteps=scheduler.timesteps"
+        raise ConfigError(msg)
+    inputs = [str(node.target) for node in model.graph.find_nodes(op="placeholder")]
+    if options.timestep not in inputs:
+        msg = f"activation_groups needs the timestep: the model has no input {options.timestep!r}, only {inputs}"
+        raise ConfigError(msg)
+    grouped = activation_observer(options.config.activation_range).grouped
+    assert grouped is not None  # the configuration's check
+    _index(model, options)
+    GroupTimesteps(groups)(model)
+    count = min(groups, len(distinct_timesteps(options.timesteps)))
+    layers, dependence = FloatLayers.of(model, options.config, block), data_dependence(model)
+    noisy = {options.timestep, *(str(node.target) for node in sample_inputs(model.graph, options.timestep))}
+
+    def select(layer: fx.Node, activation: fx.Node) -> bool:
+        # What neither the sample nor the timestep reaches, such as a text's projections, is the same at every step.
+        return bool(noisy & dependence[activation]) and layer not in block and _is_eligible(layer, layers)
+
+    def make_observer(layer: fx.Node) -> GroupedObserver:
+        return grouped(count, layers.activation_bits(layer), input_of(fqn(layer)))
+
+    ObserveTimestepGroups(make_observer, select=select, key=layers.activation_bits)(model)
+    _warn_ungrouped(model, "timestep groups")
+
+
+def _warn_ungrouped(model: fx.GraphModule, parts: str) -> None:
+    if ungrouped := ungrouped_layers(model):
+        layer, reason = next(iter(ungrouped.items()))
+        warnings.warn(
+            f"{len(ungrouped)} layers keep one activation range for all {parts}, {layer!r} for one: {reason}",
+            stacklevel=3,
+        )
