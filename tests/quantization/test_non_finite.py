@@ -25,9 +25,9 @@ from tfmq_fx.observers import (
     PerChannelWeightObserver,
     TimestepObserver,
 )
-from tfmq_fx.quantization.annotate import META_KEY
-from tfmq_fx.temporal.conditional_calibration import calibrate_conditional_part
-from tfmq_fx.temporal.conditionings import Conditionings
+from tfmq_fx.temporal.calibrate import calibrate_conditional_part
+from tfmq_fx.temporal.domain import conditioned_domain
+from tfmq_fx.temporal.inputs import Conditionings
 
 SPEC = {"dtype": torch.uint8, "quant_min": 0, "quant_max": 255, "qscheme": torch.per_tensor_affine}
 BAD = (float("nan"), float("inf"), float("-inf"))
@@ -153,7 +153,7 @@ def test_the_conditional_part_names_layer_and_timestep():
     with pytest.raises(
         NonFiniteError, match=r"the input of layer '[\w.]+' holds .* at timesteps 0, 100, 200, 300 and 6"
     ):
-        calibrate_conditional_part(graph, graph.meta[META_KEY], bad)
+        calibrate_conditional_part(graph, conditioned_domain("timestep", TIMESTEPS.double(), bad))
 
 
 @pytest.mark.parametrize("scalar", [False, True])

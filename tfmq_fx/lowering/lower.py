@@ -55,7 +55,7 @@ from tfmq_fx.quantization.convert import program_from_graph
 from tfmq_fx.quantization.program import QuantizedProgram
 from tfmq_fx.quantization.stage_checks import describe
 from tfmq_fx.quantization.unknown_timesteps import check_unknown_timestep, with_unknown_timestep
-from tfmq_fx.temporal.feature_table import store_table
+from tfmq_fx.temporal.table import store_table
 
 __all__ = ["load_denoiser", "lower"]
 

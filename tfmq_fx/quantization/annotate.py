@@ -66,9 +66,9 @@ from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.temporal.observe_timestep_groups import UNGROUPED
 from tfmq_fx.quantization.stage_checks import CONVERTED, check_config, describe, stage_of
-from tfmq_fx.temporal.accepted_timesteps import accept_timesteps
-from tfmq_fx.temporal.finite_inputs import FiniteInputs, finite_values
-from tfmq_fx.temporal.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.temporal.calibrate import calibrate_temporal_block
+from tfmq_fx.temporal.inputs import FiniteInputs, finite_values
+from tfmq_fx.temporal.values import accept_timesteps
 
 __all__ = ["META_KEY", "TFMQQuantizer"]
 

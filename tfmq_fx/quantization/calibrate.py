@@ -14,12 +14,14 @@ from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.frontend.notes import noted, restore_notes
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.passes.support.timestep_values import distinct_timesteps
 from tfmq_fx.quantization.annotate import META_KEY
 from tfmq_fx.quantization.stage_checks import CAPTURED, PREPARED, describe, stage_of
-from tfmq_fx.temporal.batch_timesteps import with_table_check
-from tfmq_fx.temporal.conditional_calibration import calibrate_conditional_part, prepared_conditionings
-from tfmq_fx.temporal.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.temporal.calibrate import calibrate_conditional_part, calibrate_temporal_block
+from tfmq_fx.temporal.domain import conditioned_domain
+from tfmq_fx.temporal.inputs import Conditionings
 from tfmq_fx.temporal.refusal import refused_whole
+from tfmq_fx.temporal.values import with_table_check
 
 __all__ = ["Batch", "calibrate"]
 
@@ -54,9 +56,12 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         raise CalibrationError(msg)
     restore_notes(prepared)
     about = prepared.meta.get(META_KEY, {})
-    timestep, conditionings = about.get("timestep", "timestep"), prepared_conditionings(about)
+    timestep, timesteps = about.get("timestep", "timestep"), about.get("timesteps")
+    values = None if timesteps is None else distinct_timesteps(timesteps)
+    conditions = about.get("conditions")
+    conditionings = Conditionings((*about["finite"], *conditions)) if conditions and values is not None else None
     interface = interface_of(prepared)
-    batches = with_table_check(prepared, about, batches)
+    batches = with_table_check(prepared, values, batches, timestep)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
     console = Console(stderr=True)
@@ -79,6 +84,6 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
         raise CalibrationError(msg)
     calibrate_temporal_block(prepared, timestep)
-    if conditionings is not None:
-        calibrate_conditional_part(prepared, about, conditionings)
+    if conditionings is not None and values is not None:
+        calibrate_conditional_part(prepared, conditioned_domain(timestep, values, conditionings))
     return count

@@ -16,7 +16,7 @@ from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block, several_timesteps
 from tfmq_fx.quantization.annotate import TFMQQuantizer
 from tfmq_fx.quantization.stage_checks import CAPTURED, check_config, describe, stage_of
-from tfmq_fx.temporal.finite_inputs import FiniteInputs, finite_values
+from tfmq_fx.temporal.inputs import FiniteInputs, finite_values
 
 __all__ = ["prepare"]
 
