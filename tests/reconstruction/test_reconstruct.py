@@ -136,7 +136,7 @@ def test_each_option_trains_its_weights_and_makes_nothing_worse(monkeypatch, opt
         training.train(weights, *rest, **options)
 
     monkeypatch.setattr("tfmq_fx.reconstruction.unit.train", record)
-    monkeypatch.setattr("tfmq_fx.reconstruction.own_output.train", record)
+    monkeypatch.setattr("tfmq_fx.reconstruction.domain_training.train", record)
     names, before = layer_names(graph), state(graph)
     report = rec(graph, **options)
     found = [{names[id(quantizer)] for quantizer in weights} for weights in trained]

@@ -228,7 +228,7 @@ def test_a_block_that_takes_one_timestep_only_says_so(monkeypatch):
         return [value * (1 + index) for index, value in
                 enumerate(genuine(module, members, outputs, inputs, **hooks))]  # fmt: skip
 
-    monkeypatch.setattr("tfmq_fx.reconstruction.own_output.evaluate_temporal_nodes", one_by_one)
+    monkeypatch.setattr("tfmq_fx.reconstruction.domain_training.evaluate_temporal_nodes", one_by_one)
     with pytest.raises(ReconstructionError, match="cannot be evaluated for all timesteps at once") as caught:
         reconstruct_time_path(graph, unit_of(graph), TIAR)
     assert "\n" not in str(caught.value)

@@ -1,14 +1,13 @@
 """Observers: they watch tensors during calibration and give quantization parameters."""
 
 from tfmq_fx.observers.activation import EMAMinMaxObserver, MinMaxObserver, MSEObserver, per_tensor_parameters
-from tfmq_fx.observers.conditional import ConditionalObserver
 from tfmq_fx.observers.grouped import (
     GroupedEMAObserver,
     GroupedMinMaxObserver,
     GroupedMSEObserver,
     GroupedObserver,
 )
-from tfmq_fx.observers.temporal import TimestepObserver
+from tfmq_fx.observers.temporal import ConditionalObserver, TimestepObserver
 from tfmq_fx.observers.weight import PerChannelWeightObserver
 
 __all__ = [

@@ -50,7 +50,7 @@ def reconstruct(
 
     Each unit's inputs come from the quantized units before it, its targets from the float model; the
     temporal block learns from its own output over all timesteps, without any data, and is frozen then.
-    A unit whose error on held-back rows does not fall stays rounded to nearest.
+    A unit whose error on held-back samples does not fall stays rounded to nearest.
 
     Args:
         prepared: The calibrated result of :func:`tfmq_fx.prepare`; its observers become fake quantizers.

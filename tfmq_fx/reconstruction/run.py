@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.errors import ConfigError, ReconstructionError
-from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, quantizers_of
+from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, FakeQuantizer, quantizers_of
 from tfmq_fx.frontend.batches import Batch
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
@@ -68,19 +68,19 @@ class ReconstructionRun:
         self.timestep: str = about["timestep"]
         self.resumed, self.earlier_seconds = 0, 0.0
         timesteps = None if about["timesteps"] is None else distinct_timesteps(about["timesteps"])
-        finite = schedule_domain(prepared, self.timestep, timesteps)
-        conditions = tuple(about.get("conditions", ()))
         temporal = temporal_quantizers(prepared, self.timestep)
         self.learns = any(isinstance(module, AdaRoundQuantizer) for module in temporal.values())
-        if self.learns and finite is None and config.temporal != "nearest":
+        domain = schedule_domain(prepared, self.timestep, timesteps)
+        if self.learns and domain is None and config.temporal != "nearest":
             msg = "the temporal block is reconstructed over the schedule's timesteps: pass timesteps= to prepare"
             raise ConfigError(msg)
-        self.block = None if finite is None or not temporal else temporal_unit(prepared, finite)
+        self.block = None if domain is None or not temporal else temporal_unit(prepared, domain)
+        conditions = tuple(about.get("conditions", ()))
         self.conditional = None
         if conditions and timesteps is not None and batches:
             found = collect_conditionings(prepared, (*about["finite"], *conditions), batches, self.timestep)
-            domain = conditioned_domain(self.timestep, timesteps, found)
-            self.conditional = conditional_unit(prepared, domain, conditions)
+            pairs = conditioned_domain(self.timestep, timesteps, found)
+            self.conditional = conditional_unit(prepared, pairs, conditions)
         for quantizer in quantizers_of(prepared).values():
             if isinstance(quantizer, AdaRoundQuantizer):
                 quantizer.round_to_nearest()
@@ -112,7 +112,7 @@ class ReconstructionRun:
         return trainable_weights(self.graph_module.get_submodule(str(node.target)))
 
     def _trains(self, node: fx.Node) -> bool:
-        """Whether a unit's rounding is learned by its own output's error over calibration rows."""
+        """Whether a unit's rounding is learned by its own output's error over calibration samples."""
         if self.config.granularity == "none" or node.meta["tfmq_fx.unit"][1] in EARLY:
             return False
         return bool(self._weights(node))
@@ -126,8 +126,7 @@ class ReconstructionRun:
         """Whether the run has enough weights and iterations to compile their update."""
         others = sum(w.up.numel() for node in self.units if self._trains(node) for w in self._weights(node))
         learning = sum(weight.up.numel() for unit in self._learning() for weight in unit.weights)
-        updates = others * self.config.iterations + learning * self.config.temporal_iterations
-        return updates >= WORTH_COMPILING
+        return others * self.config.iterations + learning * self.config.temporal_iterations >= WORTH_COMPILING
 
     def fingerprint(self, samples: Samples | None) -> str:
         """A hash of everything that decides the outcome."""
@@ -146,69 +145,68 @@ class ReconstructionRun:
         self, samples: Samples | None, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
     ) -> list[UnitResult]:
         """Reconstruct every unit; finished ones of an earlier run are taken from the checkpoint."""
-        results: list[UnitResult] = []
+        self._checkpoint, self._bar = checkpoint, bar
+        results = []
         kinds = [node.meta["tfmq_fx.unit"][1] for node in self.units]
         if self.block is not None and self.block in self._learning():
-            results.append(self._time_path_unit(self.block, 0, checkpoint, bar))
+            results.append(self._time_path_unit(self.block, 0))
         elif "temporal" in kinds:
             reason = "temporal='nearest'" if self.learns else "its weights are not quantized"
             results.append(UnitResult("temporal block", "temporal", reason=reason))
         if "conditional" in kinds:
-            results.append(self._conditional_result(1 + kinds.index("conditional"), checkpoint, bar))
+            results.append(self._conditional_result(1 + kinds.index("conditional")))
         if samples is not None:
-            results += self._other_units(samples, store, checkpoint, bar)
+            results += self._other_units(samples, store)
         return results
 
-    def _conditional_result(self, index: int, checkpoint: Checkpoint, bar: ReconstructionProgress) -> UnitResult:
+    def _conditional_result(self, index: int) -> UnitResult:
         reason = "its weights are not quantized"
+        if self.conditional is not None:
+            # What leads to it is final by now.
+            self.conditional.observe(self.prepared)
         if self.config.temporal != "tiar":
             reason = f"temporal={self.config.temporal!r}"
         elif self.conditional is None:
             reason = "its conditionings, or the timesteps, are not known: pass batches, and timesteps= to prepare"
-        if self.conditional is not None:
-            # What leads to it is final by now.
-            self.conditional.observe(self.prepared)
-            if self.conditional in self._learning():
-                try:
-                    return self._time_path_unit(self.conditional, index, checkpoint, bar)
-                except ReconstructionError as error:
-                    reason = f"rounded to nearest: {error}"
+        elif self.conditional.weights:
+            try:
+                return self._time_path_unit(self.conditional, index)
+            except ReconstructionError as error:
+                reason = f"rounded to nearest: {error}"
         return UnitResult("conditional part", "conditional", reason=reason)
 
-    def _time_path_unit(
-        self, unit: TimePathUnit, index: int, checkpoint: Checkpoint, bar: ReconstructionProgress
-    ) -> UnitResult:
-        found = checkpoint.load(index)
-        if found is not None:
-            load_state(unit.quantizers, found[1])
-            if not self.config.learned_steps:
-                unit.observe(self.prepared)
-            return self._resume(found[0], bar)
-        bar.start(unit.name)
-        compiled = self._updates_compiled()
-        result = reconstruct_time_path(self.prepared, unit, self.config, bar.advance, compiled=compiled)
-        checkpoint.save(index, result, state_of(unit.quantizers))
+    def _time_path_unit(self, unit: TimePathUnit, index: int) -> UnitResult:
+        result = self._finished(index, unit.quantizers)
+        if result is None:
+            self._bar.start(unit.name)
+            compiled = self._updates_compiled()
+            result = reconstruct_time_path(self.prepared, unit, self.config, self._bar.advance, compiled=compiled)
+            self._checkpoint.save(index, result, state_of(unit.quantizers))
+        elif not self.config.learned_steps:
+            unit.observe(self.prepared)
         return result
 
-    def _resume(self, result: UnitResult, bar: ReconstructionProgress) -> UnitResult:
+    def _finished(self, index: int, quantizers: dict[str, FakeQuantizer]) -> UnitResult | None:
+        """The result of a unit that an earlier run has finished, whose state is put back."""
+        found = self._checkpoint.load(index)
+        if found is None:
+            return None
+        result, state = found
+        load_state(quantizers, state)
         self.resumed += 1
         self.earlier_seconds += result.seconds
-        bar.skip(result.iterations)
+        self._bar.skip(result.iterations)
         return result
 
-    def _other_units(
-        self, samples: Samples, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
-    ) -> list[UnitResult]:
+    def _other_units(self, samples: Samples, store: ActivationStore) -> list[UnitResult]:
         trained = [node for node in self.units if self._trains(node)]
         fisher = {}
         if self.config.fisher and trained:
-            bar.start("Fisher information")
+            self._bar.start("Fisher information")
             fisher = fisher_information(self.graph_module, samples, set(trained), self.config.seed)
-        results = {}
-        for node in self.units:
-            name, kind = node.meta["tfmq_fx.unit"]
-            if node not in trained and kind not in EARLY:
-                results[node] = UnitResult(name, kind, reason="its weights are not quantized")
+        others = [node for node in self.units if node not in trained and node.meta["tfmq_fx.unit"][1] not in EARLY]
+        why = "its weights are not quantized"
+        results = {node: UnitResult(*node.meta["tfmq_fx.unit"], reason=why) for node in others}
         propagation = Propagation(self.graph_module, samples, store)
         remaining = set(trained)
         for node in self.graph_module.graph.nodes:
@@ -218,39 +216,30 @@ class ReconstructionRun:
             if node in remaining:
                 require_finite_targets(propagation, node, self.timestep)
                 index = 1 + self.units.index(node)
-                results[node] = self._unit(propagation, node, index, fisher.get(node), checkpoint, bar)
+                results[node] = self._unit(propagation, node, index, fisher.get(node))
                 remaining.remove(node)
             propagation.compute_quantized(node)
             propagation.release(node)
         return [results[node] for node in self.units if node in results]
 
     def _unit(
-        self,
-        propagation: Propagation,
-        node: fx.Node,
-        index: int,
-        fisher: list[Tensor | None] | None,
-        checkpoint: Checkpoint,
-        bar: ReconstructionProgress,
+        self, propagation: Propagation, node: fx.Node, index: int, fisher: list[Tensor | None] | None
     ) -> UnitResult:
         module = self.graph_module.get_submodule(str(node.target))
         quantizers = quantizers_of(module)
-        found = checkpoint.load(index)
-        if found is not None:
-            load_state(quantizers, found[1])
-            result = self._resume(found[0], bar)
-        else:
-            bar.start(node.meta["tfmq_fx.unit"][0])
+        result = self._finished(index, quantizers)
+        if result is None:
+            self._bar.start(node.meta["tfmq_fx.unit"][0])
             result = reconstruct_unit(
                 propagation,
                 node,
                 self.config,
                 fisher=fisher,
                 seed=self.config.seed * SEED_STRIDE + index,
-                on_iteration=bar.advance,
+                on_iteration=self._bar.advance,
                 compiled=self._updates_compiled(),
             )
-            checkpoint.save(index, result, state_of(quantizers))
+            self._checkpoint.save(index, result, state_of(quantizers))
         if not self.config.learned_steps and any(m in quantizers.values() for m in self._time_path_modules()):
             # Layers of the time path inside this unit: what follows them there sees other values now.
             self._observe()

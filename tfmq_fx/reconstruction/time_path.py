@@ -23,7 +23,7 @@ from tfmq_fx.passes.analysis import find_temporal_block, find_units
 from tfmq_fx.passes.support.predicates import is_weighted
 from tfmq_fx.passes.support.sizes import concrete_size
 from tfmq_fx.passes.support.subgraphs import known_value
-from tfmq_fx.reconstruction.own_output import learn_own_output, training_over
+from tfmq_fx.reconstruction.domain_training import prepare_domain_training, train_over_domain
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.temporal.calibrate import block_sites, calibrate_over, conditional_sites
 from tfmq_fx.temporal.domain import TemporalDomain, time_path
@@ -170,11 +170,11 @@ def reconstruct_time_path(
     unit.observe(prepared)
     domain = unit.domain.sampled(_most_entries(prepared, unit), config.seed)
     members = time_path(prepared, domain).nodes
-    training = training_over(prepared, unit.nodes, unit.outputs, domain, members=members)
+    training = prepare_domain_training(prepared, unit.nodes, unit.outputs, domain, members=members)
     at_sites = {prepared.get_submodule(str(site.target)) for site in unit.sites}
     quantizers = list(unit.quantizers.values())
     following = [module for module in quantizers if module in at_sites and not isinstance(module, AdaRoundQuantizer)]
-    result = learn_own_output(
+    result = train_over_domain(
         unit.name, unit.kind, quantizers, following, training, config, on_iteration, compiled=compiled
     )
     if not config.learned_steps:

@@ -1,4 +1,4 @@
-"""A part of a graph that learns from its own float output, over inputs that are known beforehand.
+"""Train a part of a graph on its own float output over a domain.
 
 The time path needs no image, so what its layers see can be computed once and all of it be the batch.
 """
@@ -25,16 +25,16 @@ from tfmq_fx.fake_quantizers import (
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes
 from tfmq_fx.passes.support.sizes import concrete_size
 from tfmq_fx.passes.support.subgraphs import extract_subgraph, known_value
-from tfmq_fx.reconstruction.keeping import keep_if_better
+from tfmq_fx.reconstruction.acceptance import keep_if_better
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.training import train
 from tfmq_fx.temporal.domain import TemporalDomain
 
-__all__ = ["OwnOutputTraining", "learn_own_output", "training_over"]
+__all__ = ["DomainTraining", "prepare_domain_training", "train_over_domain"]
 
 
 @dataclass(frozen=True)
-class OwnOutputTraining:
+class DomainTraining:
     """A part of a graph behind its first weight, ready to run over all entries of a domain at once.
 
     Attributes:
@@ -57,14 +57,14 @@ class OwnOutputTraining:
         return torch.stack(squares).sum() / self.entries
 
 
-def training_over(
+def prepare_domain_training(
     prepared: fx.GraphModule,
     nodes: Sequence[fx.Node],
     outputs: Sequence[fx.Node],
     domain: TemporalDomain,
     *,
     members: Collection[fx.Node],
-) -> OwnOutputTraining:
+) -> DomainTraining:
     """Cut a part out and compute what stands in front of it, and what its float outputs are.
 
     Args:
@@ -111,8 +111,8 @@ def training_over(
     with torch.no_grad(), float_mode(_called_by(prepared, members)):
         originals = dict(zip([*tensors, *outputs], evaluate([*tensors, *outputs]), strict=True))
         targets = tuple(originals[node] for node in outputs)
-        _check_together(OwnOutputTraining(module, arranged(originals), targets, count))
-    return OwnOutputTraining(module, arranged(quantized), targets, count)
+        _check_together(DomainTraining(module, arranged(originals), targets, count))
+    return DomainTraining(module, arranged(quantized), targets, count)
 
 
 def _called_by(prepared: fx.GraphModule, members: Collection[fx.Node]) -> list[FakeQuantizer]:
@@ -121,7 +121,7 @@ def _called_by(prepared: fx.GraphModule, members: Collection[fx.Node]) -> list[F
     return [modules[name] for name in {str(n.target) for n in members if n.op == "call_module"} if name in modules]
 
 
-def _check_together(float_part: OwnOutputTraining) -> None:
+def _check_together(float_part: DomainTraining) -> None:
     """The float part over all entries at once must give what it gives one by one."""
     try:
         error = float_part.error().item()
@@ -137,12 +137,12 @@ def _check_together(float_part: OwnOutputTraining) -> None:
         raise ReconstructionError(msg)
 
 
-def learn_own_output(
+def train_over_domain(
     name: str,
     kind: str,
     quantizers: Sequence[FakeQuantizer],
     following: Sequence[ActivationQuantizer | TimestepQuantizer],
-    training: OwnOutputTraining,
+    training: DomainTraining,
     config: ReconstructionConfig,
     on_iteration: Callable[[int, float], None],
     *,
