@@ -88,3 +88,20 @@ def test_a_range_for_all_timesteps_sees_them_all_and_is_applied_before_the_next_
     observer = graph.get_submodule(str(others[0].target))
     torch.testing.assert_close(observer.high, behind.amax(1).clamp_min(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(observer.low, behind.amin(1).clamp_max(0), rtol=1e-5, atol=1e-6)
+
+
+def test_observers_of_layers_outside_that_read_the_block_are_left_to_the_batches():
+    graph = prepared()
+    block = find_temporal_block(graph)
+    last = block.features[0]
+    outside = MinMaxObserver(dtype=torch.uint8, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine)
+    graph.add_submodule("outside", outside)
+    with graph.graph.inserting_after(last):
+        watched = graph.graph.call_module("outside", (last,))
+    watched.meta.update(last.meta)
+    last.replace_all_uses_with(watched, delete_user_cb=lambda user: user is not watched)
+    graph.recompile()
+    assert watched in find_temporal_block(graph) and watched not in block_sites(graph)
+    assert calibrate_temporal_block(graph) == 3
+    with pytest.raises(tfmq_fx.CalibrationError):
+        outside.calculate_qparams()

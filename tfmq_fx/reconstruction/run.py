@@ -113,9 +113,8 @@ class ReconstructionRun:
 
     def _trains(self, node: fx.Node) -> bool:
         """Whether a unit's rounding is learned by its own output's error over calibration samples."""
-        if self.config.granularity == "none" or node.meta["tfmq_fx.unit"][1] in EARLY:
-            return False
-        return bool(self._weights(node))
+        own = self.config.granularity != "none" and node.meta["tfmq_fx.unit"][1] not in EARLY
+        return own and bool(self._weights(node))
 
     def iterations(self) -> int:
         """Training steps of the whole run."""
@@ -155,9 +154,7 @@ class ReconstructionRun:
             results.append(UnitResult("temporal block", "temporal", reason=reason))
         if "conditional" in kinds:
             results.append(self._conditional_result(1 + kinds.index("conditional")))
-        if samples is not None:
-            results += self._other_units(samples, store)
-        return results
+        return results if samples is None else results + self._other_units(samples, store)
 
     def _conditional_result(self, index: int) -> UnitResult:
         reason = "its weights are not quantized"
@@ -204,9 +201,11 @@ class ReconstructionRun:
         if self.config.fisher and trained:
             self._bar.start("Fisher information")
             fisher = fisher_information(self.graph_module, samples, set(trained), self.config.seed)
-        others = [node for node in self.units if node not in trained and node.meta["tfmq_fx.unit"][1] not in EARLY]
-        why = "its weights are not quantized"
-        results = {node: UnitResult(*node.meta["tfmq_fx.unit"], reason=why) for node in others}
+        results = {}
+        for node in self.units:
+            name, kind = node.meta["tfmq_fx.unit"]
+            if node not in trained and kind not in EARLY:
+                results[node] = UnitResult(name, kind, reason="its weights are not quantized")
         propagation = Propagation(self.graph_module, samples, store)
         remaining = set(trained)
         for node in self.graph_module.graph.nodes:

@@ -17,8 +17,14 @@ import torch
 from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import ObserverBase
 
-from tfmq_fx.fake_quantizers import ActivationQuantizer, FakeQuantizer, TimestepQuantizer, observing
-from tfmq_fx.observers import PerChannelWeightObserver, TimestepObserver
+from tfmq_fx.fake_quantizers import (
+    ActivationQuantizer,
+    FakeQuantizer,
+    GroupedQuantizer,
+    TimestepQuantizer,
+    observing,
+)
+from tfmq_fx.observers import GroupedObserver, PerChannelWeightObserver, TimestepObserver
 from tfmq_fx.observers.ranges import fake_quantize
 from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block, outside_block
 from tfmq_fx.temporal.domain import TemporalDomain, table_domain, time_path
@@ -67,9 +73,22 @@ def calibrate_conditional_part(prepared: fx.GraphModule, domain: TemporalDomain)
 
 
 def block_sites(graph_module: fx.GraphModule, timestep: str = "timestep") -> list[fx.Node]:
-    """The calls of observers, or fake quantizers, of activations of the temporal block, in the order of the graph."""
-    calls = _observer_calls(graph_module, find_temporal_block(graph_module, timestep).nodes)
-    return [node for node, module in calls.items() if not isinstance(module, PerChannelWeightObserver)]
+    """The calls of observers, or fake quantizers, of activations of the temporal block, in the order of the graph.
+
+    An observer with one range that stands behind the block's linears watches for a layer outside, over batches as all
+    of that layer's observers do, and is none of them; nor is one with a range per group of timesteps.
+    """
+    block = find_temporal_block(graph_module, timestep)
+    leading: set[fx.Node] = set()
+    for node in reversed(block.nodes):
+        if node in block.linears or any(user in leading for user in node.users):
+            leading.add(node)
+    return [
+        node
+        for node, module in _observer_calls(graph_module, block.nodes).items()
+        if not isinstance(module, (PerChannelWeightObserver, GroupedObserver, GroupedQuantizer))
+        and (isinstance(module, (TimestepObserver, FakeQuantizer)) or node in leading)
+    ]
 
 
 def conditional_sites(graph_module: fx.GraphModule, domain: TemporalDomain) -> list[fx.Node]:
