@@ -52,7 +52,7 @@ from tfmq_fx.diagnostics import (
     with_temporal_features,
 )
 from tfmq_fx.diagnostics.comparison import ddim_scheduler, path_bytes
-from tfmq_fx.temporal.feature_table import stored_rows
+from tfmq_fx.temporal.table import stored_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "runs" / "quality"

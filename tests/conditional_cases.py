@@ -9,10 +9,9 @@ import tfmq_fx
 from tests.lowering.test_stages import inputs
 from tests.models import TIMESTEPS, PromptDenoiser
 from tfmq_fx import QuantizationConfig
-from tfmq_fx.frontend.batches import bind_batch
-from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers import ConditionalObserver
-from tfmq_fx.temporal.conditionings import Conditionings
+from tfmq_fx.temporal.domain import conditioned_domain
+from tfmq_fx.temporal.inputs import collect_conditionings
 
 BATCHES = [inputs((0, 1, 2, 1, 0), TIMESTEPS[n : n + 5].tolist(), seed=n) for n in range(6)]
 CONDITIONS = ("pooled",)
@@ -31,12 +30,9 @@ def prepared(batches=BATCHES, **config):
 
 
 def all_pairs():
-    conditionings = Conditionings(CONDITIONS)
-    graph = captured()
-    for index, given in enumerate(BATCHES):
-        conditionings.add(graph, bind_batch(interface_of(graph), index, given, "timestep"))
-    assert len(conditionings.rows) == 3
-    return conditionings.with_timesteps(TIMESTEPS.double(), "timestep")
+    conditionings = collect_conditionings(captured(), CONDITIONS, BATCHES)
+    assert len(conditionings.found) == 3
+    return conditioned_domain("timestep", TIMESTEPS.double(), conditionings)
 
 
 def conditional_outputs(graph, pairs=None):

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from tfmq_fx.quantization.program import QuantizedProgram
     from tfmq_fx.reconstruction.reconstruct import reconstruct
     from tfmq_fx.reconstruction.report import ReconstructionReport
-    from tfmq_fx.temporal.batch_timesteps import recorded_timesteps
+    from tfmq_fx.temporal.values import recorded_timesteps
     from tfmq_fx.workflow.quantize import quantize
 
 __all__ = [

@@ -14,7 +14,7 @@ from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 from torch import Tensor, fx
 
-__all__ = ["find_row", "row_columns", "row_lookups", "row_values"]
+__all__ = ["find_row", "row_columns", "row_inputs", "row_lookups", "row_values"]
 
 
 def row_lookups(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -38,12 +38,18 @@ def row_values(graph_module: fx.GraphModule, lookup: fx.Node) -> Tensor:
     return values
 
 
+def row_inputs(graph_module: fx.GraphModule) -> dict[str, Tensor]:
+    """The distinct values of each indexed input by name, float64, the timestep first; empty without a table."""
+    lookups = row_lookups(graph_module)
+    return {str(node.args[0].target): row_values(graph_module, node) for node in lookups}  # type: ignore[union-attr]
+
+
 def row_columns(graph_module: fx.GraphModule) -> dict[str, Tensor]:
     """What stands behind each row of the table: by the name of an indexed input, its value in every row.
 
     Returns:
         Float64 ``[K]`` per input, ``K`` the number of rows, the timestep first; empty without a table.
     """
-    lookups = row_lookups(graph_module)
-    grids = torch.meshgrid(*(row_values(graph_module, lookup) for lookup in lookups), indexing="ij") if lookups else ()
-    return {str(node.args[0].target): grid.reshape(-1) for node, grid in zip(lookups, grids, strict=True)}  # type: ignore[union-attr]
+    values = row_inputs(graph_module)
+    grids = torch.meshgrid(*values.values(), indexing="ij") if values else ()
+    return {name: grid.reshape(-1) for name, grid in zip(values, grids, strict=True)}

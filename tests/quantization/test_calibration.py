@@ -5,7 +5,7 @@ import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tfmq_fx import CalibrationError, QuantizationConfig
 from tfmq_fx.observers import PerChannelWeightObserver, TimestepObserver
-from tfmq_fx.temporal.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.temporal.calibrate import calibrate_temporal_block
 
 
 def prepared(config=None):

@@ -12,7 +12,6 @@ from tests.conditional_cases import BATCHES, CONDITIONS, captured
 from tests.models import TIMESTEPS, SmallDenoiser, batch, small_denoiser
 from tests.reconstruction_cases import SCALAR_BATCHES, calibrated, rec
 from tfmq_fx import NonFiniteError, QuantizationConfig
-from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.frontend.batches import bind_batch
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers import (
@@ -26,8 +25,10 @@ from tfmq_fx.observers import (
     PerChannelWeightObserver,
     TimestepObserver,
 )
-from tfmq_fx.temporal.conditional_calibration import calibrate_conditional_part
-from tfmq_fx.temporal.conditionings import Conditionings
+from tfmq_fx.temporal.calibrate import calibrate_conditional_part
+from tfmq_fx.temporal.domain import conditioned_domain
+from tfmq_fx.temporal.inputs import Conditionings
+from tfmq_fx.temporal.refusal import refused_rows
 
 SPEC = {"dtype": torch.uint8, "quant_min": 0, "quant_max": 255, "qscheme": torch.per_tensor_affine}
 BAD = (float("nan"), float("inf"), float("-inf"))
@@ -141,19 +142,36 @@ def test_a_broken_weight_is_named():
         tfmq_fx.calibrate(graph, [batch()], progress=False)
 
 
-def test_the_conditional_part_names_layer_and_timestep():
+def unlike_any_batch(timesteps):
+    """Every timestep with a conditioning that is infinite: no batch holds it, but what lies behind may yet overflow."""
+    sample, t, tokens, pooled = (value[:1] for value in BATCHES[0])
+    call = bind_batch(interface_of(captured()), 0, (sample, t, tokens, pooled), "timestep")
+    call.leaves[3] = torch.full_like(pooled, torch.inf)
+    bad = Conditionings(CONDITIONS)
+    bad.add(captured(), call)
+    return conditioned_domain("timestep", timesteps.double(), bad)
+
+
+def test_the_conditional_part_names_layer_and_timestep_and_keeps_what_it_knew():
     graph = tfmq_fx.prepare(captured(), QuantizationConfig(), timesteps=TIMESTEPS)
     tfmq_fx.calibrate(graph, BATCHES, progress=False)
-    sample, t, tokens, pooled = BATCHES[0]
-    bad = Conditionings(CONDITIONS)
-    call = bind_batch(interface_of(captured()), 0, (sample[:1], t[:1], tokens[:1], pooled[:1]), "timestep")
-    # No batch can hold it; what lies between the batch and the layer may yet overflow.
-    call.leaves[3] = torch.full_like(pooled[:1], torch.inf)
-    bad.add(captured(), call)
+    before = copy.deepcopy(graph.state_dict())
     with pytest.raises(
         NonFiniteError, match=r"the input of layer '[\w.]+' holds .* at timesteps 0, 100, 200, 300 and 6"
     ):
-        calibrate_conditional_part(graph, PreparedState.of(graph), bad)
+        calibrate_conditional_part(graph, unlike_any_batch(TIMESTEPS))
+    assert all(torch.equal(value, before[name]) for name, value in graph.state_dict().items())
+
+
+def test_the_conditional_part_names_the_timestep_of_a_schedule_in_any_order():
+    """Rows of its observers count in the order of noise, a schedule in that of sampling."""
+    graph = tfmq_fx.prepare(captured(), QuantizationConfig(), timesteps=TIMESTEPS.flip(0))
+    tfmq_fx.calibrate(graph, BATCHES, progress=False)
+    (observer,) = [module for module in graph.modules() if isinstance(module, ConditionalObserver)]
+    domain = unlike_any_batch(TIMESTEPS.flip(0))
+    with pytest.raises(NonFiniteError) as caught, refused_rows(domain, domain.columns()["timestep"]):
+        observer(torch.tensor([[0.0], [torch.nan]]), torch.tensor([0, 9]))
+    assert "at timestep 900;" in str(caught.value)
 
 
 @pytest.mark.parametrize("scalar", [False, True])

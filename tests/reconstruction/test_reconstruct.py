@@ -28,7 +28,8 @@ from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, float_mode, quantizers_of
 from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.samples import gather_samples
-from tfmq_fx.reconstruction.temporal import observe_temporal_block
+from tfmq_fx.reconstruction.time_path import temporal_unit
+from tfmq_fx.temporal.domain import finite_domain
 
 # --- what it is for ---------------------------------------------------------------------------------
 
@@ -135,7 +136,7 @@ def test_each_option_trains_its_weights_and_makes_nothing_worse(monkeypatch, opt
         training.train(weights, *rest, **options)
 
     monkeypatch.setattr("tfmq_fx.reconstruction.unit.train", record)
-    monkeypatch.setattr("tfmq_fx.reconstruction.own_output.train", record)
+    monkeypatch.setattr("tfmq_fx.reconstruction.domain_training.train", record)
     names, before = layer_names(graph), state(graph)
     report = rec(graph, **options)
     found = [{names[id(quantizer)] for quantizer in weights} for weights in trained]
@@ -177,7 +178,7 @@ def test_the_ranges_of_the_time_embed_follow_weights_that_learn_in_blocks(tempor
     before = state(graph)
     rec(graph, temporal="blocks", iterations=30)
     after = state(graph)
-    observe_temporal_block(graph, "timestep", {"timestep": TIMESTEPS})
+    temporal_unit(graph, finite_domain("timestep", {"timestep": TIMESTEPS})).observe(graph)
     assert not same(after, before) and same(state(graph), after)
 
 

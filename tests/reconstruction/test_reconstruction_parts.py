@@ -20,7 +20,7 @@ from tfmq_fx.reconstruction.report import ReconstructionReport, UnitResult
 from tfmq_fx.reconstruction.samples import Samples, Window, gather_samples
 from tfmq_fx.reconstruction.store import ActivationStore
 from tfmq_fx.reconstruction.unit_error import channel_axis, unit_error
-from tfmq_fx.reconstruction.values import Batches, Rows, Size, collect, in_window
+from tfmq_fx.reconstruction.values import Batches, PerSample, Size, collect, in_window
 
 
 def generator(seed=0):
@@ -39,7 +39,7 @@ def rows_of(samples):
 def test_rows_are_shuffled_once_and_stay_together():
     graph = calibrated()
     samples = gather_samples(graph, BATCHES, seed=0)
-    assert samples.mixing and samples.rows == 48
+    assert samples.mixing and samples.count == 48
     x, t = (torch.cat(column) for column in zip(*BATCHES, strict=True))
     assert rows_of(samples) == sorted(zip(x.flatten(1).sum(1).tolist(), t.tolist(), strict=True))
     assert not torch.equal(samples.inputs[0], x)
@@ -51,7 +51,7 @@ def test_rows_are_shuffled_once_and_stay_together():
 
 def test_batches_with_one_timestep_stay_whole():
     samples = gather_samples(calibrated(scalar=True), SCALAR_BATCHES, seed=0)
-    assert not samples.mixing and samples.rows == sum(len(x) for x, _ in SCALAR_BATCHES)
+    assert not samples.mixing and samples.count == sum(len(x) for x, _ in SCALAR_BATCHES)
     images, timesteps = samples.inputs
     found = {}
     for window in samples.chunks:
@@ -61,8 +61,8 @@ def test_batches_with_one_timestep_stay_whole():
         assert torch.equal(found[int(t)], x)
     rows, back = samples.split(0.2)
     held = [window for window in samples.chunks if window.start >= rows]
-    assert len(held) == 2 and sum(map(len, held)) == back == samples.rows - rows
-    assert samples.windows(rows, samples.rows) == held
+    assert len(held) == 2 and sum(map(len, held)) == back == samples.count - rows
+    assert samples.windows(rows, samples.count) == held
     drawn = {samples.draw(1, rows, random) for random in [generator()] for _ in range(200)}
     assert drawn == set(samples.chunks) - set(held)
 
@@ -78,7 +78,7 @@ def test_mini_batches_are_views_and_never_touch_held_back_rows(rows, share, size
     for _ in range(20):
         window = samples.draw(size, first, random)
         assert len(window) == min(size, first)
-        drawn = in_window(Rows(samples.inputs[0]), window)
+        drawn = in_window(PerSample(samples.inputs[0]), window)
         assert drawn.untyped_storage().data_ptr() == samples.inputs[0].untyped_storage().data_ptr()
         assert int(drawn.min()) >= 0 and int(drawn.max()) < first
     held = [row for window in samples.windows(first, rows) for row in range(window.start, window.stop)]
@@ -110,7 +110,7 @@ def test_values_are_collected_by_what_grows_with_the_batch():
 
     rows, constant, number, expanded = collect(samples, (sample, fixed, size, tokens), compute, store)
     window = Window(5, 9)
-    assert isinstance(rows, Rows) and torch.equal(rows.at(window), 2 * x[5:9])
+    assert isinstance(rows, PerSample) and torch.equal(rows.at(window), 2 * x[5:9])
     assert isinstance(constant, Batches) and constant.at(window) is fixed
     assert isinstance(number, Size) and number.at(window) == 4
     assert expanded.per_item == 64 and torch.equal(expanded.at(window), x[5:9].reshape(-1, 1))

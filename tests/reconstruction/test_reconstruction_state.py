@@ -69,7 +69,7 @@ def test_a_finished_run_is_only_read(tmp_path, monkeypatch):
     report = rec(calibrated(), directory=tmp_path)
     expected = reconstructed()  # trained on its first use, which must not be below
     monkeypatch.setattr("tfmq_fx.reconstruction.unit.train", None)
-    monkeypatch.setattr("tfmq_fx.reconstruction.own_output.train", None)
+    monkeypatch.setattr("tfmq_fx.reconstruction.domain_training.train", None)
     graph = calibrated()
     again = rec(graph, directory=tmp_path)
     assert same(state(graph), expected)

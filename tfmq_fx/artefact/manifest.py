@@ -15,7 +15,7 @@ from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, PREVIOUS, TEN
 from tfmq_fx.artefact.tensor_file import DTYPES
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ArtefactError
-from tfmq_fx.temporal.choice import TemporalChoice
+from tfmq_fx.temporal.table import TemporalChoice
 
 __all__ = ["Manifest", "Packed", "StoredFile", "TensorKind"]
 

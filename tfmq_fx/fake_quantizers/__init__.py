@@ -2,7 +2,13 @@
 
 from tfmq_fx.fake_quantizers.activation import ActivationQuantizer
 from tfmq_fx.fake_quantizers.grouped import GroupedQuantizer
-from tfmq_fx.fake_quantizers.insertion import FakeQuantizer, float_mode, insert_fake_quantizers, quantizers_of
+from tfmq_fx.fake_quantizers.insertion import (
+    FakeQuantizer,
+    float_mode,
+    insert_fake_quantizers,
+    observing,
+    quantizers_of,
+)
 from tfmq_fx.fake_quantizers.temporal import TimestepQuantizer
 from tfmq_fx.fake_quantizers.weight import AdaRoundQuantizer
 
@@ -14,5 +20,6 @@ __all__ = [
     "TimestepQuantizer",
     "float_mode",
     "insert_fake_quantizers",
+    "observing",
     "quantizers_of",
 ]

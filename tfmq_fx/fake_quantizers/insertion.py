@@ -16,7 +16,7 @@ from tfmq_fx.fake_quantizers.weight import AdaRoundQuantizer
 from tfmq_fx.observers import GroupedObserver, PerChannelWeightObserver, TimestepObserver
 from tfmq_fx.passes.support.nodes import read_attribute
 
-__all__ = ["FakeQuantizer", "float_mode", "insert_fake_quantizers", "quantizers_of"]
+__all__ = ["FakeQuantizer", "float_mode", "insert_fake_quantizers", "observing", "quantizers_of"]
 
 FakeQuantizer = AdaRoundQuantizer | ActivationQuantizer | TimestepQuantizer
 
@@ -79,3 +79,16 @@ def float_mode(quantizers: Iterable[FakeQuantizer]) -> Iterator[None]:
     finally:
         for quantizer, enabled in zip(quantizers, before, strict=True):
             quantizer.enabled = enabled
+
+
+@contextmanager
+def observing(quantizers: Iterable[ActivationQuantizer | TimestepQuantizer]) -> Iterator[None]:
+    """Ranges follow what is seen for the time of a block."""
+    quantizers = list(quantizers)
+    for quantizer in quantizers:
+        quantizer.observing = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.observing = False

@@ -32,7 +32,7 @@ from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS
 from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.quantization.program import QuantizedProgram
-from tfmq_fx.temporal.feature_table import store_table
+from tfmq_fx.temporal.table import store_table
 
 __all__ = ["GraphRewrite", "LoweringPlan", "final_graph", "make_plan", "timestep_groups"]
 

@@ -7,7 +7,6 @@ from tfmq_fx.observers.activation import (
     PerTensorObserver,
     per_tensor_parameters,
 )
-from tfmq_fx.observers.conditional import ConditionalObserver
 from tfmq_fx.observers.grouped import (
     GroupedEMAObserver,
     GroupedMinMaxObserver,
@@ -21,7 +20,7 @@ from tfmq_fx.observers.registry import (
     register_activation_observer,
     unregister_activation_observer,
 )
-from tfmq_fx.observers.temporal import TimestepObserver
+from tfmq_fx.observers.temporal import ConditionalObserver, TimestepObserver
 from tfmq_fx.observers.weight import PerChannelWeightObserver
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The observer of activations inside the temporal block: one parameter set per timestep."""
+"""Observers of activations that the sample does not reach: one parameter set per timestep."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torchao.quantization.pt2e import ObserverBase
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.gathered import convert_gathered
+from tfmq_fx.observers.grouped import nearest_seen
 from tfmq_fx.observers.ranges import asymmetric_parameters, fake_quantize
 
-__all__ = ["TimestepObserver"]
+__all__ = ["ConditionalObserver", "TimestepObserver"]
 
 
 class TimestepObserver(ObserverBase):  # type: ignore[misc]
@@ -22,7 +23,7 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
     ``{(s_1, z_1), …, (s_T, z_T)}``.
 
     Args:
-        rows: Number of timesteps ``K`` in the table.
+        rows: Number of rows ``K`` of the table: its timesteps, times the values of further finite inputs.
         bits: Width, 2 to 8 or 16.
         subject: What the activation is called in errors.
     """
@@ -45,7 +46,7 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
         self.seen.zero_()
 
     def ranges_of(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The smallest and the largest value of each entry of ``x``, ``[N]``, float32.
+        """The smallest and the largest value of each item of ``x``, ``[N]``, float32.
 
         Raises:
             NonFiniteError: One is NaN or infinite.
@@ -55,7 +56,7 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
         return low, high
 
     def observe(self, x: Tensor, rows: Tensor) -> None:
-        """Take in ``x`` (shape ``[N, ...]``, float) under its table rows (int64, ``[N]``).
+        """Take in ``x`` (shape ``[N, ...]``, float) under the rows of its items (int64, ``[N]``).
 
         The order of batches does not matter: minima and maxima are merged.
         """
@@ -88,7 +89,7 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
         return asymmetric_parameters(*self.observed_ranges(), self.quant_min, self.quant_max)
 
     def fake_quantize(self, x: Tensor, rows: Tensor) -> Tensor:
-        """Quantize and dequantize ``x`` (``[N, ...]``) with the parameters of its rows (``[N]``)."""
+        """Quantize and dequantize ``x`` (``[N, ...]``) with the parameters of its items' rows (``[N]``)."""
         scale, zero = asymmetric_parameters(self.low[rows], self.high[rows], self.quant_min, self.quant_max)
         shape = [-1] + [1] * (x.ndim - 1)
         return fake_quantize(x, scale.reshape(shape), zero.reshape(shape), self.quant_min, self.quant_max)
@@ -96,3 +97,23 @@ class TimestepObserver(ObserverBase):  # type: ignore[misc]
     def convert(self, model: fx.GraphModule, node: fx.Node) -> None:
         """Replace ``node`` by quantize and dequantize with gathered parameters (called by ``convert_pt2e``)."""
         convert_gathered(self, model, node)
+
+
+class ConditionalObserver(TimestepObserver):
+    """Minimum and maximum per timestep over all conditionings that it is shown, called as ``observer(x, rows)``.
+
+    The conditionings are no finite set, as timesteps are: those of the calibration batches stand for them. A row is
+    the number of a timestep in the order of noise. The rest is as :class:`TimestepObserver`.
+    """
+
+    def observed_ranges(self) -> tuple[Tensor, Tensor]:
+        """The ranges ``(lo, hi)``, each ``[K]``; a timestep without observations takes those of the nearest.
+
+        Raises:
+            CalibrationError: Nothing was observed.
+        """
+        if not bool(self.seen.any()):
+            msg = "an activation was never observed; calibrate with at least one batch before converting"
+            raise CalibrationError(msg)
+        nearest = nearest_seen(self.seen)
+        return self.low[nearest], self.high[nearest]

@@ -20,7 +20,7 @@ from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 from tfmq_fx.quantization.program import QuantizedProgram
-from tfmq_fx.temporal.accepted_timesteps import accept_timesteps
+from tfmq_fx.temporal.values import accept_timesteps
 
 __all__ = ["add_timesteps"]
 

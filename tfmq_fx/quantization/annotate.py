@@ -32,8 +32,8 @@ from tfmq_fx.quantization.quantizer_options import QuantizerOptions, schedule_va
 from tfmq_fx.quantization.rewrites import rewrite_for_annotation
 from tfmq_fx.quantization.specs import activation_spec, output_spec, weight_spec
 from tfmq_fx.quantization.timestep_observers import insert_timestep_observers
-from tfmq_fx.temporal.finite_inputs import FiniteInputs, finite_values
-from tfmq_fx.temporal.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.temporal.calibrate import calibrate_temporal_block
+from tfmq_fx.temporal.inputs import FiniteInputs, finite_values
 
 __all__ = ["TFMQQuantizer"]
 

@@ -16,10 +16,12 @@ from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.frontend.notes import restore_notes
 from tfmq_fx.frontend.program_stage import CAPTURED, PREPARED, describe, stage_of
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.temporal.batch_timesteps import with_table_check
-from tfmq_fx.temporal.conditional_calibration import calibrate_conditional_part, prepared_conditionings
-from tfmq_fx.temporal.finite_set_calibration import calibrate_temporal_block
+from tfmq_fx.passes.support.timestep_values import distinct_timesteps
+from tfmq_fx.temporal.calibrate import calibrate_conditional_part, calibrate_temporal_block
+from tfmq_fx.temporal.domain import conditioned_domain
+from tfmq_fx.temporal.inputs import Conditionings
 from tfmq_fx.temporal.refusal import refused_whole
+from tfmq_fx.temporal.values import with_table_check
 
 __all__ = ["Batch", "calibrate"]
 
@@ -55,10 +57,12 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         raise CalibrationError(msg)
     restore_notes(prepared)
     timestep = "timestep" if state is None else state.timestep
-    conditionings = None if state is None else prepared_conditionings(state)
+    values = None if state is None or state.timesteps is None else distinct_timesteps(state.timesteps)
+    conditionings = None
+    if state is not None and state.conditions and values is not None:
+        conditionings = Conditionings(state.path_inputs)
     interface = interface_of(prepared)
-    if state is not None:
-        batches = with_table_check(prepared, state, batches)
+    batches = with_table_check(prepared, values, batches, timestep)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
     console = Console(stderr=True)
@@ -81,6 +85,6 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
         raise CalibrationError(msg)
     calibrate_temporal_block(prepared, timestep)
-    if state is not None and conditionings is not None:
-        calibrate_conditional_part(prepared, state, conditionings)
+    if conditionings is not None and values is not None:
+        calibrate_conditional_part(prepared, conditioned_domain(timestep, values, conditionings))
     return count

@@ -26,8 +26,8 @@ from tfmq_fx.passes.support.predicates import fqn, is_weighted
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
 from tfmq_fx.quantization.finite_parameters import require_finite_parameters
 from tfmq_fx.quantization.program import QuantizedProgram
-from tfmq_fx.temporal.choice import TemporalChoice
-from tfmq_fx.temporal.feature_table import float_table, tabulate
+from tfmq_fx.temporal.domain import finite_domain
+from tfmq_fx.temporal.table import TemporalChoice, float_table, tabulate
 
 __all__ = ["convert", "program_from_graph"]
 
@@ -55,7 +55,7 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
     if not is_prepared(prepared):
         msg = "another tool rebuilt this prepared graph and dropped torchao's own notes; run it on the captured graph"
         raise ConfigError(msg)
-    original = float_table(prepared) if state.config.temporal == "auto" else None
+    original = float_table(prepared, state.timestep) if state.config.temporal == "auto" else None
     weights = _weights(prepared)
     # The float weights are read and replaced, never written: a copy of them would only double the memory.
     program = program_from_graph(convert_pt2e(copy.deepcopy(prepared, dict(weights))), original)
@@ -88,7 +88,8 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
     if config.tabulates and timesteps is not None:
         PropagateValues()(converted)
         finite = {name: distinct_timesteps(values) for name, values in state.finite.items()}
-        choices = tabulate(converted, config, state.timestep, timesteps, original, finite)
+        domain = finite_domain(state.timestep, {state.timestep: timesteps, **finite})
+        choices = tabulate(converted, domain, config, original)
     run_pipeline(converted, FINISH)
     require_finite_parameters(converted)
     _warn_wider_weights(converted, config)

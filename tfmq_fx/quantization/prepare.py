@@ -17,7 +17,7 @@ from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block
 from tfmq_fx.passes.analysis.several_timesteps import several_timesteps
 from tfmq_fx.quantization.annotate import TFMQQuantizer
-from tfmq_fx.temporal.finite_inputs import FiniteInputs, finite_values
+from tfmq_fx.temporal.inputs import FiniteInputs, finite_values
 
 __all__ = ["prepare"]
 

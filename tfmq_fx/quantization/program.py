@@ -15,7 +15,7 @@ from tfmq_fx.frontend.binding import bind
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import row_lookups, row_values
-from tfmq_fx.temporal.choice import TemporalChoice
+from tfmq_fx.temporal.table import TemporalChoice
 
 __all__ = ["QuantizedProgram"]
 

@@ -12,7 +12,7 @@ from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.roles import sample_inputs
 from tfmq_fx.passes.analysis import TemporalBlock, conditioning_inputs, find_temporal_block
-from tfmq_fx.temporal.finite_inputs import FiniteInputs
+from tfmq_fx.temporal.inputs import FiniteInputs
 
 __all__ = ["QuantizerOptions", "schedule_values"]
 

@@ -17,7 +17,7 @@ from tfmq_fx.passes import (
 )
 from tfmq_fx.passes.base import GraphPass
 from tfmq_fx.quantization.quantizer_options import QuantizerOptions
-from tfmq_fx.temporal.accepted_timesteps import accept_timesteps
+from tfmq_fx.temporal.values import accept_timesteps
 
 __all__ = ["layout_rewrites", "rewrite_for_annotation"]
 

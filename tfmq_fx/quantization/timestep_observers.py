@@ -23,7 +23,7 @@ from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.temporal.observe_timestep_groups import ungrouped_layers
 from tfmq_fx.quantization.float_layers import FloatLayers
 from tfmq_fx.quantization.quantizer_options import QuantizerOptions
-from tfmq_fx.temporal.finite_inputs import finite_values
+from tfmq_fx.temporal.inputs import finite_values
 
 __all__ = ["insert_timestep_observers"]
 

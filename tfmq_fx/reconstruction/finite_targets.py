@@ -40,13 +40,13 @@ def require_finite_targets(propagation: Propagation, node: fx.Node, timestep: st
 def _place(propagation: Propagation, window: Window, timestep: str, error: NonFiniteError) -> str:
     samples = propagation.samples
     each = max(1, error.length // len(window))
-    rows = sorted({min(window.start + entry // each, window.stop - 1) for entry in error.entries})
-    batches = sorted(set(samples.origins[rows].tolist()))
+    refused = sorted({min(window.start + entry // each, window.stop - 1) for entry in error.entries})
+    batches = sorted(set(samples.origins[refused].tolist()))
     words = f" in calibration batch{'es' if len(batches) > 1 else ''} {', '.join(map(str, batches))}"
     inputs = [str(node.target) for node in propagation.graph_module.graph.nodes if node.op == "placeholder"]
     if timestep not in inputs:
         return words
     column = samples.inputs[inputs.index(timestep)]
     if isinstance(column, Tensor):
-        return f"{words},{at_timesteps(column[rows])}"
+        return f"{words},{at_timesteps(column[refused])}"
     return f"{words},{at_timesteps(torch.as_tensor(placeholder_value(column).at(window)))}"

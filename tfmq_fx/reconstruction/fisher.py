@@ -48,13 +48,13 @@ def fisher_information(
 
     A denoiser's output is the mean of a Gaussian, whose Fisher information at an inner activation ``a`` is
     ``E_v[(J^T v)^2]`` with ``J`` the Jacobian from ``a`` to the output and ``v ~ N(0, I)``: one backward
-    pass serves all units. Averaged over rows and scaled to a mean of 1, so that it moves weight between
+    pass serves all units. Averaged over samples and scaled to a mean of 1, so that it moves weight between
     elements and leaves the balance with the rounding regulariser. Source: BRECQ (ICLR 2021), section
     3.2; the Gaussian output is ours, BRECQ's models classify.
 
     Args:
         graph_module: The partitioned graph.
-        samples: The calibration rows.
+        samples: The calibration samples.
         units: The call nodes of the units.
         seed: Seed of ``v``.
 

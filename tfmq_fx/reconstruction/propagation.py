@@ -1,4 +1,4 @@
-"""Two models side by side, node by node over all calibration rows: the float one and the quantized one."""
+"""Two models side by side, node by node over all calibration samples: the float one and the quantized one."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ __all__ = ["Propagation"]
 class Propagation:
     """Values of the live nodes of a partitioned graph, for the float and for the quantized model.
 
-    Every node is computed once for all rows, so walking through a graph of ``U`` units costs one pass, not
+    Every node is computed once for all samples, so walking through a graph of ``U`` units costs one pass, not
     ``U``. Values that nothing reads any more are dropped; values that do not differ are kept once.
 
     Args:
         graph_module: A graph of unit calls and what lies between them (:class:`tfmq_fx.passes.PartitionUnits`).
-        samples: The calibration rows.
+        samples: The calibration samples.
         store: Where their activations lie.
     """
 
@@ -41,7 +41,7 @@ class Propagation:
         self._order = order
 
     def arguments(self, node: fx.Node, window: Window, *, quantized: bool) -> tuple[Any, ...]:
-        """The arguments of a call for a window of rows."""
+        """The arguments of a call for a window of samples."""
         values = self.quantized_values if quantized else self.float_values
         args: tuple[Any, ...] = fx.node.map_arg(node.args, lambda n: in_window(values[n], window))
         return args

@@ -17,7 +17,7 @@ class UnitResult:
         name: The unit's name.
         kind: ``"temporal"``, ``"conditional"``, ``"residual"`` or ``"layer"``.
         weights: Number of weights that could learn their rounding.
-        before: Error on held-back rows, rounded to nearest (the temporal block: on all timesteps; the
+        before: Error on held-back samples, rounded to nearest (the temporal block: on all timesteps; the
             conditional part: on pairs of timestep and conditioning).
         after: The same with the learned rounding; never above ``before``.
         changed: Share of the weights that are not rounded to nearest any more.

@@ -1,4 +1,4 @@
-"""Calibration batches as rows that a mini-batch can be cut from without copies."""
+"""Calibration batches as samples in one order, which a mini-batch can be cut from without copies."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tfmq_fx.passes.support.sizes import rows_per_item
 
 __all__ = ["Samples", "Window", "gather_samples"]
 
-#: Rows that go through a unit at once outside of training.
+#: Samples that go through a unit at once outside of training.
 CHUNK = 32
 
 
 @dataclass(frozen=True)
 class Window:
-    """A run of neighbouring rows; ``chunk`` says which calibration batch it is where batches do not mix."""
+    """A run of neighbouring samples; ``chunk`` says which calibration batch it is where batches do not mix."""
 
     start: int
     stop: int
     chunk: int = 0
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """The number of samples."""
         return self.stop - self.start
 
 
@@ -41,20 +41,20 @@ class Window:
 class Samples:
     """The calibration data in one fixed random order.
 
-    Rows are shuffled once, so that neighbouring rows are a random choice and a mini-batch is a view.
+    They are shuffled once, so that neighbouring ones are a random choice and a mini-batch is a view.
 
     Attributes:
-        inputs: Per placeholder of the graph, in order: a tensor of all rows, or a list with one value per
+        inputs: Per placeholder of the graph, in order: a tensor of all samples, or a list with one value per
             chunk where the value has no batch axis.
-        rows: Number of rows.
-        chunks: Windows that cover the rows.
-        mixing: Whether any run of rows may stand together; False when an input, such as a 0-dim timestep,
+        count: Number of samples.
+        chunks: Windows that cover the samples.
+        mixing: Whether any run of samples may stand together; False when an input, such as a 0-dim timestep,
             belongs to a whole batch.
-        origins: The calibration batch that each row comes from, int64 ``[rows]``.
+        origins: The calibration batch that each sample comes from, int64 ``[count]``.
     """
 
     inputs: tuple[Any, ...]
-    rows: int
+    count: int
     chunks: tuple[Window, ...]
     mixing: bool
     origins: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
@@ -65,27 +65,27 @@ class Samples:
         return tensors if self.mixing else [*tensors, torch.tensor([window.stop for window in self.chunks])]
 
     def split(self, held_back: float) -> tuple[int, int]:
-        """Rows to train on and rows behind them that are held back, at least one of each where there are two."""
-        if held_back == 0.0 or len(self.chunks if not self.mixing else range(self.rows)) < 2:
-            return self.rows, 0
+        """How many samples to train on, and how many behind them are held back; one of each where there are two."""
+        if held_back == 0.0 or len(self.chunks if not self.mixing else range(self.count)) < 2:
+            return self.count, 0
         if self.mixing:
-            back = min(max(1, round(held_back * self.rows)), self.rows - 1)
+            back = min(max(1, round(held_back * self.count)), self.count - 1)
         else:
-            count = min(max(1, round(held_back * len(self.chunks))), len(self.chunks) - 1)
-            back = self.rows - self.chunks[-count].start
-        return self.rows - back, back
+            kept = min(max(1, round(held_back * len(self.chunks))), len(self.chunks) - 1)
+            back = self.count - self.chunks[-kept].start
+        return self.count - back, back
 
-    def draw(self, size: int, rows: int, generator: torch.Generator) -> Window:
-        """Draw at most ``size`` of the first ``rows`` rows; a whole chunk where batches do not mix."""
+    def draw(self, size: int, count: int, generator: torch.Generator) -> Window:
+        """Draw at most ``size`` of the first ``count`` samples; a whole chunk where batches do not mix."""
         if not self.mixing:
-            whole = [window for window in self.chunks if window.stop <= rows]
+            whole = [window for window in self.chunks if window.stop <= count]
             return whole[int(torch.randint(len(whole), (), generator=generator))]
-        size = min(size, rows)
-        start = int(torch.randint(rows - size + 1, (), generator=generator))
+        size = min(size, count)
+        start = int(torch.randint(count - size + 1, (), generator=generator))
         return Window(start, start + size)
 
     def windows(self, start: int, stop: int) -> list[Window]:
-        """Windows of at most a chunk that cover the rows from ``start`` to ``stop``."""
+        """Windows of at most a chunk that cover the samples from ``start`` to ``stop``."""
         if not self.mixing:
             return [window for window in self.chunks if start <= window.start and window.stop <= stop]
         return [Window(first, min(first + CHUNK, stop)) for first in range(start, stop, CHUNK)]
@@ -111,20 +111,20 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
         msg = "reconstruction got no batches; pass those that the model was calibrated on"
         raise CalibrationError(msg)
     grows = [_grows(node) for node in placeholders]
-    # A graph of a fixed batch: its rows are not told apart.
-    sizes = [_rows(call) for call in calls]
+    # A graph of a fixed batch: its samples are not told apart.
+    sizes = [_size(call) for call in calls]
     origins = torch.arange(len(flat)).repeat_interleave(torch.tensor(sizes))
     generator = torch.Generator().manual_seed(seed)
     tensors = [isinstance(node_value(node), Tensor) for node in placeholders]
     if all(grow or not tensor for grow, tensor in zip(grows, tensors, strict=True)):
-        rows = sum(sizes)
-        order = torch.randperm(rows, generator=generator)
+        count = sum(sizes)
+        order = torch.randperm(count, generator=generator)
         columns = list(zip(*flat, strict=True))
         inputs = tuple(
             torch.cat(column)[order] if grow else [column[0]] for column, grow in zip(columns, grows, strict=True)
         )
-        chunks = tuple(Window(start, min(start + CHUNK, rows)) for start in range(0, rows, CHUNK))
-        return Samples(inputs, rows, chunks, mixing=True, origins=origins[order])
+        chunks = tuple(Window(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+        return Samples(inputs, count, chunks, mixing=True, origins=origins[order])
     shuffled = torch.randperm(len(flat), generator=generator).tolist()
     columns = list(zip(*(flat[i] for i in shuffled), strict=True))
     inputs = tuple(torch.cat(column) if grow else list(column) for column, grow in zip(columns, grows, strict=True))
@@ -137,12 +137,12 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
 
 
 def _grows(node: fx.Node) -> bool:
-    """Whether a placeholder has one row per item of the batch."""
+    """Whether a placeholder has one value per item of the batch."""
     value = node_value(node)
     return isinstance(value, Tensor) and value.ndim > 0 and rows_per_item(value.shape[0]) == 1
 
 
-def _rows(call: Call) -> int:
+def _size(call: Call) -> int:
     if call.batch is not None:
         return call.batch
     return next((len(leaf) for leaf in call.leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)

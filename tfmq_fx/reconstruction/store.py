@@ -69,7 +69,7 @@ class ActivationStore:
             msg = (
                 f"{count * dtype.itemsize / 2**30:.2f} GiB of activations do not fit into the memory budget of "
                 f"{self.budget / 2**30:.2f} GiB nor onto the disk of {where}; raise cache_bytes, calibrate on "
-                f"fewer rows, or give another directory ({error})"
+                f"fewer samples, or give another directory ({error})"
             )
             raise ReconstructionError(msg) from error
 

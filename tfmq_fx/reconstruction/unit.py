@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from tfmq_fx._torch import pytree
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, FakeQuantizer, quantizers_of
-from tfmq_fx.reconstruction.keeping import keep_if_better
+from tfmq_fx.reconstruction.acceptance import keep_if_better
 from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.samples import Window
@@ -48,7 +48,7 @@ class _UnitTraining:
         self.propagation, self.node, self.config = propagation, node, config
         self.module = propagation.graph_module.get_submodule(str(node.target))
         self.generator = torch.Generator().manual_seed(seed)
-        self.rows, self.held_back = propagation.samples.split(config.held_back)
+        self.trained, self.held_back = propagation.samples.split(config.held_back)
         assert isinstance(self.module, fx.GraphModule)
         values = [leaf for leaf in pytree.tree_leaves(node.meta["val"]) if isinstance(leaf, Tensor)]
         self.axes = [channel_axis(self.module.graph, value.ndim) for value in values]
@@ -62,7 +62,7 @@ class _UnitTraining:
 
     def drawn_error(self, iteration: int) -> Tensor:
         """The error on a random mini-batch."""
-        window = self.propagation.samples.draw(self.config.batch_size, self.rows, self.generator)
+        window = self.propagation.samples.draw(self.config.batch_size, self.trained, self.generator)
         args = self.propagation.arguments(self.node, window, quantized=True)
         if self.config.quantized_inputs < 1.0:
             originals = self.propagation.arguments(self.node, window, quantized=False)
@@ -72,9 +72,9 @@ class _UnitTraining:
 
     @torch.no_grad()
     def held_back_error(self) -> float:
-        """The mean error on the rows that are held back; on all rows when there are none."""
-        first = self.rows if self.held_back else 0
-        windows = self.propagation.samples.windows(first, self.rows + self.held_back)
+        """The mean error on the samples that are held back; on all samples when there are none."""
+        first = self.trained if self.held_back else 0
+        windows = self.propagation.samples.windows(first, self.trained + self.held_back)
         total = 0.0
         for window in windows:
             args = self.propagation.arguments(self.node, window, quantized=True)

@@ -1,4 +1,4 @@
-"""What a node of the graph computes over all calibration rows."""
+"""What a node of the graph computes over all calibration samples."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from tfmq_fx.passes.support.sizes import concrete_size, rows_per_item
 from tfmq_fx.reconstruction.samples import Samples, Window
 from tfmq_fx.reconstruction.store import ActivationStore
 
-__all__ = ["Batches", "Leaf", "Rows", "Size", "collect", "in_window"]
+__all__ = ["Batches", "Leaf", "PerSample", "Size", "collect", "in_window"]
 
 
 @dataclass(frozen=True)
-class Rows:
-    """A tensor with ``per_item`` neighbouring rows for each calibration row, all in one piece."""
+class PerSample:
+    """A tensor with ``per_item`` neighbouring entries along axis 0 for each calibration sample, all in one piece."""
 
     tensor: Tensor
     per_item: int = 1
 
     def at(self, window: Window) -> Tensor:
-        """The rows of a window: a view."""
+        """The entries of a window: a view."""
         return self.tensor[window.start * self.per_item : window.stop * self.per_item]
 
 
@@ -51,7 +51,7 @@ class Size:
         return int(concrete_size(self.symbol, len(window)))
 
 
-Leaf = Rows | Batches | Size
+Leaf = PerSample | Batches | Size
 
 
 def in_window(value: Any, window: Window) -> Any:
@@ -63,10 +63,10 @@ def collect(samples: Samples, example: Any, compute: Callable[[Window], Any], st
     """Compute a value chunk by chunk and keep it.
 
     Args:
-        samples: The calibration rows.
+        samples: The calibration samples.
         example: The node's ``meta["val"]``: tells which axes grow with the batch.
         compute: Gives the value for a window.
-        store: Where tensors of many rows lie.
+        store: Where tensors of many samples lie.
 
     Returns:
         The structure of ``example`` with a :class:`Leaf` for each entry.
@@ -80,23 +80,23 @@ def collect(samples: Samples, example: Any, compute: Callable[[Window], Any], st
     for window in samples.chunks:
         found = pytree.tree_leaves(compute(window))
         for i, leaf in enumerate(found):
-            rows = per_item[i]
-            if rows is None:
+            each = per_item[i]
+            if each is None:
                 if samples.mixing and collected[i]:
                     continue
                 collected[i].append(leaf)
                 continue
             target = kept[i]
             if target is None:
-                target = kept[i] = store.allocate((samples.rows * rows, *leaf.shape[1:]), leaf.dtype)
-            target[window.start * rows : window.stop * rows] = leaf
+                target = kept[i] = store.allocate((samples.count * each, *leaf.shape[1:]), leaf.dtype)
+            target[window.start * each : window.stop * each] = leaf
     leaves: list[Leaf] = []
     for i, leaf in enumerate(examples):
         target = kept[i]
         if isinstance(leaf, SymInt):
             leaves.append(Size(leaf))
         elif target is not None:
-            leaves.append(Rows(target, per_item[i] or 1))
+            leaves.append(PerSample(target, per_item[i] or 1))
         else:
             leaves.append(Batches(tuple(collected[i])))
     return pytree.tree_unflatten(leaves, spec)
@@ -104,4 +104,4 @@ def collect(samples: Samples, example: Any, compute: Callable[[Window], Any], st
 
 def placeholder_value(column: Any) -> Leaf:
     """The leaf for one column of :attr:`Samples.inputs`."""
-    return Rows(column) if isinstance(column, torch.Tensor) else Batches(tuple(column))
+    return PerSample(column) if isinstance(column, torch.Tensor) else Batches(tuple(column))

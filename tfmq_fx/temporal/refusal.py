@@ -14,6 +14,7 @@ from tfmq_fx.errors import NonFiniteError
 from tfmq_fx.frontend.batches import timestep_of
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers import PerChannelWeightObserver
+from tfmq_fx.temporal.domain import TemporalDomain
 
 __all__ = ["at_timesteps", "refused_rows", "refused_whole"]
 
@@ -30,17 +31,17 @@ def at_timesteps(values: Tensor) -> str:
 
 
 @contextmanager
-def refused_rows(table: Tensor, items: Tensor) -> Iterator[None]:
+def refused_rows(domain: TemporalDomain, items: Tensor) -> Iterator[None]:
     """Name the timesteps of what is refused inside the block.
 
     Args:
-        table: The timestep of every row that observers per timestep are called with, ``[K]``.
-        items: The timestep of every entry that goes through the graph there, ``[N]``.
+        domain: What the graph is evaluated over.
+        items: The timesteps of the entries that are evaluated there, ``[N]``.
     """
     try:
         yield
     except NonFiniteError as error:
-        found = table[list(error.rows)] if error.rows else _of_entries(error, items)
+        found = domain.timesteps_of(error.rows) if error.rows else _of_entries(error, items)
         raise error.at(at_timesteps(found)) from error
 
 

@@ -19,7 +19,7 @@ from tfmq_fx.quantization.convert import convert
 from tfmq_fx.quantization.prepare import prepare
 from tfmq_fx.quantization.program import QuantizedProgram
 from tfmq_fx.reconstruction.reconstruct import reconstruct
-from tfmq_fx.temporal.finite_inputs import FiniteInputs
+from tfmq_fx.temporal.inputs import FiniteInputs
 
 __all__ = ["quantize"]
 

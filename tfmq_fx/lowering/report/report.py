@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tfmq_fx.lowering.report.reasons import UNSUPPORTED
-from tfmq_fx.temporal.choice import TemporalChoice
+from tfmq_fx.temporal.table import TemporalChoice
 
 __all__ = ["LoweringReport", "Measurement", "ReportEntry"]
 

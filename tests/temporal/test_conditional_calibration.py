@@ -26,7 +26,6 @@ from tests.models import TIMESTEPS, ClassDenoiser, batch, relative
 from tfmq_fx import ConfigError, QuantizationConfig, TFMQQuantizer
 from tfmq_fx.lowering.plan import final_graph, timestep_groups
 from tfmq_fx.quantization.convert import program_from_graph
-from tfmq_fx.temporal.conditionings import Conditionings
 
 # -- what is found --------------------------------------------------------------------
 
@@ -38,18 +37,6 @@ def test_the_conditioning_is_what_meets_the_timestep_and_never_the_sample():
     path = find_temporal_block(captured(), finite=CONDITIONS)
     assert [layer.fqn for layer in path.embedding_layers] == ["down.embed", "up.embed"]
     assert {"time.one", "time.two"} < {str(node.args[1].target).removesuffix(".weight") for node in path.time_embedding}
-
-
-def test_pairs_have_every_timestep_and_go_round_the_conditionings():
-    pairs = all_pairs()
-    assert len(pairs) == 30 and pairs.columns()["pooled"].shape == (30, 6)
-    conditionings = Conditionings(("a",), [(torch.tensor([float(n)]),) for n in range(5)])
-    few = conditionings.with_timesteps(torch.arange(10.0), "t", most=20)
-    assert few.numbers.bincount().tolist() == [2] * 10 and few.chosen.bincount().tolist() == [4] * 5
-    assert len(conditionings.with_timesteps(torch.arange(10.0), "t", most=3)) == 10
-    sampled = few.sampled(7, seed=0)
-    assert len(sampled) == 7 and bool((sampled.numbers.diff() >= 0).all())
-    assert torch.equal(sampled.columns()["a"][:, 0], sampled.chosen.float())
 
 
 # -- parameters per timestep ------------------------------------------------------------
@@ -69,7 +56,7 @@ def test_each_timestep_has_the_range_of_all_prompts():
             program.graph_module, path.nodes, [quantizers[0].args[0]], pairs.columns()
         )  # fmt: skip
     for row in range(len(TIMESTEPS)):
-        own = seen[pairs.numbers == row]
+        own = seen[pairs.rows == row]
         assert float(observer.low[row]) == pytest.approx(min(0.0, float(own.min())), abs=1e-5)
         assert float(observer.high[row]) == pytest.approx(float(own.max()), rel=1e-4)
     assert len(set(observer.high.tolist())) == len(TIMESTEPS)

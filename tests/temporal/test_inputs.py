@@ -135,7 +135,7 @@ def test_tiar_learns_over_all_pairs():
 
 
 def test_with_many_pairs_tiar_learns_from_a_sample(monkeypatch):
-    monkeypatch.setattr("tfmq_fx.reconstruction.temporal.MOST_ROWS", 5)
+    monkeypatch.setattr("tfmq_fx.reconstruction.time_path.MOST_ENTRIES", 5)
     graph = prepared()
     before = {name: q.high.clone() for name, q in quantizers_of(graph).items() if hasattr(q, "seen")}
     config = ReconstructionConfig(granularity="none", temporal_iterations=50)

@@ -1,4 +1,7 @@
-"""The timesteps of calibration batches: read off them, and held against the table."""
+"""The timesteps of a schedule meet a model: those that batches hold, and those that its dtype can tell apart.
+
+Which row of a table a timestep has is asked of :class:`~tfmq_fx.passes.support.timestep_values.ValueSearch` alone.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,62 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx.config.prepared_state import PreparedState
-from tfmq_fx.errors import CalibrationError
+from tfmq_fx.errors import CalibrationError, ConfigError
 from tfmq_fx.frontend.batches import timestep_of
-from tfmq_fx.frontend.interface import Interface, interface_of
+from tfmq_fx.frontend.interface import Interface, interface_of, refresh_interface
+from tfmq_fx.passes import WidenTimesteps
+from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
+from tfmq_fx.passes.temporal.widen_timesteps import integer_reader
 
-__all__ = ["check_table_is_hit", "recorded_timesteps", "with_table_check"]
+__all__ = ["accept_timesteps", "check_table_is_hit", "recorded_timesteps", "with_table_check"]
 
 T = TypeVar("T")
+
+
+def accept_timesteps(graph_module: fx.GraphModule, timesteps: Tensor, timestep: str = "timestep") -> None:
+    """Let a graph take these timesteps, in place: where they are fractional and its input has integers, as float32.
+
+    Euler's schedules and Karras' sigmas are fractional, and models are often captured with whole timesteps.
+
+    Args:
+        graph_module: A captured, prepared or converted graph.
+        timesteps: The timesteps that it is to serve.
+        timestep: Name of its timestep input; a graph without one is left alone.
+
+    Raises:
+        ConfigError: They are fractional, and the graph needs integers: it would truncate them. Or two of them are one
+            number in the dtype of the input.
+    """
+    inputs = {str(node.target): node_value(node) for node in graph_module.graph.nodes if node.op == "placeholder"}
+    value, values = inputs.get(timestep), distinct_timesteps(timesteps)
+    if not isinstance(value, Tensor):
+        return
+    dtype = value.dtype
+    fractional = values[values != values.round()]
+    if len(fractional) and not dtype.is_floating_point:
+        reader = integer_reader(graph_module, timestep)
+        if reader is not None:
+            msg = (
+                f"timestep {float(fractional[0]):g} is fractional, but the model was captured with {_name(dtype)} "
+                f"timesteps and {reader.name!r} takes them as integers: capture it again with a float timestep"
+            )
+            raise ConfigError(msg)
+        WidenTimesteps(timestep=timestep)(graph_module)
+        refresh_interface(graph_module)
+        dtype = torch.float32
+    rows, _ = ValueSearch(values).find(values.to(dtype))
+    blurred = rows != torch.arange(len(values))
+    if bool(blurred.any()):
+        msg = (
+            f"timestep {float(values[blurred][0]):.9g} cannot be told from its neighbours in {_name(dtype)}, which the "
+            "model was captured with: capture it with a float32 timestep, or leave one of them out"
+        )
+        raise ConfigError(msg)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def recorded_timesteps(batches: Iterable[Mapping[str, Any]], timestep: str = "timestep") -> Tensor:
@@ -85,20 +135,22 @@ def _argument(timestep: str) -> str:
     return "" if timestep == "timestep" else f", {timestep!r}"
 
 
-def with_table_check(graph_module: fx.GraphModule, state: PreparedState, batches: Iterable[T]) -> Iterable[T]:
+def with_table_check(
+    graph_module: fx.GraphModule, values: Tensor | None, batches: Iterable[T], timestep: str = "timestep"
+) -> Iterable[T]:
     """``batches``, held against the table: a sequence before anything runs, what is made on the way at its end.
 
     Args:
         graph_module: The graph that they are for.
-        state: Its state.
+        values: The table's timesteps, ``[K]``; None leaves the batches unchecked.
         batches: The model's own inputs, each a tuple, a mapping by argument name, or a single tensor.
+        timestep: Name of the timestep input.
 
     Raises:
         CalibrationError: None of their timesteps is in the table.
     """
-    if state.timesteps is None:
+    if values is None:
         return batches
-    values, timestep = torch.tensor(state.timesteps, dtype=torch.float64), state.timestep
     interface = interface_of(graph_module)
     if isinstance(batches, Sequence):
         check_table_is_hit(values, [t for batch in batches for t in _timesteps(interface, batch, timestep)], timestep)

@@ -19,7 +19,8 @@ from tfmq_fx.fake_quantizers import (
     float_mode,
     quantizers_of,
 )
-from tfmq_fx.reconstruction.temporal import observe_temporal_block, reconstruct_temporal_block, temporal_quantizers
+from tfmq_fx.reconstruction.time_path import reconstruct_time_path, temporal_quantizers, temporal_unit
+from tfmq_fx.temporal.domain import finite_domain
 
 TIAR = ReconstructionConfig(granularity="none", temporal_iterations=60)
 
@@ -56,16 +57,19 @@ def summed_error(graph):
                                                                                       strict=True))  # fmt: skip
 
 
+def unit_of(graph):
+    return temporal_unit(graph, finite_domain("timestep", {"timestep": TIMESTEPS}))
+
+
 def inside_names(graph):
-    inside = temporal_quantizers(graph, find_temporal_block(graph))
-    return {name for name, module in quantizers_of(graph).items() if any(module is one for one in inside)}
+    return set(temporal_quantizers(graph))
 
 
 @pytest.mark.parametrize("temporal", ["fsc", "shared"])
 @pytest.mark.parametrize("learned_steps", [False, True])
 def test_the_error_falls_and_is_what_the_report_says(temporal, learned_steps):
     graph = calibrated(temporal=temporal)
-    observe_temporal_block(graph, "timestep", {"timestep": TIMESTEPS})
+    unit_of(graph).observe(graph)
     before = summed_error(graph)
     config = ReconstructionConfig(granularity="none", temporal_iterations=60, learned_steps=learned_steps)
     unit = tiar(graph, config)
@@ -136,7 +140,7 @@ def test_an_interrupt_puts_everything_back(learned_steps):
 
     config = ReconstructionConfig(temporal_iterations=20, learned_steps=learned_steps)
     with pytest.raises(KeyboardInterrupt):
-        reconstruct_temporal_block(graph, "timestep", {"timestep": TIMESTEPS}, config, interrupt)
+        reconstruct_time_path(graph, unit_of(graph), config, interrupt)
     assert same(state(graph), before)
     tfmq_fx.convert(graph)
 
@@ -159,7 +163,7 @@ def test_the_ranges_fit_the_learned_weights():
         graph = calibrated(temporal=temporal)
         tiar(graph)
         before = state(graph)
-        observe_temporal_block(graph, "timestep", {"timestep": TIMESTEPS})
+        unit_of(graph).observe(graph)
         for name, value in state(graph).items():
             torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-6)
 
@@ -176,7 +180,7 @@ def test_a_block_without_quantized_weights_is_left_alone_with_a_reason(config):
     graph = calibrated(**config)
     unit = tiar(graph)
     assert unit.iterations == unit.weights == 0 and unit.reason == "its weights are not quantized"
-    direct = reconstruct_temporal_block(graph, "timestep", {"timestep": TIMESTEPS}, TIAR)
+    direct = reconstruct_time_path(graph, unit_of(graph), TIAR)
     assert direct.iterations == 0 and direct.reason == unit.reason
 
 
@@ -202,7 +206,7 @@ def test_a_timestep_for_the_whole_batch_gives_the_same(temporal):
 @pytest.mark.parametrize("scalar", [True, False])
 def test_a_shared_range_is_that_of_all_timesteps(scalar):
     graph = calibrated(scalar=scalar, temporal="shared")
-    observe_temporal_block(graph, "timestep", {"timestep": TIMESTEPS})
+    unit_of(graph).observe(graph)
     block = find_temporal_block(graph)
     checked = 0
     for node in block.nodes:
@@ -224,9 +228,9 @@ def test_a_block_that_takes_one_timestep_only_says_so(monkeypatch):
         return [value * (1 + index) for index, value in
                 enumerate(genuine(module, members, outputs, inputs, **hooks))]  # fmt: skip
 
-    monkeypatch.setattr("tfmq_fx.reconstruction.own_output.evaluate_temporal_nodes", one_by_one)
+    monkeypatch.setattr("tfmq_fx.reconstruction.domain_training.evaluate_temporal_nodes", one_by_one)
     with pytest.raises(ReconstructionError, match="cannot be evaluated for all timesteps at once") as caught:
-        reconstruct_temporal_block(graph, "timestep", {"timestep": TIMESTEPS}, TIAR)
+        reconstruct_time_path(graph, unit_of(graph), TIAR)
     assert "\n" not in str(caught.value)
 
 

@@ -10,7 +10,7 @@ import tfmq_fx
 from tests.models import TIMESTEPS, SmallDenoiser, batch, relative
 from tfmq_fx import CalibrationError, QuantizationConfig
 from tfmq_fx.data import record_trajectories
-from tfmq_fx.temporal.batch_timesteps import check_table_is_hit
+from tfmq_fx.temporal.values import check_table_is_hit
 
 WORDS = (
     r"none of the calibration timesteps \(first: 0\.9\d*\) is in the table \(nearest 0, 10 values from 900 to 0\): "

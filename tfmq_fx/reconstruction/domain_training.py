@@ -1,12 +1,11 @@
-"""A part of a graph that learns from its own float output, over inputs that are known beforehand.
+"""Train a part of a graph on its own float output over a domain.
 
 The time path needs no image, so what its layers see can be computed once and all of it be the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,75 +19,64 @@ from tfmq_fx.fake_quantizers import (
     FakeQuantizer,
     TimestepQuantizer,
     float_mode,
+    observing,
     quantizers_of,
 )
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes
 from tfmq_fx.passes.support.sizes import concrete_size
 from tfmq_fx.passes.support.subgraphs import extract_subgraph, known_value
-from tfmq_fx.reconstruction.keeping import keep_if_better
+from tfmq_fx.reconstruction.acceptance import keep_if_better
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.training import train
+from tfmq_fx.temporal.domain import TemporalDomain
 
-__all__ = ["OwnOutputTraining", "learn_own_output", "observing", "training_over_rows"]
-
-
-@contextmanager
-def observing(quantizers: Sequence[ActivationQuantizer | TimestepQuantizer]) -> Iterator[None]:
-    """Ranges follow what is seen for the time of a block."""
-    for quantizer in quantizers:
-        quantizer.observing = True
-    try:
-        yield
-    finally:
-        for quantizer in quantizers:
-            quantizer.observing = False
+__all__ = ["DomainTraining", "prepare_domain_training", "train_over_domain"]
 
 
 @dataclass(frozen=True)
-class OwnOutputTraining:
-    """A part of a graph behind its first weight, ready to run over all rows at once.
+class DomainTraining:
+    """A part of a graph behind its first weight, ready to run over all entries of a domain at once.
 
     Attributes:
-        module: Called with ``inputs``, returns its outputs: ``[K * r, ..., C_i]`` each, ``r`` rows an item.
+        module: Called with ``inputs``, returns its outputs: ``[N * r, ..., C_i]`` each, ``r`` of them per entry.
         inputs: What stands in front of the first weight: it is the same in every iteration.
         targets: The float outputs.
-        rows: The number of rows ``K``.
+        entries: The number of entries ``N``.
     """
 
     module: nn.Module
     inputs: list[Tensor | int]
     targets: tuple[Tensor, ...]
-    rows: int
+    entries: int
 
     def error(self) -> Tensor:
-        """``sum_i mean_k sum_c (out_hat - out)^2``: the objective over the number of rows."""
+        """``sum_i mean_n sum_c (out_hat - out)^2``: the objective over the number of entries."""
         outputs = self.module(*self.inputs)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
         squares = [(ours - theirs).square().sum() for ours, theirs in zip(outputs, self.targets, strict=True)]
-        return torch.stack(squares).sum() / self.rows
+        return torch.stack(squares).sum() / self.entries
 
 
-def training_over_rows(
+def prepare_domain_training(
     prepared: fx.GraphModule,
     nodes: Sequence[fx.Node],
     outputs: Sequence[fx.Node],
-    inputs: Mapping[str, Tensor],
+    domain: TemporalDomain,
     *,
     members: Collection[fx.Node],
-    observe: Callable[[], None],
-) -> OwnOutputTraining:
+) -> DomainTraining:
     """Cut a part out and compute what stands in front of it, and what its float outputs are.
 
     Args:
-        prepared: A graph with fake quantizers; those before the part stay on, as they will at inference.
+        prepared: A graph with fake quantizers, whose ranges are settled; those before the part stay on, as they will at
+            inference, and those in front of its first weight stay as they are.
         nodes: The part, in the order of the graph, with the constants that it alone reads.
         outputs: What it learns from, out of ``nodes``.
-        inputs: By name of the placeholder, a value per row.
+        domain: What to evaluate over.
         members: What may be computed from them: the part, and what leads to it.
-        observe: Sets the ranges before it is all computed: those in front of the first weight stay as they are then.
 
     Raises:
-        ReconstructionError: The part cannot be evaluated for all rows at once.
+        ReconstructionError: The part cannot be evaluated for all entries at once.
     """
     modules = quantizers_of(prepared)
     trained: set[fx.Node] = set()
@@ -107,10 +95,10 @@ def training_over_rows(
     module, sources = extract_subgraph(prepared, [n for n in nodes if n in needed], outputs)
     example = {node: known_value(prepared, node) for node in sources}
     tensors = [node for node in sources if isinstance(example[node], Tensor)]
-    count = len(next(iter(inputs.values())))
+    columns, count = domain.columns(), len(domain)
 
     def evaluate(wanted: list[fx.Node]) -> list[Tensor]:
-        return evaluate_temporal_nodes(prepared, members, wanted, inputs)
+        return evaluate_temporal_nodes(prepared, members, wanted, columns)
 
     def arranged(tensors: dict[fx.Node, Tensor]) -> list[Tensor | int]:
         return [
@@ -118,15 +106,13 @@ def training_over_rows(
             for node in sources
         ]
 
-    # The sites in front of the first weight are calibrated here, once and for all.
     with torch.no_grad():
-        observe()
         quantized = dict(zip(tensors, evaluate(tensors), strict=True))
     with torch.no_grad(), float_mode(_called_by(prepared, members)):
         originals = dict(zip([*tensors, *outputs], evaluate([*tensors, *outputs]), strict=True))
         targets = tuple(originals[node] for node in outputs)
-        _check_together(OwnOutputTraining(module, arranged(originals), targets, count))
-    return OwnOutputTraining(module, arranged(quantized), targets, count)
+        _check_together(DomainTraining(module, arranged(originals), targets, count))
+    return DomainTraining(module, arranged(quantized), targets, count)
 
 
 def _called_by(prepared: fx.GraphModule, members: Collection[fx.Node]) -> list[FakeQuantizer]:
@@ -135,14 +121,14 @@ def _called_by(prepared: fx.GraphModule, members: Collection[fx.Node]) -> list[F
     return [modules[name] for name in {str(n.target) for n in members if n.op == "call_module"} if name in modules]
 
 
-def _check_together(float_part: OwnOutputTraining) -> None:
-    """The float part over all rows at once must give what it gives one by one."""
+def _check_together(float_part: DomainTraining) -> None:
+    """The float part over all entries at once must give what it gives one by one."""
     try:
         error = float_part.error().item()
         reason = f"the error of the float block against itself is {error:g}"
     except (RuntimeError, ValueError) as failure:
         error, reason = float("inf"), str(failure).strip().splitlines()[0]
-    size = sum(target.square().sum().item() for target in float_part.targets) / float_part.rows
+    size = sum(target.square().sum().item() for target in float_part.targets) / float_part.entries
     if not error <= 1e-6 * size:
         msg = (
             f"the temporal block cannot be evaluated for all timesteps at once ({reason}); "
@@ -151,12 +137,12 @@ def _check_together(float_part: OwnOutputTraining) -> None:
         raise ReconstructionError(msg)
 
 
-def learn_own_output(
+def train_over_domain(
     name: str,
     kind: str,
     quantizers: Sequence[FakeQuantizer],
     following: Sequence[ActivationQuantizer | TimestepQuantizer],
-    training: OwnOutputTraining,
+    training: DomainTraining,
     config: ReconstructionConfig,
     on_iteration: Callable[[int, float], None],
     *,
@@ -165,7 +151,7 @@ def learn_own_output(
     """Learn the rounding of all weights of a part jointly.
 
     While they learn, the ranges of ``following`` are the exact ones of the moment, so what is trained is what
-    calibration over the same rows gives at the end. With ``learned_steps`` the step sizes of all activations are
+    calibration over the same domain gives at the end. With ``learned_steps`` the step sizes of all activations are
     trained instead, from the ranges at the start.
 
     Args:

@@ -6,13 +6,12 @@ Source: the cached temporal features of TFMQ-DM's extension (arXiv 2407.19547).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.fake_quantizers import quantizers_of
@@ -25,37 +24,60 @@ from tfmq_fx.passes.temporal.compress_temporal_table import (
     quantize_rows,
 )
 from tfmq_fx.passes.temporal.tabulate_temporal_block import LAYER
-from tfmq_fx.temporal.choice import TemporalChoice
+from tfmq_fx.temporal.domain import TemporalDomain
 
-__all__ = ["float_table", "store_table", "stored_rows", "tabulate"]
+__all__ = ["TemporalChoice", "float_table", "store_table", "stored_rows", "tabulate"]
 
 
-def float_table(prepared: fx.GraphModule) -> fx.GraphModule:
+@dataclass(frozen=True)
+class TemporalChoice:
+    """Which rows of a temporal feature are in the table, and how far both candidates are from the float feature.
+
+    Attributes:
+        layer: The embedding layer behind the feature.
+        kept: ``"cached"``, the rows of the float block; or ``"quantized"``, those of the quantized block.
+        cached_error: Relative error of the float rows, stored as the table is, over all timesteps.
+        quantized_error: The same of the quantized block's rows.
+    """
+
+    layer: str
+    kept: Literal["cached", "quantized"]
+    cached_error: float
+    quantized_error: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        """One line."""
+        errors = f"cached {self.cached_error:.2e}, quantized {self.quantized_error:.2e}"
+        return f"{self.layer}: {self.kept} rows (error {errors})"
+
+
+def float_table(prepared: fx.GraphModule, timestep: str = "timestep") -> fx.GraphModule:
     """A copy of a prepared graph in which the float temporal block is a table; reconstruction changes nothing in it."""
     graph_module = copy.deepcopy(prepared)
     for quantizer in quantizers_of(graph_module).values():
         quantizer.enabled = False
-    TabulateTemporalBlock(timestep=PreparedState.of(prepared).timestep)(graph_module)
+    TabulateTemporalBlock(timestep=timestep)(graph_module)
     return graph_module
 
 
 def tabulate(
-    converted: fx.GraphModule,
+    graph_module: fx.GraphModule,
+    domain: TemporalDomain,
     config: QuantizationConfig,
-    timestep: str,
-    timesteps: Tensor,
-    original: fx.GraphModule | None,
-    finite: Mapping[str, Tensor],
+    original: fx.GraphModule | None = None,
 ) -> list[TemporalChoice]:
-    """Replace the temporal block of a converted graph by a table, in place.
+    """Replace the temporal block of a graph by a table with a row for each entry of a finite domain, in place.
 
     Args:
-        converted: The graph; with ``temporal="cache"`` its block is float.
+        graph_module: A converted graph; with ``temporal="cache"`` its block is float. If it has a row already, that
+            row's domain is the one that counts.
+        domain: The timesteps, and the values of the further inputs that the block depends on.
         config: Says what to store and how.
-        timestep: Name of the timestep input.
-        timesteps: One row each, ``[K]``.
         original: For ``temporal="auto"``, a graph whose table holds the float features.
-        finite: By name, the values of the further inputs that the block depends on.
 
     Returns:
         With ``temporal="auto"``, what was chosen for every feature.
@@ -63,15 +85,19 @@ def tabulate(
     Raises:
         ConfigError: ``temporal="auto"`` without ``original``.
     """
-    IndexTimesteps(timesteps, timestep=timestep, unknown=config.unknown_timestep, finite=finite)(converted)
-    TabulateTemporalBlock(timestep=timestep)(converted)
+    timestep = domain.timestep
+    further = {name: domain.values[name] for name in domain.further}
+    IndexTimesteps(domain.values[timestep], timestep=timestep, unknown=config.unknown_timestep, finite=further)(
+        graph_module
+    )
+    TabulateTemporalBlock(timestep=timestep)(graph_module)
     choices: list[TemporalChoice] = []
     if config.temporal == "auto":
         if original is None:
             msg = "temporal='auto' compares with the float block, which is gone here: convert with tfmq_fx.convert"
             raise ConfigError(msg)
-        choices = _keep_closer(converted, original, config.resolved_table)
-    store_table(converted, config)
+        choices = _keep_closer(graph_module, original, config.resolved_table)
+    store_table(graph_module, config)
     return choices
 
 

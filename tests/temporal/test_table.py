@@ -97,7 +97,7 @@ def test_auto_says_what_it_chose_and_why(tmp_path):
 
 def test_auto_keeps_the_block_where_its_rows_are_as_close(monkeypatch):
     """Stored so badly that the rows of both are zero, neither is closer, and nothing is replaced."""
-    monkeypatch.setattr("tfmq_fx.temporal.feature_table.stored_rows", lambda rows, storage: torch.zeros_like(rows))
+    monkeypatch.setattr("tfmq_fx.temporal.table.stored_rows", lambda rows, storage: torch.zeros_like(rows))
     program = quantized(temporal="auto", table="float32")
     assert [choice.kept for choice in program.temporal_choices] == ["quantized", "quantized"]
     assert not torch.allclose(rows(program.graph_module), float_rows(), atol=1e-3)

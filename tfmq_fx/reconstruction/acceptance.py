@@ -35,7 +35,7 @@ def keep_if_better(
     measure: Callable[[], float],
     iterations: int,
 ) -> UnitResult:
-    """Train a unit; put its quantizers back when the error on held-back rows did not fall.
+    """Train a unit; put its quantizers back when the error on held-back samples did not fall.
 
     An exception, an interrupt among them, puts them back too.
 

@@ -15,9 +15,8 @@ from tests.models import TIMESTEPS, PromptDenoiser, relative
 from tests.reconstruction_cases import interrupt_after, same, state
 from tfmq_fx import CaptureError, ConfigError, QuantizationConfig, ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, quantizers_of
-from tfmq_fx.frontend.batches import bind_batch
-from tfmq_fx.frontend.interface import interface_of
-from tfmq_fx.temporal.conditionings import Conditionings
+from tfmq_fx.temporal.domain import conditioned_domain
+from tfmq_fx.temporal.inputs import collect_conditionings
 
 SHORT = ReconstructionConfig(granularity="none", temporal_iterations=60)
 
@@ -230,9 +229,8 @@ def test_sdxl_from_end_to_end(tmp_path):
     with torch.no_grad():
         for name, module in (("nearest", nearest.graph_module), ("learned", program.graph_module)):
             found = find_temporal_block(module, finite=wide)
-            conditionings = Conditionings(wide)
-            conditionings.add(graph_module, bind_batch(interface_of(graph_module), 0, batches[0], "timestep"))
-            columns = conditionings.with_timesteps(TIMESTEPS.double(), "timestep").columns()
+            conditionings = collect_conditionings(graph_module, wide, batches[:1])
+            columns = conditioned_domain("timestep", TIMESTEPS.double(), conditionings).columns()
             ours, theirs = (
                 torch.cat(evaluate_temporal_nodes(m, p.nodes, [g.linear for g in p.embedding_layers], columns), 1)
                 for m, p in ((module, found), (graph_module, path))

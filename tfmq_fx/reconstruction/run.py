@@ -1,0 +1,248 @@
+"""One run of reconstruction: the time path first, then unit by unit in the order of the graph."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, fx, nn
+
+from tfmq_fx.config.prepared_state import PreparedState
+from tfmq_fx.config.reconstruction import ReconstructionConfig
+from tfmq_fx.errors import ConfigError, ReconstructionError
+from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, FakeQuantizer, quantizers_of
+from tfmq_fx.frontend.batches import Batch
+from tfmq_fx.passes import PartitionUnits
+from tfmq_fx.passes.analysis.reconstruction_units import EARLY
+from tfmq_fx.passes.support.timestep_values import distinct_timesteps
+from tfmq_fx.reconstruction.checkpoint import Checkpoint, fingerprint
+from tfmq_fx.reconstruction.code_digest import code_digest
+from tfmq_fx.reconstruction.finite_targets import require_finite_targets
+from tfmq_fx.reconstruction.fisher import fisher_information
+from tfmq_fx.reconstruction.progress import ReconstructionProgress
+from tfmq_fx.reconstruction.propagation import Propagation
+from tfmq_fx.reconstruction.report import UnitResult
+from tfmq_fx.reconstruction.samples import Samples
+from tfmq_fx.reconstruction.store import ActivationStore
+from tfmq_fx.reconstruction.time_path import (
+    TimePathUnit,
+    conditional_unit,
+    reconstruct_time_path,
+    temporal_quantizers,
+    temporal_unit,
+)
+from tfmq_fx.reconstruction.training import WORTH_COMPILING
+from tfmq_fx.reconstruction.unit import load_state, reconstruct_unit, state_of, trainable_weights
+from tfmq_fx.temporal.domain import conditioned_domain, schedule_domain, time_path
+from tfmq_fx.temporal.inputs import collect_conditionings
+
+__all__ = ["ReconstructionRun"]
+
+#: Seeds of units are this far apart, so that no two share one whatever the seed of the run.
+SEED_STRIDE = 1_000_003
+
+
+class ReconstructionRun:
+    """One reconstruction: the partitioned graph and what is counted on the way.
+
+    Args:
+        prepared: A graph with fake quantizers, updated in place.
+        state: Its state.
+        config: How to reconstruct.
+        batches: The calibration batches.
+
+    Attributes:
+        resumed: Units that an earlier run had finished.
+        earlier_seconds: What these took then.
+
+    Raises:
+        ConfigError: The timesteps are missing.
+    """
+
+    def __init__(
+        self, prepared: fx.GraphModule, state: PreparedState, config: ReconstructionConfig, batches: list[Batch]
+    ) -> None:
+        self.prepared, self.state, self.config = prepared, state, config
+        self.timestep = state.timestep
+        self.resumed, self.earlier_seconds = 0, 0.0
+        timesteps = None if state.timesteps is None else distinct_timesteps(state.timesteps)
+        temporal = temporal_quantizers(prepared, self.timestep)
+        self.learns = any(isinstance(module, AdaRoundQuantizer) for module in temporal.values())
+        domain = schedule_domain(prepared, self.timestep, timesteps)
+        if self.learns and domain is None and config.temporal != "nearest":
+            msg = "the temporal block is reconstructed over the schedule's timesteps: pass timesteps= to prepare"
+            raise ConfigError(msg)
+        self.block = None if domain is None or not temporal else temporal_unit(prepared, domain)
+        self.conditional = None
+        if state.conditions and timesteps is not None and batches:
+            found = collect_conditionings(prepared, state.path_inputs, batches, self.timestep)
+            pairs = conditioned_domain(self.timestep, timesteps, found)
+            self.conditional = conditional_unit(prepared, pairs, state.conditions)
+        for quantizer in quantizers_of(prepared).values():
+            if isinstance(quantizer, AdaRoundQuantizer):
+                quantizer.round_to_nearest()
+            elif isinstance(quantizer, ActivationQuantizer):
+                quantizer.forget_step()
+        self._observe()
+        # A copy of the graph alone: it shares every tensor and quantizer with the one that came in.
+        self.graph_module = fx.GraphModule(prepared, copy.deepcopy(prepared.graph))
+        PartitionUnits(
+            timestep=self.timestep,
+            granularity="layer" if config.granularity == "layer" else "block",
+            temporal=config.temporal != "blocks",
+            conditions=state.conditions,
+        )(self.graph_module)
+        self.units = [node for node in self.graph_module.graph.nodes if "tfmq_fx.unit" in node.meta]
+
+    def _observe(self) -> None:
+        for unit in self._time_path():
+            unit.observe(self.prepared)
+
+    def _time_path(self) -> list[TimePathUnit]:
+        return [unit for unit in (self.block, self.conditional) if unit is not None]
+
+    def _learning(self) -> list[TimePathUnit]:
+        """The parts of the time path that learn from their own output."""
+        return [unit for unit in self._time_path() if unit.weights and self.config.temporal == "tiar"]
+
+    def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
+        return trainable_weights(self.graph_module.get_submodule(str(node.target)))
+
+    def _trains(self, node: fx.Node) -> bool:
+        """Whether a unit's rounding is learned by its own output's error over calibration samples."""
+        own = self.config.granularity != "none" and node.meta["tfmq_fx.unit"][1] not in EARLY
+        return own and bool(self._weights(node))
+
+    def iterations(self) -> int:
+        """Training steps of the whole run."""
+        count = self.config.iterations * sum(self._trains(node) for node in self.units)
+        return count + self.config.temporal_iterations * len(self._learning())
+
+    def _updates_compiled(self) -> bool:
+        """Whether the run has enough weights and iterations to compile their update."""
+        others = sum(w.up.numel() for node in self.units if self._trains(node) for w in self._weights(node))
+        learning = sum(weight.up.numel() for unit in self._learning() for weight in unit.weights)
+        return others * self.config.iterations + learning * self.config.temporal_iterations >= WORTH_COMPILING
+
+    def fingerprint(self, samples: Samples | None) -> str:
+        """A hash of everything that decides the outcome."""
+        plain = {
+            "reconstruction": dataclasses.asdict(self.config),
+            "quantization": {k: v for k, v in self.state.config.to_dict().items() if k != "reconstruction"},
+            "timesteps": self.state.timesteps,
+            "units": [node.meta["tfmq_fx.unit"] for node in self.units],
+            "versions": [torch.__version__, version("torchao"), torch.backends.cpu.get_cpu_capability(), code_digest()],
+        }
+        data = [] if samples is None else samples.tensors()
+        conditionings = [] if self.conditional is None else list(self.conditional.domain.values.values())
+        return fingerprint(plain, [*self.prepared.state_dict().values(), *conditionings, *data])
+
+    def go(
+        self, samples: Samples | None, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
+    ) -> list[UnitResult]:
+        """Reconstruct every unit; finished ones of an earlier run are taken from the checkpoint."""
+        self._checkpoint, self._bar = checkpoint, bar
+        results = []
+        kinds = [node.meta["tfmq_fx.unit"][1] for node in self.units]
+        if self.block is not None and self.block in self._learning():
+            results.append(self._time_path_unit(self.block, 0))
+        elif "temporal" in kinds:
+            reason = "temporal='nearest'" if self.learns else "its weights are not quantized"
+            results.append(UnitResult("temporal block", "temporal", reason=reason))
+        if "conditional" in kinds:
+            results.append(self._conditional_result(1 + kinds.index("conditional")))
+        return results if samples is None else results + self._other_units(samples, store)
+
+    def _conditional_result(self, index: int) -> UnitResult:
+        reason = "its weights are not quantized"
+        if self.conditional is not None:
+            # What leads to it is final by now.
+            self.conditional.observe(self.prepared)
+        if self.config.temporal != "tiar":
+            reason = f"temporal={self.config.temporal!r}"
+        elif self.conditional is None:
+            reason = "its conditionings, or the timesteps, are not known: pass batches, and timesteps= to prepare"
+        elif self.conditional.weights:
+            try:
+                return self._time_path_unit(self.conditional, index)
+            except ReconstructionError as error:
+                reason = f"rounded to nearest: {error}"
+        return UnitResult("conditional part", "conditional", reason=reason)
+
+    def _time_path_unit(self, unit: TimePathUnit, index: int) -> UnitResult:
+        result = self._finished(index, unit.quantizers)
+        if result is None:
+            self._bar.start(unit.name)
+            compiled = self._updates_compiled()
+            result = reconstruct_time_path(self.prepared, unit, self.config, self._bar.advance, compiled=compiled)
+            self._checkpoint.save(index, result, state_of(unit.quantizers))
+        elif not self.config.learned_steps:
+            unit.observe(self.prepared)
+        return result
+
+    def _finished(self, index: int, quantizers: dict[str, FakeQuantizer]) -> UnitResult | None:
+        """The result of a unit that an earlier run has finished, whose state is put back."""
+        found = self._checkpoint.load(index)
+        if found is None:
+            return None
+        result, state = found
+        load_state(quantizers, state)
+        self.resumed += 1
+        self.earlier_seconds += result.seconds
+        self._bar.skip(result.iterations)
+        return result
+
+    def _other_units(self, samples: Samples, store: ActivationStore) -> list[UnitResult]:
+        trained = [node for node in self.units if self._trains(node)]
+        fisher = {}
+        if self.config.fisher and trained:
+            self._bar.start("Fisher information")
+            fisher = fisher_information(self.graph_module, samples, set(trained), self.config.seed)
+        results = {}
+        for node in self.units:
+            name, kind = node.meta["tfmq_fx.unit"]
+            if node not in trained and kind not in EARLY:
+                results[node] = UnitResult(name, kind, reason="its weights are not quantized")
+        propagation = Propagation(self.graph_module, samples, store)
+        remaining = set(trained)
+        for node in self.graph_module.graph.nodes:
+            if not remaining:
+                break
+            propagation.compute_float(node)
+            if node in remaining:
+                require_finite_targets(propagation, node, self.timestep)
+                index = 1 + self.units.index(node)
+                results[node] = self._unit(propagation, node, index, fisher.get(node))
+                remaining.remove(node)
+            propagation.compute_quantized(node)
+            propagation.release(node)
+        return [results[node] for node in self.units if node in results]
+
+    def _unit(
+        self, propagation: Propagation, node: fx.Node, index: int, fisher: list[Tensor | None] | None
+    ) -> UnitResult:
+        module = self.graph_module.get_submodule(str(node.target))
+        quantizers = quantizers_of(module)
+        result = self._finished(index, quantizers)
+        if result is None:
+            self._bar.start(node.meta["tfmq_fx.unit"][0])
+            result = reconstruct_unit(
+                propagation,
+                node,
+                self.config,
+                fisher=fisher,
+                seed=self.config.seed * SEED_STRIDE + index,
+                on_iteration=self._bar.advance,
+                compiled=self._updates_compiled(),
+            )
+            self._checkpoint.save(index, result, state_of(quantizers))
+        if not self.config.learned_steps and any(m in quantizers.values() for m in self._time_path_modules()):
+            # Layers of the time path inside this unit: what follows them there sees other values now.
+            self._observe()
+        return result
+
+    def _time_path_modules(self) -> list[nn.Module]:
+        nodes = [node for unit in self._time_path() for node in time_path(self.prepared, unit.domain).nodes]
+        return [self.prepared.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]

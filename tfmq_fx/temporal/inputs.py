@@ -1,0 +1,114 @@
+"""What stands beside the timestep on a time path: listed values, such as class labels, or conditionings of batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx
+
+from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.batches import Batch, bind_batch
+from tfmq_fx.frontend.binding import Call
+from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.frontend.tensors import contiguous
+from tfmq_fx.passes.support.predicates import is_call, node_value
+from tfmq_fx.passes.support.timestep_values import distinct_timesteps
+
+__all__ = ["Conditionings", "FiniteInputs", "collect_conditionings", "finite_values"]
+
+#: Names of inputs, or their values by name.
+FiniteInputs = Collection[str] | Mapping[str, Tensor | Iterable[float]]
+
+
+def finite_values(graph_module: fx.GraphModule, finite: FiniteInputs) -> dict[str, Tensor]:
+    """The values of each finite input, float64 ``[P]``; of an input that is named alone, all indices of its embedding.
+
+    Args:
+        graph_module: A captured graph.
+        finite: Names, or values by name.
+
+    Raises:
+        ConfigError: There is no such input, or it is named alone and indexes no embedding.
+    """
+    inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
+    found = {}
+    for name in finite:
+        if name not in inputs:
+            msg = f"finite={name!r} is no input of the model; its inputs are {', '.join(inputs)}"
+            raise ConfigError(msg)
+        given = finite[name] if isinstance(finite, Mapping) else None
+        values = _embedding_indices(inputs[name]) if given is None else _listed(given)
+        if values is None or len(values) == 0:
+            msg = f"the values of the finite input {name!r} are not known: give them as finite={{{name!r}: [...]}}"
+            raise ConfigError(msg)
+        found[name] = distinct_timesteps(values)
+    return found
+
+
+def _listed(values: Tensor | Iterable[float]) -> Tensor:
+    return values if isinstance(values, Tensor) else torch.tensor([float(value) for value in values])
+
+
+def _embedding_indices(placeholder: fx.Node) -> Tensor | None:
+    """Every index of the embedding that reads an input, or None when nothing looks it up."""
+    for user in placeholder.users:
+        if is_call(user, torch.ops.aten.embedding.default) and user.args[1] is placeholder:
+            weight = user.args[0]
+            assert isinstance(weight, fx.Node)
+            return torch.arange(int(node_value(weight).shape[0]))
+    return None
+
+
+@dataclass
+class Conditionings:
+    """Distinct conditionings of calibration batches, in the order in which they were seen.
+
+    Attributes:
+        names: Names of the inputs.
+        found: One tuple of values for each conditioning, ``[...]`` without the batch's axis, in the order of ``names``.
+    """
+
+    names: tuple[str, ...]
+    found: list[tuple[Tensor, ...]] = field(default_factory=list)
+    _known: set[bytes] = field(default_factory=set, repr=False)
+
+    def add(self, graph_module: fx.GraphModule, call: Call) -> None:
+        """Take those of a calibration batch of the graph."""
+        placeholders = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
+        leaves = dict(zip(placeholders, call.leaves, strict=True))
+        for item in zip(*(leaves[name] for name in self.names), strict=True):
+            key = _digest(item)
+            if key not in self._known:
+                self._known.add(key)
+                self.found.append(tuple(value.detach().clone() for value in item))
+
+
+def collect_conditionings(
+    graph_module: fx.GraphModule, names: Sequence[str], batches: Iterable[Batch], timestep: str = "timestep"
+) -> Conditionings:
+    """The distinct conditionings of calibration batches.
+
+    Args:
+        graph_module: The graph that the batches are for.
+        names: Names of the conditioning inputs.
+        batches: The model's own inputs.
+        timestep: Name of the timestep input.
+
+    Raises:
+        CalibrationError: A batch does not fit the graph.
+    """
+    conditionings, interface = Conditionings(tuple(names)), interface_of(graph_module)
+    for index, batch in enumerate(batches):
+        conditionings.add(graph_module, bind_batch(interface, index, batch, timestep))
+    return conditionings
+
+
+def _digest(conditioning: Sequence[Tensor]) -> bytes:
+    """A hash of the bits of a conditioning."""
+    state = hashlib.blake2b(digest_size=16)
+    for value in conditioning:
+        state.update(contiguous(value.cpu()).reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.digest()
