@@ -6,7 +6,6 @@ Every pass is called on a ``GraphModule`` and returns a ``PassResult``; several 
 """
 
 from tfmq_fx.passes.base import GraphPass, PassError
-from tfmq_fx.passes.canonical.compute_in_float32 import ComputeInFloat32
 from tfmq_fx.passes.canonical.inline_regions import InlineRegions
 from tfmq_fx.passes.canonical.merge_equal_nodes import MergeEqualNodes
 from tfmq_fx.passes.canonical.normalize_arguments import NormalizeArguments
@@ -24,19 +23,20 @@ from tfmq_fx.passes.layout.flatten_linear_inputs import FlattenLinearInputs
 from tfmq_fx.passes.layout.sink_repeated_rows import SinkRepeatedRows
 from tfmq_fx.passes.layout.split_concatenated_convs import SplitConcatenatedConvs
 from tfmq_fx.passes.layout.widen_sequence_convs import WidenSequenceConvs
-from tfmq_fx.passes.native.dequantize_weights import DequantizeWeights
-from tfmq_fx.passes.native.fold_weight_zero_points import FoldWeightZeroPoints
 from tfmq_fx.passes.native.fuse_group_norms import FuseGroupNorms
 from tfmq_fx.passes.native.fuse_quantized_images import FuseQuantizedImages
 from tfmq_fx.passes.native.fuse_residual_adds import FuseResidualAdds
-from tfmq_fx.passes.native.hoist_quantizers import HoistQuantizers
 from tfmq_fx.passes.native.lower_indexed_convs import LowerIndexedConvs
 from tfmq_fx.passes.native.lower_integer_attention import LowerIntegerAttention
 from tfmq_fx.passes.native.lower_integer_convs import LowerIntegerConvs
-from tfmq_fx.passes.native.narrow_activations import NarrowActivations
 from tfmq_fx.passes.pipelines import CANONICALIZE, NATIVE_KERNELS, run_pipeline
+from tfmq_fx.passes.precision.compress_temporal_table import CompressTemporalTable
+from tfmq_fx.passes.precision.compute_in_float32 import ComputeInFloat32
+from tfmq_fx.passes.precision.narrow_activations import NarrowActivations
+from tfmq_fx.passes.quantized.dequantize_weights import DequantizeWeights
+from tfmq_fx.passes.quantized.fold_weight_zero_points import FoldWeightZeroPoints
+from tfmq_fx.passes.quantized.hoist_quantizers import HoistQuantizers
 from tfmq_fx.passes.support.subgraphs import extract_subgraph
-from tfmq_fx.passes.temporal.compress_temporal_table import CompressTemporalTable
 from tfmq_fx.passes.temporal.group_timesteps import GroupTimesteps
 from tfmq_fx.passes.temporal.index_timesteps import IndexTimesteps
 from tfmq_fx.passes.temporal.inline_timestep_rows import InlineTimestepRows

@@ -17,7 +17,7 @@ from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
 from tfmq_fx.frontend.notes import ensure_calling_convention, noted
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
-from tfmq_fx.passes.native.fold_weight_zero_points import dequantizes_constant
+from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import fqn, is_weighted
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps

@@ -9,7 +9,7 @@ from torch import nn
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tests.passes.helpers import operators, unchanged
-from tests.passes.test_partition_units import block, image, unit_calls
+from tests.passes.units.test_partition_units import block, image, unit_calls
 from tfmq_fx.testing.canonical import canonical_text, state_digests
 
 

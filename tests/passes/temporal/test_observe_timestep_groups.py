@@ -5,7 +5,7 @@ from tfmq_fx.passes.temporal.observe_timestep_groups import UNGROUPED
 from torch import nn
 
 from tests.passes.helpers import calls, unchanged
-from tests.passes.test_observe_temporal_block import Recorder
+from tests.passes.temporal.test_observe_temporal_block import Recorder
 from tfmq_fx.testing import GraphBuilder, TimePath, assert_pass_contract, build_temporal_graph
 
 aten = torch.ops.aten

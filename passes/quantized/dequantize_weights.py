@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from tfmq_fx.passes.base import GraphPass
-from tfmq_fx.passes.native.fold_weight_zero_points import dequantizes_constant
+from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.nodes import add_buffer, insert_get_attr, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import is_weighted
 from torch import fx
