@@ -10,8 +10,7 @@ from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence
 from tfmq_fx.passes.analysis.layer_names import layer_name, weight_source
 from tfmq_fx.passes.analysis.mask_inputs import mask_inputs
 from tfmq_fx.passes.analysis.reconstruction_units import ReconstructionUnit, find_units
-from tfmq_fx.passes.analysis.several_timesteps import several_timesteps
-from tfmq_fx.passes.analysis.table_row import find_row, row_columns, row_lookups, row_values
+from tfmq_fx.passes.analysis.table_row import find_row, row_columns, row_lookups, row_values, several_timesteps
 from tfmq_fx.passes.analysis.temporal_block import EmbeddingLayer, TemporalBlock, find_temporal_block
 from tfmq_fx.passes.analysis.temporal_evaluation import NodeHook, evaluate_temporal_nodes
 
