@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -57,6 +57,7 @@ class NormalizeArguments(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::normalize_arguments"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Rewrite the argument lists."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import (
     add_buffer,
     argument_of,
@@ -69,6 +69,7 @@ class FlattenFrameConvs(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::flatten_frame_convs"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Fold and unfold around every such convolution."""

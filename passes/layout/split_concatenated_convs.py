@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import (
     add_buffer,
     erase_unread_attribute,
@@ -80,6 +80,7 @@ class SplitConcatenatedConvs(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::split_concatenated_convs"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Split every conv that reads a concatenation directly."""

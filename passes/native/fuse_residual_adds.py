@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import LAST, RELABELLINGS, relabel
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -79,6 +79,7 @@ class FuseResidualAdds(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::fuse_residual_adds"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Fuse every sum with an integer convolution on one side; of two convolutions the right one adds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
@@ -90,7 +90,8 @@ class CompressTemporalTable(GraphPass):
 
         %picked = mul(to(index_select[%temporal_features_half](0, %rows), float32), %temporal_features_factor)
 
-    Changes numerics: by half a step of ``(max - min) / 255`` of each row and feature, or by float16's
+    Legality: each row holds the features of one timestep, and nothing but the readers of the table sees how they are
+    stored. Numerics change by half a step of ``(max - min) / 255`` of each row and feature, or by float16's
     rounding. The table shrinks to a quarter or a half. Source: the cached temporal features of TFMQ-DM's
     extension (arXiv 2407.19547), one set of parameters per timestep and embedding layer.
     Meta: the new nodes take the module stack of the nodes that they replace.
@@ -100,6 +101,7 @@ class CompressTemporalTable(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::compress_temporal_table"
+    numerics: ClassVar[Numerics] = Numerics.CHANGED
 
     def __init__(self, storage: str) -> None:
         super().__init__()

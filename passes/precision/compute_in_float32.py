@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call, read_attribute
 from tfmq_fx.passes.support.predicates import is_attention, is_call, is_matmul, is_weighted, node_value
 from torch import Tensor, fx, nn
@@ -68,6 +68,7 @@ class ComputeInFloat32(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::compute_in_float32"
+    numerics: ClassVar[Numerics] = Numerics.CHANGED
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """That no operator reads the bits of a type that goes."""

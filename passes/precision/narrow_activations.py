@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import RELABELLINGS
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -43,6 +43,7 @@ class NarrowActivations(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::narrow_activations"
+    numerics: ClassVar[Numerics] = Numerics.CHANGED
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Narrow in one sweep: what a node reads was narrowed before it."""

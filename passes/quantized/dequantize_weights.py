@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.nodes import add_buffer, insert_get_attr, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import is_weighted
@@ -37,6 +37,7 @@ class DequantizeWeights(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::dequantize_weights"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def __init__(self, select: Callable[[fx.Node], bool]) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 from torch import Tensor, fx
 
@@ -58,6 +58,7 @@ class FoldWeightZeroPoints(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::fold_weight_zero_points"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Fold every non-zero zero point that fits."""

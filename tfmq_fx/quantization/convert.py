@@ -16,7 +16,7 @@ from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
 from tfmq_fx.frontend.notes import ensure_calling_convention, noted
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
+from tfmq_fx.passes import FINISH_CONVERSION, PropagateValues
 from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import fqn, is_weighted
@@ -29,9 +29,6 @@ from tfmq_fx.temporal.choice import TemporalChoice
 from tfmq_fx.temporal.feature_table import float_table, tabulate
 
 __all__ = ["convert", "program_from_graph"]
-
-#: Values first: the passes behind need them. Dead state last: the float weights die in between.
-FINISH = (PropagateValues, FoldWeightZeroPoints, StripDeadState)
 
 
 @in_plain_surroundings
@@ -88,7 +85,7 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         PropagateValues()(converted)
         finite = {name: distinct_timesteps(values) for name, values in about["finite"].items()}
         choices = tabulate(converted, config, about["timestep"], timesteps, original, finite)
-    run_pipeline(converted, FINISH)
+    FINISH_CONVERSION.run(converted)
     require_finite_parameters(converted)
     _warn_of_wider_weights(converted, config)
     interface = interface_of(converted)

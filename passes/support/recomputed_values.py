@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-
+from tfmq_fx.passes.base import PassError
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, read_attribute
+from torch import Tensor, fx
+
+from tfmq_fx._torch.core import FakeTensorMode
 
 __all__ = ["recompute_values"]
 
@@ -24,7 +25,7 @@ def recompute_values(graph_module: fx.GraphModule, example_inputs: Sequence[Any]
         One value per node: a fake tensor, a number, a symbolic number, or a nesting of them.
 
     Raises:
-        AssertionError: An operator refuses its arguments; names the node.
+        PassError: An operator refuses its arguments; names the node.
     """
     mode = fake_mode_of(graph_module.graph)
     examples = iter(example_inputs)
@@ -34,8 +35,8 @@ def recompute_values(graph_module: fx.GraphModule, example_inputs: Sequence[Any]
         try:
             values[node] = _value(graph_module, node, values, mode, example)
         except Exception as error:
-            msg = f"P5 interface: node {node.name!r} ({node.target}) does not run on its arguments' values: {error}"
-            raise AssertionError(msg) from error
+            msg = f"node {node.name!r} ({node.target}) does not run on its arguments' values: {error}"
+            raise PassError(msg) from error
     return values
 
 
@@ -51,6 +52,9 @@ def _value(
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     if node.op == "output":
         return args[0]
+    if node.op == "call_module" and isinstance(read_attribute(graph_module, str(node.target)), fx.GraphModule):
+        # A reconstruction unit has a graph of its own, with values of its own.
+        return node.meta.get("val")
     if node.op == "call_module":
         # Observers read their input's elements, which a fake tensor has none of; they return it unchanged.
         return args[0]
