@@ -10,13 +10,12 @@ from torch import nn
 import tfmq_fx
 from tests.kernels import naive
 from tests.kernels.test_compiled_kernels import assert_within
-from tests.passes.native.test_lower_integer_attention import attention
-from tests.passes.quantized_layers import conv, linear
 from tfmq_fx.kernels import OPERATORS, pack_weight
 from tfmq_fx.kernels.inductor import has_native_kernels, register_native_kernels
 from tfmq_fx.lowering.backends.inductor import compile_inductor
 from tfmq_fx.lowering.backends.native import on_native_kernels
 from tfmq_fx.testing import GraphBuilder
+from tfmq_fx.testing.quantized_layers import attention, conv, linear
 
 aten = torch.ops.aten
 pytestmark = pytest.mark.skipif(not has_native_kernels(), reason="this processor has no AVX-512 VNNI")

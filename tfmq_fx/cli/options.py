@@ -28,6 +28,7 @@ __all__ = [
     "OutFolder",
     "PackageOption",
     "PresetOption",
+    "PrintAfter",
     "Reconstruction",
     "ReconstructionOption",
     "Sampler",
@@ -48,6 +49,7 @@ __all__ = [
 SETTINGS = "What is quantized"
 CALIBRATION = "Calibration"
 RECONSTRUCTION = "Reconstruction"
+PASSES = "Passes"
 
 
 class Temporal(StrEnum):
@@ -206,6 +208,14 @@ CacheBytes = Annotated[
         min=0.0,
         help="GiB of memory for cached activations; what is beyond goes to files.",
         rich_help_panel=RECONSTRUCTION,
+    ),
+]
+PrintAfter = Annotated[
+    list[str],
+    typer.Option(
+        "--print-after",
+        help="Print the graph after a pass to stderr: its id, such as tfmq::remove_dropouts, or all. May be repeated.",
+        rich_help_panel=PASSES,
     ),
 ]
 

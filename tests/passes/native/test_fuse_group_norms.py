@@ -3,9 +3,9 @@ import torch
 from tfmq_fx.passes import FuseGroupNorms, LowerIntegerConvs
 
 from tests.passes.helpers import calls, operators, unchanged
-from tests.passes.quantized_layers import SILU, conv, group_norm, linear, quantized
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
+from tfmq_fx.testing.quantized_layers import SILU, conv, group_norm, linear, quantized
 
 aten = torch.ops.aten
 QUANTIZED = OPERATORS.quantized_group_norm.default

@@ -3,9 +3,9 @@ import torch
 from tfmq_fx.passes import FuseQuantizedImages, LowerIntegerConvs
 
 from tests.passes.helpers import calls, operators, unchanged
-from tests.passes.quantized_layers import conv, quantized
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
+from tfmq_fx.testing.quantized_layers import conv, quantized
 
 aten = torch.ops.aten
 IMAGE = OPERATORS.quantized_image.default

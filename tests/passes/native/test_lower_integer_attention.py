@@ -3,28 +3,12 @@ import torch
 from tfmq_fx.passes import LowerIntegerAttention
 
 from tests.passes.helpers import calls, operators, unchanged
-from tests.passes.quantized_layers import rounded
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
+from tfmq_fx.testing.quantized_layers import attention
 
 aten = torch.ops.aten
 ATTENTION = OPERATORS.integer_attention.default
-
-
-def attention(builder, query, key, value, *, mask=None, softmax_zero=0, bits=(0, 255, torch.uint8)):
-    with builder.inside("attention"):
-        scaled = builder.call(aten.mul.Tensor, query, 0.25)
-        turned = builder.call(aten.transpose.int, key, -2, -1)
-        scores = builder.call(
-            aten.matmul.default, rounded(builder, scaled, 0.008, 128), rounded(builder, turned, 0.03, 125)
-        )
-        scores = scores if mask is None else builder.call(aten.add.Tensor, scores, mask)
-        weights = builder.call(aten.softmax.int, scores, -1)
-        return builder.call(
-            aten.matmul.default,
-            rounded(builder, weights, 1 / 255 / 4, softmax_zero, *bits),
-            rounded(builder, value, 0.03, 130),
-        )
 
 
 def graph(*, dynamic=False, keys=7, depth=8, **options):

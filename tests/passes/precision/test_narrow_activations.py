@@ -10,10 +10,9 @@ from tfmq_fx.passes import (
 )
 
 from tests.passes.helpers import calls, unchanged
-from tests.passes.native.test_lower_integer_attention import attention
-from tests.passes.quantized_layers import SILU, conv, group_norm, linear, quantized
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
+from tfmq_fx.testing.quantized_layers import SILU, attention, conv, group_norm, linear, quantized
 
 aten = torch.ops.aten
 CONV = OPERATORS.integer_conv.default
