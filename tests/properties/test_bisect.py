@@ -94,7 +94,7 @@ def test_with_a_reference_errors_add_up_over_passes():
         wanted = torch.utils._pytree.tree_leaves(wanted)
 
     def run():
-        for _ in range(4):
+        for _ in range(8):
             Scale(1.02)(graph_module)
 
     assert bisect_passes(run, [x]).culprit is None

@@ -1,11 +1,14 @@
 """What a pipeline promises holds for each of its entries, on graphs of every kind that there is."""
 
+import contextlib
+import copy
+from collections import Counter
 from typing import ClassVar
 
 import pytest
 import torch
 from hypothesis import Phase, given, settings
-from tfmq_fx.passes import CANONICALIZE, PIPELINES, GraphPass, Numerics, find_pass
+from tfmq_fx.passes import CANONICALIZE, PIPELINES, GraphPass, Numerics, PassError, find_pass, observe_passes
 from tfmq_fx.passes.pipelines import Pipeline, pass_class
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 
@@ -18,31 +21,59 @@ MAY_SET = {"tfmq::propagate_values": ("val",)}
 ROUNDING, STEP = 1e-3, 0.15
 
 
-def check(pipeline, kinds=GRAPH_KINDS, examples=2):
-    """Ids of the passes that changed some graph, once the pipeline has kept its promise on all of them."""
-    return {pass_id for kind in kinds for pass_id in fired_on(pipeline, kind, examples)}
+#: Graphs drawn per kind, and how often a pass is held to its promise where it changes a graph.
+DRAWN, ENOUGH = 8, 6
 
 
-def fired_on(pipeline, kind, examples):
-    fired = set()
+def check(pipeline, kinds=GRAPH_KINDS, drawn=DRAWN):
+    """How often each pass changed a graph of some kind, and kept its promise.
+
+    Running a pipeline takes a hundredth of the time of checking it. So graphs are drawn until each pass has changed
+    some, and checked in full when they are the first of their kind, or one on which a pass does what was seen seldom.
+    """
+    fired = Counter()
+    for kind in kinds:
+        check_kind(pipeline, kind, drawn, fired)
+    return fired
+
+
+def check_kind(pipeline, kind, drawn, fired):
     tolerance = STEP if kind.startswith("quantized_") else ROUNDING
+    first = True
 
-    @settings(max_examples=examples, phases=[Phase.generate], database=None, derandomize=True)
+    @settings(max_examples=drawn, phases=[Phase.generate], database=None, derandomize=True)
     # bfloat16 rounds so coarsely that only what is equal to the bit can be told from what is not.
     @given(graphs_of_kind(kind, half=pipeline.numerics is Numerics.EXACT))
     def holds(generated):
+        nonlocal first
+        if not first and all(fired[pass_id] >= ENOUGH for pass_id in changes(pipeline, generated.graph_module)):
+            return
+        first = False
         inputs, more = generated.example_inputs, generated.more_inputs
         options = {"more_inputs": more, "rtol": tolerance, "atol": tolerance, "may_set": MAY_SET}
-        fired.update(assert_pipeline_contract(pipeline, generated.graph_module, inputs, **options))
+        fired.update(set(assert_pipeline_contract(pipeline, generated.graph_module, inputs, **options)))
 
     holds()
-    return fired
+
+
+def changes(pipeline, graph_module):
+    """Ids of the passes of the pipeline that change this graph."""
+    graph_module = copy.deepcopy(graph_module)
+    before, found = [], set()
+    while (pipeline.after if not before else before[0].after) is not None:
+        before.insert(0, pipeline.after if not before else before[0].after)
+    with contextlib.suppress(PassError):
+        for earlier in before:
+            earlier.run(graph_module)
+        with observe_passes(after=lambda a: found.update({a.rewrite.id} if a.modified else ())):
+            pipeline.run(graph_module)
+    return found
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES.values(), ids=PIPELINES)
 def test_a_pipeline_keeps_its_promise_and_each_of_its_passes_fires(pipeline):
     fired = check(pipeline)
-    idle = set(pipeline.ids) - fired
+    idle = set(pipeline.ids) - fired.keys()
     assert not idle, f"no kind of graphs makes what {idle} look for: add one to tfmq_fx/testing/random_graphs.py"
 
 
@@ -84,7 +115,7 @@ class LooksForNothing(GraphPass):
 
 def test_a_pass_that_is_not_exact_to_the_bit_does_not_pass_in_an_exact_pipeline():
     with pytest.raises(ContractViolation) as caught:
-        check(with_planted(ScaleByReciprocal), examples=25)
+        check(with_planted(ScaleByReciprocal))
     assert caught.value.property_id == "P2"
     assert (
         "tests::scale_by_reciprocal in the pipeline 'canonicalize' promises: equal to the bit" in caught.value.__notes__
@@ -92,7 +123,7 @@ def test_a_pass_that_is_not_exact_to_the_bit_does_not_pass_in_an_exact_pipeline(
 
 
 def test_a_pass_that_no_graph_makes_fire_is_noticed():
-    fired = check(with_planted(LooksForNothing), kinds=["unary", "guard"], examples=1)
+    fired = check(with_planted(LooksForNothing), kinds=["unary", "guard"])
     assert "tests::looks_for_nothing" not in fired and "tfmq::remove_guards" in fired
 
 

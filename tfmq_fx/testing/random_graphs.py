@@ -401,10 +401,14 @@ class _Growth:
             self._call(aten.relu_.default, target)
 
     def sequence_conv(self) -> None:
-        if source := self._pick(lambda v: v.ndim == 3 and v.dtype == torch.float32 and isinstance(v.shape[2], int)):
+        """A convolution of a sequence: the pixels of an image, one after the other."""
+        if source := self._pick(_is_image):
+            channels = int(source.meta["val"].shape[1])
             kernel = self.draw(st.sampled_from([1, 3]))
-            weight = self._weight(2, int(source.meta["val"].shape[1]), kernel)
-            self._weighted(aten.conv1d.default, source, weight, [1], [kernel // 2], [1], 1)
+            pixels = self.builder.call(
+                aten.reshape.default, source, [-1, channels, math.prod(_shape(source.meta["val"])[2:])]
+            )
+            self._weighted(aten.conv1d.default, pixels, self._weight(2, channels, kernel), [1], [kernel // 2], [1], 1)
 
     def frame_conv(self) -> None:
         """A convolution along the frames of an image that is a video of one frame."""
