@@ -17,45 +17,34 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from tfmq_fx.passes import (
-    NATIVE_KERNELS,
-    FuseGroupNorms,
-    FuseQuantizedImages,
-    FuseResidualAdds,
-    LowerIntegerAttention,
-)
+from tfmq_fx.passes import NATIVE_KERNELS, observe_passes
 from timing.machine import machine
 from timing.unets import UNETS
 
 import tfmq_fx
-from tfmq_fx.lowering.backends.inductor import native
 
 RESULTS = Path(__file__).parent / "results" / "kernel_passes.json"
 FULL = "all of them"
-#: What a variant leaves out of the pipeline, or None for oneDNN's kernels in place of ours.
-VARIANTS: dict[str, tuple[type, ...] | None] = {
+#: What puts a graph on our kernels: the passes of the pipeline that no other stage uses.
+KERNELS = tuple(pass_id for pass_id in NATIVE_KERNELS.ids if pass_id.split("::")[1].startswith(("lower_", "fuse_")))
+#: The passes that each variant leaves out.
+VARIANTS: dict[str, tuple[str, ...]] = {
     FULL: (),
-    "without `FuseGroupNorms`": (FuseGroupNorms,),
-    "without `FuseQuantizedImages`": (FuseQuantizedImages,),
-    "without `FuseResidualAdds`": (FuseResidualAdds,),
-    "without `LowerIntegerAttention`": (LowerIntegerAttention,),
-    "without `NarrowActivations` (f32 between the kernels)": (),
-    "oneDNN's kernels instead of ours": None,
+    "without `FuseGroupNorms`": ("tfmq::fuse_group_norms",),
+    "without `FuseQuantizedImages`": ("tfmq::fuse_quantized_images",),
+    "without `FuseResidualAdds`": ("tfmq::fuse_residual_adds",),
+    "without `LowerIntegerAttention`": ("tfmq::lower_integer_attention",),
+    "without `NarrowActivations` (f32 between the kernels)": ("tfmq::narrow_activations",),
+    "oneDNN's kernels instead of ours": (*KERNELS, "tfmq::narrow_activations"),
 }
 
 
 def lower(program: tfmq_fx.QuantizedProgram, variant: str) -> Callable[..., Any]:
-    """The program, lowered as ``variant`` says."""
-    left_out = VARIANTS[variant]
-    if left_out is None:
-        with patch.object(native, "has_native_kernels", lambda: False):
-            return tfmq_fx.lower(program)
-    kept = tuple(make for make in NATIVE_KERNELS if make not in left_out)
-    with patch.object(native, "NATIVE_KERNELS", kept):
-        return tfmq_fx.lower(program, precision="f32" if "Narrow" in variant else "bf16")
+    """The program, lowered without the passes of ``variant``."""
+    with observe_passes(skip=VARIANTS[variant]):
+        return tfmq_fx.lower(program)
 
 
 def quantize(name: str) -> tfmq_fx.QuantizedProgram:

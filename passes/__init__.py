@@ -1,12 +1,12 @@
 """Graph rewrites: one pass a file, each an instance of torch's ``PassBase``.
 
-Every pass is called on a ``GraphModule`` and returns a ``PassResult``; several run in order in a
-``torch.fx.passes.infra.pass_manager.PassManager`` or through :func:`run_pipeline`. The passes of
-:data:`CANONICALIZE` and :data:`REWRITE_FOR_QUANTIZATION` preserve numerics.
+Every pass is called on a ``GraphModule`` and returns a ``PassResult``; several run in order as a :class:`Pipeline`,
+or in a ``torch.fx.passes.infra.pass_manager.PassManager``. What a pass promises about numerics is its
+:attr:`~GraphPass.numerics`; passes that change them lie in the room ``precision``, and nowhere else.
+:func:`observe_passes` looks on, or leaves passes out, wherever they are called.
 """
 
-from tfmq_fx.passes.base import GraphPass, PassError
-from tfmq_fx.passes.canonical.compute_in_float32 import ComputeInFloat32
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.canonical.inline_regions import InlineRegions
 from tfmq_fx.passes.canonical.merge_equal_nodes import MergeEqualNodes
 from tfmq_fx.passes.canonical.normalize_arguments import NormalizeArguments
@@ -24,19 +24,32 @@ from tfmq_fx.passes.layout.flatten_linear_inputs import FlattenLinearInputs
 from tfmq_fx.passes.layout.sink_repeated_rows import SinkRepeatedRows
 from tfmq_fx.passes.layout.split_concatenated_convs import SplitConcatenatedConvs
 from tfmq_fx.passes.layout.widen_sequence_convs import WidenSequenceConvs
-from tfmq_fx.passes.native.dequantize_weights import DequantizeWeights
-from tfmq_fx.passes.native.fold_weight_zero_points import FoldWeightZeroPoints
 from tfmq_fx.passes.native.fuse_group_norms import FuseGroupNorms
 from tfmq_fx.passes.native.fuse_quantized_images import FuseQuantizedImages
 from tfmq_fx.passes.native.fuse_residual_adds import FuseResidualAdds
-from tfmq_fx.passes.native.hoist_quantizers import HoistQuantizers
 from tfmq_fx.passes.native.lower_indexed_convs import LowerIndexedConvs
 from tfmq_fx.passes.native.lower_integer_attention import LowerIntegerAttention
 from tfmq_fx.passes.native.lower_integer_convs import LowerIntegerConvs
-from tfmq_fx.passes.native.narrow_activations import NarrowActivations
-from tfmq_fx.passes.pipelines import CANONICALIZE, NATIVE_KERNELS, run_pipeline
+from tfmq_fx.passes.observation import PassApplication, observe_passes
+from tfmq_fx.passes.pipelines import (
+    CANONICALIZE,
+    FINISH_CONVERSION,
+    NARROW_ACTIVATIONS,
+    NATIVE_KERNELS,
+    PIPELINES,
+    REWRITE_FOR_ANNOTATION,
+    Pipeline,
+    find_pipeline,
+    run_pipeline,
+)
+from tfmq_fx.passes.precision.compress_temporal_table import CompressTemporalTable
+from tfmq_fx.passes.precision.compute_in_float32 import ComputeInFloat32
+from tfmq_fx.passes.precision.narrow_activations import NarrowActivations
+from tfmq_fx.passes.quantized.dequantize_weights import DequantizeWeights
+from tfmq_fx.passes.quantized.fold_weight_zero_points import FoldWeightZeroPoints
+from tfmq_fx.passes.quantized.hoist_quantizers import HoistQuantizers
+from tfmq_fx.passes.registry import find_pass, pass_registry
 from tfmq_fx.passes.support.subgraphs import extract_subgraph
-from tfmq_fx.passes.temporal.compress_temporal_table import CompressTemporalTable
 from tfmq_fx.passes.temporal.group_timesteps import GroupTimesteps
 from tfmq_fx.passes.temporal.index_timesteps import IndexTimesteps
 from tfmq_fx.passes.temporal.inline_timestep_rows import InlineTimestepRows
@@ -52,7 +65,11 @@ from tfmq_fx.passes.units.partition_units import PartitionUnits
 
 __all__ = [
     "CANONICALIZE",
+    "FINISH_CONVERSION",
+    "NARROW_ACTIVATIONS",
     "NATIVE_KERNELS",
+    "PIPELINES",
+    "REWRITE_FOR_ANNOTATION",
     "CompressTemporalTable",
     "ComputeInFloat32",
     "DecomposeAttention",
@@ -76,10 +93,13 @@ __all__ = [
     "MergeEqualNodes",
     "NarrowActivations",
     "NormalizeArguments",
+    "Numerics",
     "ObserveTemporalBlock",
     "ObserveTimestepGroups",
     "PartitionUnits",
+    "PassApplication",
     "PassError",
+    "Pipeline",
     "PropagateValues",
     "RemoveDropouts",
     "RemoveGuards",
@@ -97,5 +117,9 @@ __all__ = [
     "WidenSequenceConvs",
     "WidenTimesteps",
     "extract_subgraph",
+    "find_pass",
+    "find_pipeline",
+    "observe_passes",
+    "pass_registry",
     "run_pipeline",
 ]

@@ -1,31 +1,67 @@
-"""The base of every rewrite: torch's ``PassBase`` with a truthful flag and a lint after each run."""
+"""The base of every rewrite: torch's ``PassBase`` with a truthful flag, a promise about numerics and a lint."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from enum import IntEnum
 from typing import ClassVar
 
+from tfmq_fx.passes.observation import observed
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from tfmq_fx.errors import TfmqError
 
-__all__ = ["GraphPass", "PassError"]
+__all__ = ["GraphPass", "Numerics", "PassError"]
 
 
 class PassError(TfmqError, RuntimeError):
     """Raised when a graph does not meet what a pass requires; names the pass, the node and a way out."""
 
 
+class Numerics(IntEnum):
+    """What a rewrite promises about the results of the graph; a smaller number promises more.
+
+    Attributes:
+        EXACT: The same bits, NaN and ``-0.0`` included.
+        CLOSE: The same operations, but for the order of float sums and the roundings that follow from it.
+        CHANGED: Other numbers; the docstring says by how much.
+    """
+
+    EXACT = 0
+    CLOSE = 1
+    CHANGED = 2
+
+    def __str__(self) -> str:
+        """The promise in words."""
+        return ("equal to the bit", "equal up to float rounding", "changes numerics")[self]
+
+
 class GraphPass(PassBase):
     """One rewrite of an ATen graph: ``SomePass(...)(graph_module) -> PassResult``.
 
-    A subclass sets :attr:`id` and implements :meth:`rewrite`, which edits ``graph_module.graph`` in
-    place and returns whether it changed anything. Calling the pass checks :meth:`requires`, runs the
-    rewrite, recompiles when it changed something and lints. Instances hold options, never state.
+    A subclass sets :attr:`id` and :attr:`numerics` and implements :meth:`rewrite`, which edits ``graph_module.graph``
+    in place and returns whether it changed anything. Calling the pass checks :meth:`requires`, runs the
+    rewrite, recompiles when it changed something and lints; :func:`tfmq_fx.passes.observe_passes` can look on.
+    Instances hold options, never state.
+
+    Attributes:
+        id: ``namespace::verb_noun``, unique among all passes.
+        numerics: What the rewrite promises; nothing by default.
     """
 
     id: ClassVar[str]
+    numerics: ClassVar[Numerics] = Numerics.CHANGED
+
+    def __call__(self, graph_module: fx.GraphModule) -> PassResult:
+        """Check the graph, rewrite it, lint it."""
+
+        def run() -> PassResult:
+            result = PassBase.__call__(self, graph_module)
+            assert result is not None
+            return result
+
+        return observed(self, graph_module, run)
 
     @abstractmethod
     def rewrite(self, graph_module: fx.GraphModule) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
 from tfmq_fx.passes.analysis.reconstruction_units import ReconstructionUnit
-from tfmq_fx.passes.support.constant_weight import constant_weight
+from tfmq_fx.passes.support.predicates import constant_weight
 from tfmq_fx.passes.units.partition_units import _bring_together
 
 from tfmq_fx.data.prediction import predicted

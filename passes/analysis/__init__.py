@@ -9,7 +9,14 @@ from tfmq_fx.passes.analysis.conditional_part import (
 from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence
 from tfmq_fx.passes.analysis.layer_names import layer_name, weight_source
 from tfmq_fx.passes.analysis.reconstruction_units import ReconstructionUnit, find_units
-from tfmq_fx.passes.analysis.table_row import find_row, row_columns, row_inputs, row_lookups, row_values
+from tfmq_fx.passes.analysis.table_row import (
+    find_row,
+    row_columns,
+    row_inputs,
+    row_lookups,
+    row_values,
+    several_timesteps,
+)
 from tfmq_fx.passes.analysis.temporal_block import EmbeddingLayer, TemporalBlock, find_temporal_block
 from tfmq_fx.passes.analysis.temporal_evaluation import NodeHook, evaluate_temporal_nodes
 
@@ -33,5 +40,6 @@ __all__ = [
     "row_inputs",
     "row_lookups",
     "row_values",
+    "several_timesteps",
     "weight_source",
 ]

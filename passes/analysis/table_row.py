@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import torch
 from tfmq_fx.passes.support.nodes import read_attribute
-from tfmq_fx.passes.support.predicates import is_call
+from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 from torch import Tensor, fx
 
-__all__ = ["find_row", "row_columns", "row_inputs", "row_lookups", "row_values"]
+__all__ = ["find_row", "row_columns", "row_inputs", "row_lookups", "row_values", "several_timesteps"]
 
 
 def row_lookups(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -53,3 +53,12 @@ def row_columns(graph_module: fx.GraphModule) -> dict[str, Tensor]:
     values = row_inputs(graph_module)
     grids = torch.meshgrid(*values.values(), indexing="ij") if values else ()
     return {name: grid.reshape(-1) for name, grid in zip(values, grids, strict=True)}
+
+
+def several_timesteps(graph_module: fx.GraphModule, timestep: str = "timestep") -> int:
+    """The number of axes of the timestep input where it has more than one, such as one value per token; else 0."""
+    for node in graph_module.graph.nodes:
+        if node.op == "placeholder" and node.target == timestep:
+            value = node_value(node)
+            return value.ndim if isinstance(value, Tensor) and value.ndim > 1 else 0
+    return 0

@@ -1,1 +1,1 @@
-"""Exact rewrites that bring a captured graph into one form."""
+"""Rewrites that bring a captured graph into one form; equal to the bit."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import erase_unread_attribute, read_attribute
 from tfmq_fx.passes.support.predicates import is_getitem
 from torch import fx, nn
@@ -59,6 +59,7 @@ class InlineRegions(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::inline_regions"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Nothing: values are not looked at, and guards, which have none, may still be there."""

@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import replace_node
 from torch import fx
 
@@ -48,10 +48,12 @@ class MergeEqualNodes(GraphPass):
         %a = reshape(%x, [-1, C])      # read by the users of both
 
     Legality: the operator is a function: it neither writes to its arguments nor draws random numbers. Numerics are
-    preserved to the bit. Meta: that of the first one.
+    preserved to the bit.
+    Meta: that of the first one.
     """
 
     id: ClassVar[str] = "tfmq::merge_equal_nodes"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Merge in one sweep: arguments were merged before the nodes that read them."""

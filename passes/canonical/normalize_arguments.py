@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from torch import fx
 
 from tfmq_fx._torch import pytree
@@ -58,6 +58,7 @@ class NormalizeArguments(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::normalize_arguments"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Rewrite the argument lists."""

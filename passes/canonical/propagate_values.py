@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, read_attribute
 from torch import fx
 
@@ -29,6 +29,7 @@ class PropagateValues(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::propagate_values"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """The values of the inputs; the others are what this pass is for."""

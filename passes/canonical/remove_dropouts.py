@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import replace_node
 from tfmq_fx.passes.support.predicates import is_idle_dropout
 from torch import fx
@@ -29,6 +29,7 @@ class RemoveDropouts(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::remove_dropouts"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Bypass every idle dropout."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from torch import fx
 
 from tfmq_fx._torch.modules import GUARDS as GUARDS_MODULE
@@ -50,6 +50,7 @@ class RemoveGuards(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::remove_guards"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Nothing: guards have no value to look at."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
@@ -58,6 +58,7 @@ class RemoveIdentityArithmetic(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::remove_identity_arithmetic"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Bypass every identity."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of
 from torch import Tensor, fx
 
@@ -60,6 +60,7 @@ class ReplaceInPlace(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::replace_in_place"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace the calls in order, so that the result of one may be written to by the next."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
@@ -52,12 +52,13 @@ class ResolvePaddings(GraphPass):
         %p = pad(%x, [0, 1, 0, 0])      %y = conv2d(%p, %w, %b, [1, 1], [1, 1])
 
     Legality: ``"valid"`` adds nothing, ``"same"`` dilation * (kernel - 1) zeros to an axis, the odd one behind it, as
-    torch does. Numerics are preserved up to the order of float sums.
+    torch does before it calls the same convolution. Numerics are preserved to the bit.
     Why: later passes and integer kernels read the padding as numbers.
     Meta: the new nodes take the module stack of the convolution.
     """
 
     id: ClassVar[str] = "tfmq::resolve_paddings"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Resolve every padding by name."""

@@ -6,7 +6,7 @@ import re
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import read_attribute
 from torch import fx, nn
 
@@ -35,6 +35,7 @@ class StripDeadState(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::strip_dead_state"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Nothing: values are not looked at."""

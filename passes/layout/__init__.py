@@ -1,1 +1,1 @@
-"""Exact rewrites that bring layers into the form that is quantized."""
+"""Rewrites that bring layers into the form that is quantized; equal up to the order of float sums."""

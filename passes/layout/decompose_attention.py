@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import insert_call, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import is_attention, node_value
 from torch import Tensor, fx
@@ -73,6 +73,7 @@ class DecomposeAttention(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::decompose_attention"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Decompose every plain attention."""

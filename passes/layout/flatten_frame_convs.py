@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
-from tfmq_fx.passes.support.constant_weight import constant_weight
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import (
     add_buffer,
     argument_of,
@@ -16,7 +15,7 @@ from tfmq_fx.passes.support.nodes import (
     read_attribute,
     replace_node,
 )
-from tfmq_fx.passes.support.predicates import is_call, node_value, weight_node
+from tfmq_fx.passes.support.predicates import constant_weight, is_call, node_value, weight_node
 from torch import Tensor, fx
 
 __all__ = ["FlattenFrameConvs", "convolves_frames"]
@@ -70,6 +69,7 @@ class FlattenFrameConvs(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::flatten_frame_convs"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Fold and unfold around every such convolution."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
@@ -42,6 +42,7 @@ class FlattenLinearInputs(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::flatten_linear_inputs"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Fold and unfold around every linear with a batched input."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value, repeats_rows
 from torch import fx
@@ -60,6 +60,7 @@ class SinkRepeatedRows(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::sink_repeated_rows"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def __init__(self, *, timestep: str = "timestep") -> None:
         super().__init__()

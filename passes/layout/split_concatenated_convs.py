@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
-from tfmq_fx.passes.support.constant_weight import constant_weight
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import (
     add_buffer,
     erase_unread_attribute,
@@ -15,7 +14,7 @@ from tfmq_fx.passes.support.nodes import (
     read_attribute,
     replace_node,
 )
-from tfmq_fx.passes.support.predicates import is_call, is_conv, node_value, weight_node
+from tfmq_fx.passes.support.predicates import constant_weight, is_call, is_conv, node_value, weight_node
 from torch import Tensor, fx
 
 __all__ = ["SplitConcatenatedConvs"]
@@ -81,6 +80,7 @@ class SplitConcatenatedConvs(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::split_concatenated_convs"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Split every conv that reads a concatenation directly."""

@@ -1,1 +1,1 @@
-"""From quantize/dequantize pairs to integer kernels."""
+"""From quantize/dequantize pairs to integer kernels; equal up to float rounding."""

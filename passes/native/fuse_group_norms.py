@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import (
     FIRST,
     NONE,
@@ -118,6 +118,7 @@ class FuseGroupNorms(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::fuse_group_norms"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Fuse around every GroupNorm that the kernel covers."""

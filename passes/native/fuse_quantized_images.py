@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import (
     NONE,
     Padding,
@@ -64,6 +64,7 @@ class FuseQuantizedImages(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::fuse_quantized_images"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Fuse every byte quantizer of an image that only kernels read."""

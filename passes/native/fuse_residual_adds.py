@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import LAST, RELABELLINGS, relabel
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -74,11 +74,13 @@ class FuseResidualAdds(GraphPass):
     The same where the result is added as a sequence ``[N, L, C]``, and for a linear whose rows become an image again.
 
     Legality: nothing else reads the convolution, and both sides have one shape and dtype, so nothing is broadcast. The
-    convolution moves to where the sum was, behind both operands. Numerics are preserved to the bit.
+    convolution moves to where the sum was, behind both operands. Numerics are preserved up to float rounding: the
+    kernel rounds once, behind the sum.
     Meta: the new nodes take the module stack of the convolution.
     """
 
     id: ClassVar[str] = "tfmq::fuse_residual_adds"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Fuse every sum with an integer convolution on one side; of two convolutions the right one adds."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import insert_call, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
@@ -63,6 +63,7 @@ class LowerIndexedConvs(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::lower_indexed_convs"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace every convolution of integers with tensor parameters."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import is_byte_quantizer
 from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -131,6 +131,7 @@ class LowerIntegerAttention(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::lower_integer_attention"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace every attention that the kernel covers."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
 from torch import Tensor, fx
@@ -129,6 +129,7 @@ class LowerIntegerConvs(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::lower_integer_convs"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace every layer that the kernel covers."""

@@ -6,10 +6,12 @@ import operator
 from typing import Any, TypeGuard
 
 import torch
+from tfmq_fx.passes.base import PassError
 from torch import Tensor, fx
 
 __all__ = [
     "SHAPE_ONLY_ARGUMENTS",
+    "constant_weight",
     "fqn",
     "is_attention",
     "is_call",
@@ -148,6 +150,19 @@ def weight_node(node: fx.Node) -> fx.Node | None:
     """The ``get_attr`` node that holds the weight of a weighted op, or None when it is computed."""
     position = 2 if node.target is aten.addmm.default else 1
     return _constant_source(node.args[position]) if position < len(node.args) else None
+
+
+def constant_weight(node: fx.Node, pass_id: str) -> fx.Node:
+    """The ``get_attr`` node that holds the weight of ``node``.
+
+    Raises:
+        PassError: The weight is computed; the message names the node.
+    """
+    weight = weight_node(node)
+    if weight is None:
+        msg = f"{pass_id}: the weight of node {node.name!r} is computed, not stored; leave that layer to others"
+        raise PassError(msg)
+    return weight
 
 
 def module_path(node: fx.Node) -> str:

@@ -1,1 +1,1 @@
-"""The temporal block and what is indexed by the timestep."""
+"""The temporal block and what is indexed by the timestep; equal up to the order of float sums."""

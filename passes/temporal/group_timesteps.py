@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 from tfmq_fx.passes.analysis.table_row import row_lookups, row_values
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
@@ -74,6 +74,7 @@ class GroupTimesteps(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::group_timesteps"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def __init__(self, groups: int, name: str = GROUPS) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from tfmq_fx.passes.analysis.table_row import find_row
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
@@ -49,6 +49,7 @@ class IndexTimesteps(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::index_timesteps"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def __init__(
         self,

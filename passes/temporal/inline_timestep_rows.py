@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 from tfmq_fx.passes.analysis.table_row import row_columns, row_values
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
@@ -38,6 +38,7 @@ class InlineTimestepRows(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::inline_timestep_rows"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace every lookup."""

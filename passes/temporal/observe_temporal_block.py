@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.analysis.table_row import find_row
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import insert_call, insert_module_call
 from tfmq_fx.passes.support.predicates import node_value
 from torch import Tensor, fx, nn
@@ -65,6 +65,7 @@ class ObserveTemporalBlock(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::observe_temporal_block"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from tfmq_fx.passes.analysis.batch_axis import batch_axes, size_ratio
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import insert_call, insert_module_call
 from tfmq_fx.passes.support.predicates import fqn, is_conv, is_linear, is_matmul, node_value
 from tfmq_fx.passes.temporal.group_timesteps import GROUPS, find_groups
@@ -63,6 +63,7 @@ class ObserveTimestepGroups(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::observe_timestep_groups"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 from torch import fx
@@ -33,6 +33,7 @@ class SetUnknownTimesteps(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::set_unknown_timesteps"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def __init__(self, unknown: str, *, timestep: str = "timestep") -> None:
         super().__init__()

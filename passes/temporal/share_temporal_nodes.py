@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, ClassVar
 
 from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import replace_node
 from torch import fx
 
@@ -45,6 +45,7 @@ class ShareTemporalNodes(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::share_temporal_nodes"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def __init__(self, *, timestep: str = "timestep", finite: Collection[str] = ()) -> None:
         super().__init__()

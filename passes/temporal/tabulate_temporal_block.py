@@ -9,7 +9,7 @@ from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find
 from tfmq_fx.passes.analysis.dependence import reads_as_parameter
 from tfmq_fx.passes.analysis.layer_names import layer_name
 from tfmq_fx.passes.analysis.table_row import find_row, row_columns
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, redirect_users
 from tfmq_fx.passes.support.predicates import is_weighted, node_value
 from tfmq_fx.passes.temporal.observe_temporal_block import rows_for
@@ -48,6 +48,7 @@ class TabulateTemporalBlock(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::tabulate_temporal_block"
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def __init__(self, *, timestep: str = "timestep") -> None:
         super().__init__()

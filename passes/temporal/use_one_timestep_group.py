@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass
+from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
@@ -63,15 +63,16 @@ class UseOneTimestepGroup(GraphPass):
         %y = dequantize_per_tensor.tensor(%q, %s, %z, …)
 
     Legality: the caller promises that all items of a batch are of one group, as in sampling, where a step has one
-    timestep (the lowered denoiser splits batches that mix groups); then numerics are preserved. Each buffer of groups
-    has a first item of its own. Why: an integer kernel takes one scale and zero point for its whole input. Quantizing
-    is written out, because the lowering of ``quantize_per_tensor.tensor`` in torch 2.13 does not clamp on CPUs: what
-    leaves the range comes back at its other end. Each reader gets a dequantize of its own, as the compilers' patterns
-    expect. A graph without timestep groups is left alone.
+    timestep (the lowered denoiser splits batches that mix groups); then numerics are preserved to the bit. Each
+    buffer of groups has a first item of its own. Why: an integer kernel takes one scale and zero point for its whole
+    input. Quantizing is written out, because the lowering of ``quantize_per_tensor.tensor`` in torch 2.13 does not
+    clamp on CPUs: what leaves the range comes back at its other end. Each reader gets a dequantize of its own, as the
+    compilers' patterns expect. A graph without timestep groups is left alone.
     Meta: the new nodes take the module stack of those that they replace.
     """
 
     id: ClassVar[str] = "tfmq::use_one_timestep_group"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace every pair of quantize and dequantize by timestep group."""

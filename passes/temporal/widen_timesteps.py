@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
@@ -116,6 +116,7 @@ class WidenTimesteps(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::widen_timesteps"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def __init__(self, *, timestep: str = "timestep") -> None:
         super().__init__()

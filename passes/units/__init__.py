@@ -1,1 +1,1 @@
-"""The graph cut into reconstruction units."""
+"""The graph cut into reconstruction units, and put together again; equal to the bit."""

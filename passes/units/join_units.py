@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import is_getitem
 from tfmq_fx.passes.support.subgraphs import SIZE_OF
@@ -34,6 +34,7 @@ class JoinUnits(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::join_units"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """Several outputs are picked one by one, and no two readers of a name hold different things under it."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from tfmq_fx.passes.analysis.reachability import Reachability, contracted_order
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY, ReconstructionUnit, find_units
-from tfmq_fx.passes.base import GraphPass, PassError
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import inherit, insert_call
 from tfmq_fx.passes.support.subgraphs import extract_subgraph, known_value
 from torch import fx
@@ -49,6 +49,7 @@ class PartitionUnits(GraphPass):
     """
 
     id: ClassVar[str] = "tfmq::partition_units"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import tfmq_fx
 from tfmq_fx.cli.app import app, main
 
-COMMANDS = ("inspect", "presets", "quantize", "sample", "compare", "diagnose")
+COMMANDS = ("inspect", "presets", "quantize", "sample", "compare", "diagnose", "bisect")
 REFERENCE = ("--backend", "reference")
 
 

@@ -10,14 +10,13 @@ from torch import nn
 import tfmq_fx
 from tests.kernels import naive
 from tests.kernels.test_compiled_kernels import assert_within
-from tests.passes.quantized_layers import conv, linear
-from tests.passes.test_lower_integer_attention import attention
 from tfmq_fx.kernels import OPERATORS, pack_weight
 from tfmq_fx.kernels.checks import has_native_kernels
 from tfmq_fx.kernels.inductor import register_native_kernels
 from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor
 from tfmq_fx.lowering.backends.inductor.native import on_native_kernels
 from tfmq_fx.testing import GraphBuilder
+from tfmq_fx.testing.quantized_layers import attention, conv, linear
 
 aten = torch.ops.aten
 pytestmark = pytest.mark.skipif(not has_native_kernels(), reason="this processor has no AVX-512 VNNI")

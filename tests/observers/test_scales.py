@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tfmq_fx.passes.temporal.compress_temporal_table import half_rows, quantize_rows
+from tfmq_fx.passes.precision.compress_temporal_table import half_rows, quantize_rows
 from torch import nn
 
 import tfmq_fx

@@ -32,10 +32,10 @@ from tfmq_fx.passes import (
     run_pipeline,
 )
 from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.canonical.compute_in_float32 import foreign_dtypes
+from tfmq_fx.passes.precision.compress_temporal_table import find_feature_tables
+from tfmq_fx.passes.precision.compute_in_float32 import foreign_dtypes
 from tfmq_fx.passes.support.nodes import insert_call
 from tfmq_fx.passes.support.predicates import is_weighted
-from tfmq_fx.passes.temporal.compress_temporal_table import find_feature_tables
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 

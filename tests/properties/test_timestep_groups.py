@@ -5,10 +5,18 @@ import copy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTimestepGroups
+from tfmq_fx.passes import (
+    GroupTimesteps,
+    IndexTimesteps,
+    LowerIndexedConvs,
+    ObserveTimestepGroups,
+    UseOneTimestepGroup,
+)
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.temporal.group_timesteps import group_numbers
 
+from tests.passes.temporal.test_use_one_timestep_group import CONVS, VALUES, batch
+from tests.passes.temporal.test_use_one_timestep_group import quantized as quantized_convs
 from tests.properties.naive_reference import IndexedFakeQuantize, NaiveReference, fake_quantize
 from tests.properties.test_timestep_algebra import assert_equal, names, run
 from tfmq_fx.testing import assert_pass_contract, temporal_graphs
@@ -137,3 +145,16 @@ def test_a_mixed_batch_is_its_items_apart(model, table):
         for item, quantized_item, timestep in zip(x, output, timesteps, strict=True):
             group = groups[values.index(timestep)]
             assert torch.equal(quantized_item, fake_quantize(item, scales[group], zero_points[group]))
+
+
+@given(st.booleans(), st.sampled_from([4, 8]), st.sampled_from(list(CONVS)), st.integers(1, 3), st.data())
+def test_a_batch_of_one_group_is_quantized_as_before_and_lowered_to_kernels(dynamic, bits, kind, readers, data):
+    graph_module = quantized_convs(dynamic, bits, kind, readers)
+    steps, sizes = st.sampled_from(VALUES), st.integers(1, 5) if dynamic else st.just(2)
+    scale = data.draw(st.floats(0.1, 30.0))
+    first, *more = (batch(size, data.draw(steps), scale) for size in (2, data.draw(sizes)))
+    result = assert_pass_contract(UseOneTimestepGroup, graph_module, first, exact=True, more_inputs=more)
+    assert result.modified
+    # The kernel's own order of float operations: a sum of up to 36 products, scaled once.
+    options = {"rtol": 1e-4, "atol": 1e-4, "more_inputs": more}
+    assert assert_pass_contract(LowerIndexedConvs, result.graph_module, first, **options).modified

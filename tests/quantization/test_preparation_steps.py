@@ -44,7 +44,7 @@ def test_the_rewrites_are_exact_and_neither_observe_nor_annotate():
 
 def test_the_configuration_decides_which_rewrites_there_are():
     def ids(**config):
-        return [rewrite.id for rewrite in layout_rewrites(options(**config))]
+        return list(layout_rewrites(options(**config)).ids)
 
     every = ids()
     assert ids(split_concatenations=False) == [name for name in every if "concatenated" not in name] != every

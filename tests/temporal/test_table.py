@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from tfmq_fx.passes import TabulateTemporalBlock
-from tfmq_fx.passes.temporal.compress_temporal_table import find_feature_tables
+from tfmq_fx.passes.precision.compress_temporal_table import find_feature_tables
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 import tfmq_fx

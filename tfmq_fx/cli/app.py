@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from tfmq_fx.cli.backends import backends
+from tfmq_fx.cli.bisect import bisect
 from tfmq_fx.cli.compare import compare
 from tfmq_fx.cli.console import print_error, quiet_libraries
 from tfmq_fx.cli.diagnose import diagnose
@@ -51,7 +52,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (inspect, presets, backends, quantize, sample, compare, diagnose):
+for command in (inspect, presets, backends, quantize, sample, compare, diagnose, bisect):
     app.command(cls=RegisteredNamesCommand)(command)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "OutFolder",
     "PackageOption",
     "PresetOption",
+    "PrintAfter",
     "ReconstructionOption",
     "SamplerOption",
     "Samples",
@@ -43,6 +44,7 @@ __all__ = [
 SETTINGS = "What is quantized"
 CALIBRATION = "Calibration"
 RECONSTRUCTION = "Reconstruction"
+PASSES = "Passes"
 
 
 Model = Annotated[
@@ -153,6 +155,14 @@ CacheBytes = Annotated[
         min=0.0,
         help="GiB of memory for cached activations; what is beyond goes to files.",
         rich_help_panel=RECONSTRUCTION,
+    ),
+]
+PrintAfter = Annotated[
+    list[str],
+    typer.Option(
+        "--print-after",
+        help="Print the graph after a pass to stderr: its id, such as tfmq::remove_dropouts, or all. May be repeated.",
+        rich_help_panel=PASSES,
     ),
 ]
 

@@ -21,6 +21,7 @@ from tfmq_fx.cli.options import (
     NdtcMean,
     OutFolder,
     PresetOption,
+    PrintAfter,
     ReconstructionOption,
     SamplerOption,
     Seed,
@@ -63,6 +64,7 @@ def quantize(
     iterations: Iterations = 20_000,
     temporal_iterations: TemporalIterations = 20_000,
     cache_gib: CacheBytes = 2.0,
+    print_after: PrintAfter = [],  # noqa: B006
     seed: Seed = 0,
 ) -> None:
     """Quantize an unconditional diffusion model and save it as an artefact.
@@ -79,12 +81,14 @@ def quantize(
     from tfmq_fx.data.timestep_samplers import NormalTimesteps
     from tfmq_fx.diagnostics.comparison import ddim_scheduler
     from tfmq_fx.frontend.capture import capture
+    from tfmq_fx.passes import observe_passes
     from tfmq_fx.quantization.calibrate import calibrate
     from tfmq_fx.quantization.convert import convert
     from tfmq_fx.quantization.prepare import prepare
     from tfmq_fx.reconstruction.reconstruct import reconstruct
 
     # Everything that can be wrong with the command is found before the minutes of calibration.
+    context.with_resource(observe_passes(print_after=print_after))
     check_target(out)
     method = None if preset is None else find_preset(preset)
     config = _configuration(

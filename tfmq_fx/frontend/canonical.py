@@ -9,7 +9,7 @@ from torch import fx, nn
 from tfmq_fx._torch.operators import HigherOrderOperator
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.weights import check_weights
-from tfmq_fx.passes import CANONICALIZE, ComputeInFloat32, PassError, run_pipeline
+from tfmq_fx.passes import CANONICALIZE, ComputeInFloat32, PassError
 from tfmq_fx.passes.analysis.multiply_adds import multiply_adds
 from tfmq_fx.passes.canonical.inline_regions import changes_numerics
 from tfmq_fx.passes.support.nodes import read_attribute
@@ -24,15 +24,15 @@ def canonicalize(graph_module: fx.GraphModule) -> None:
         CaptureError: A region computes in another dtype than it says, layers stand where no pass can reach them, or
             the graph cannot be computed in float32.
     """
-    run_pipeline(graph_module, CANONICALIZE)
+    CANONICALIZE.run(graph_module)
     _refuse_hidden_layers(graph_module)
     try:
-        widened = ComputeInFloat32()(graph_module).modified  # type: ignore[union-attr]
+        widened = ComputeInFloat32()(graph_module).modified
     except PassError as error:
         raise CaptureError(str(error)) from error
     if widened:
         check_weights(graph_module)
-        run_pipeline(graph_module, CANONICALIZE)
+        CANONICALIZE.run(graph_module)
 
 
 def _refuse_hidden_layers(graph_module: fx.GraphModule) -> None:

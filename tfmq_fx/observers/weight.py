@@ -17,7 +17,7 @@ from tfmq_fx.observers.ranges import (
     search_symmetric,
     symmetric_parameters,
 )
-from tfmq_fx.passes.native.fold_weight_zero_points import fold_zero_points
+from tfmq_fx.passes.quantized.fold_weight_zero_points import fold_zero_points
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 
 __all__ = ["PerChannelWeightObserver"]

@@ -16,7 +16,7 @@ from tfmq_fx.frontend.notes import keep_notes
 from tfmq_fx.frontend.program_stage import CONVERTED, describe, stage_of
 from tfmq_fx.frontend.roles import output_nodes
 from tfmq_fx.passes.analysis import TemporalBlock
-from tfmq_fx.passes.analysis.several_timesteps import several_timesteps
+from tfmq_fx.passes.analysis.table_row import several_timesteps
 from tfmq_fx.passes.support.predicates import (
     fqn,
     is_attention,

@@ -19,8 +19,8 @@ from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
 from tfmq_fx.frontend.notes import ensure_calling_convention
 from tfmq_fx.frontend.program_stage import CONVERTED, PREPARED, describe, live_observers, stage_of
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.passes import FoldWeightZeroPoints, PropagateValues, StripDeadState, run_pipeline
-from tfmq_fx.passes.native.fold_weight_zero_points import dequantizes_constant
+from tfmq_fx.passes import FINISH_CONVERSION, PropagateValues
+from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import fqn, is_weighted
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
@@ -30,9 +30,6 @@ from tfmq_fx.temporal.domain import finite_domain
 from tfmq_fx.temporal.table import TemporalChoice, float_table, tabulate
 
 __all__ = ["convert", "program_from_graph"]
-
-#: Values first: the passes behind need them. Dead state last: the float weights die in between.
-FINISH = (PropagateValues, FoldWeightZeroPoints, StripDeadState)
 
 
 @in_plain_surroundings
@@ -90,7 +87,7 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         finite = {name: distinct_timesteps(values) for name, values in state.finite.items()}
         domain = finite_domain(state.timestep, {state.timestep: timesteps, **finite})
         choices = tabulate(converted, domain, config, original)
-    run_pipeline(converted, FINISH)
+    FINISH_CONVERSION.run(converted)
     require_finite_parameters(converted)
     _warn_wider_weights(converted, config)
     interface = interface_of(converted)

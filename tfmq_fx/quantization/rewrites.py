@@ -7,37 +7,32 @@ from torch import fx
 from tfmq_fx.config.quantization import FLOAT_BITS
 from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.passes import (
+    REWRITE_FOR_ANNOTATION,
     DecomposeAttention,
-    FlattenFrameConvs,
-    FlattenLinearInputs,
+    Pipeline,
     ShareTemporalNodes,
     SinkRepeatedRows,
     SplitConcatenatedConvs,
-    WidenSequenceConvs,
 )
-from tfmq_fx.passes.base import GraphPass
 from tfmq_fx.quantization.quantizer_options import QuantizerOptions
 from tfmq_fx.temporal.values import accept_timesteps
 
 __all__ = ["layout_rewrites", "rewrite_for_annotation"]
 
 
-def layout_rewrites(options: QuantizerOptions) -> tuple[GraphPass, ...]:
-    """The rewrites that expose every layer to quantization, in order.
+def layout_rewrites(options: QuantizerOptions) -> Pipeline:
+    """The part of :data:`~tfmq_fx.passes.REWRITE_FOR_ANNOTATION` that needs nothing read off the rewritten graph.
 
-    Attention comes first, because its products become layers, and concatenations before convolutions change their form.
-    Repeated rows sink last: what is computed per item before is then behind no layer that the others still move.
+    Args:
+        options: Of the quantizer: attention in float stays one operator, and concatenations are split on demand.
     """
     config = options.config
-    attention = config.activation_bits < FLOAT_BITS and "attention" not in config.keep_float
-    return (
-        *([DecomposeAttention()] if attention else []),
-        *([SplitConcatenatedConvs()] if config.split_concatenations else []),
-        FlattenFrameConvs(),
-        WidenSequenceConvs(),
-        FlattenLinearInputs(),
-        SinkRepeatedRows(timestep=options.timestep),
-    )
+    left_out = [ShareTemporalNodes.id]
+    if config.activation_bits >= FLOAT_BITS or "attention" in config.keep_float:
+        left_out.append(DecomposeAttention.id)
+    if not config.split_concatenations:
+        left_out.append(SplitConcatenatedConvs.id)
+    return REWRITE_FOR_ANNOTATION.without(*left_out).with_options(SinkRepeatedRows, timestep=options.timestep)
 
 
 def rewrite_for_annotation(model: fx.GraphModule, options: QuantizerOptions) -> None:
@@ -60,7 +55,6 @@ def rewrite_for_annotation(model: fx.GraphModule, options: QuantizerOptions) -> 
     canonicalize(model)
     if options.timesteps is not None:
         accept_timesteps(model, options.timesteps, options.timestep)
-    for rewrite in layout_rewrites(options):
-        rewrite(model)
+    layout_rewrites(options).run(model)
     time_inputs = (*options.finite, *options.conditions(model))
     ShareTemporalNodes(timestep=options.timestep, finite=time_inputs)(model)

@@ -16,13 +16,13 @@ from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.fake_quantizers import quantizers_of
 from tfmq_fx.passes import CompressTemporalTable, IndexTimesteps, TabulateTemporalBlock
-from tfmq_fx.passes.support.nodes import read_attribute
-from tfmq_fx.passes.temporal.compress_temporal_table import (
+from tfmq_fx.passes.precision.compress_temporal_table import (
     feature_columns,
     find_feature_tables,
     half_rows,
     quantize_rows,
 )
+from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.temporal.tabulate_temporal_block import LAYER
 from tfmq_fx.temporal.domain import TemporalDomain
 

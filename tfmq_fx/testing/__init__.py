@@ -1,7 +1,10 @@
 """Public tools to test graph rewrites property by property.
 
-``GraphBuilder`` builds exact ATen graphs, ``assert_pass_contract`` checks a pass on a graph, and the
-Hypothesis strategies ``aten_graphs`` and ``temporal_graphs`` generate graphs to check it on::
+``GraphBuilder`` builds exact ATen graphs, ``assert_pass_contract`` checks a pass on a graph and
+``assert_pipeline_contract`` the passes of a pipeline in order; ``check_passes`` checks whatever passes a program
+applies, and ``bisect_passes`` finds the first one after which its results part. The Hypothesis strategies
+``aten_graphs``, ``quantized_graphs`` and ``temporal_graphs`` generate graphs, ``graphs_of_kind`` those of each of
+``GRAPH_KINDS``::
 
     @given(aten_graphs())
     def test_my_pass(generated):
@@ -12,14 +15,28 @@ The strategies need hypothesis (``pip install tfmq-fx[testing]``); the rest does
 
 from typing import TYPE_CHECKING, Any
 
+from .bisect import Bisection, BisectStep, bisect_passes
+from .checked_passes import check_passes
 from .contract import ContractViolation, assert_pass_contract
 from .graph_builder import GraphBuilder
+from .pipeline_contract import assert_pipeline_contract
 from .time_path import ExpectedBlock, TemporalGraph, TimePath, build_temporal_graph
 
 if TYPE_CHECKING:
-    from .strategies import GeneratedGraph, aten_graphs, temporal_graphs, tensor_specs
+    from .strategies import (
+        GRAPH_KINDS,
+        GeneratedGraph,
+        aten_graphs,
+        graphs_of_kind,
+        quantized_graphs,
+        temporal_graphs,
+        tensor_specs,
+    )
 
 __all__ = [
+    "GRAPH_KINDS",
+    "BisectStep",
+    "Bisection",
     "ContractViolation",
     "ExpectedBlock",
     "GeneratedGraph",
@@ -27,13 +44,26 @@ __all__ = [
     "TemporalGraph",
     "TimePath",
     "assert_pass_contract",
+    "assert_pipeline_contract",
     "aten_graphs",
+    "bisect_passes",
     "build_temporal_graph",
+    "check_passes",
+    "graphs_of_kind",
+    "quantized_graphs",
     "temporal_graphs",
     "tensor_specs",
 ]
 
-STRATEGIES = ("GeneratedGraph", "aten_graphs", "temporal_graphs", "tensor_specs")
+STRATEGIES = (
+    "GRAPH_KINDS",
+    "GeneratedGraph",
+    "aten_graphs",
+    "graphs_of_kind",
+    "quantized_graphs",
+    "temporal_graphs",
+    "tensor_specs",
+)
 
 
 def __getattr__(name: str) -> Any:

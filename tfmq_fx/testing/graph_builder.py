@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -120,6 +121,34 @@ class GraphBuilder:
         node = self.graph.call_module(name, tuple(args))
         node.meta["val"] = args[0].meta["val"]
         self._add_module_stack(node)
+        return node
+
+    def region(self, name: str, target: Callable[..., Any], source: fx.Node, *, records: bool = False) -> fx.Node:
+        """Call ``target(source)`` in a region of its own, as export writes ``with torch.set_grad_enabled(records)``.
+
+        Args:
+            name: Where the graph of the region is registered.
+            target: The operator.
+            source: Its argument.
+            records: Whether gradients are recorded in the region.
+
+        Returns:
+            The value of the region.
+        """
+        body = fx.Graph()
+        inner = body.placeholder("value")
+        inner.meta["val"] = source.meta["val"]
+        result = body.call_function(target, (inner,))
+        result.meta["val"] = compute_value(self._mode, target, (source.meta["val"],), {})
+        self._add_module_stack(result)
+        body.output((result,))
+        owner, leaf = self._owner(name)
+        owner.register_module(leaf, fx.GraphModule(nn.Module(), body))
+        wrap = torch.ops.higher_order.wrap_with_set_grad_enabled
+        region = self.graph.call_function(wrap, (records, self.graph.create_node("get_attr", name), source))
+        region.meta["val"] = (result.meta["val"],)
+        node = self.graph.call_function(operator.getitem, (region, 0))
+        node.meta["val"] = result.meta["val"]
         return node
 
     @contextmanager

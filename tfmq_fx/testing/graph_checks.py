@@ -10,9 +10,10 @@ from torch.fx.passes.infra.pass_base import PassResult
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.graphs import code_generator
+from tfmq_fx.passes.base import PassError
+from tfmq_fx.passes.support.recomputed_values import recompute_values
 
 from .canonical import value_signature
-from .fake_values import recompute_values
 from .snapshot import GraphSnapshot, Reference
 from .violation import fail
 
@@ -157,7 +158,7 @@ def check_values(rewritten: fx.GraphModule, before: GraphSnapshot, inputs: Seque
     """P5: each recorded value has the dtype, shape and strides that the node computes; new nodes have one."""
     try:
         values = recompute_values(rewritten, inputs)
-    except AssertionError as error:
+    except PassError as error:
         fail("P5", str(error), rewritten)
     for node, value in values.items():
         if node.op == "output":

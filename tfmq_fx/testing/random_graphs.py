@@ -17,7 +17,7 @@ from tfmq_fx.passes.support.predicates import is_attention, is_conv
 from .graph_builder import GraphBuilder
 from .tensors import tensor_specs
 
-__all__ = ["OPERATORS", "GeneratedGraph", "aten_graphs"]
+__all__ = ["OPERATORS", "SPECIAL_OPERATORS", "GeneratedGraph", "aten_graphs"]
 
 aten = torch.ops.aten
 
@@ -48,6 +48,10 @@ OPERATORS = (
     "cast",
     "scalar",
 )
+
+#: Kinds that are drawn only where they are favoured: forms that canonicalization removes, and layers that few models
+#: have. To test a pass that looks for something new, add a kind here, and the method of that name below.
+SPECIAL_OPERATORS = ("region", "in_place", "sequence_conv", "frame_conv", "repeated_rows")
 
 #: Products of more factors than this are not drawn: they would overflow.
 MAX_DEGREE = 4
@@ -102,8 +106,8 @@ def aten_graphs(
         half: Whether bfloat16 values occur. They round so coarsely that a pass which changes the order
             of sums cannot be compared within a tight tolerance.
         dynamic_batch: Whether the batch is symbolic; either by default.
-        favour: Kinds of operators, out of :data:`OPERATORS`, that half of the draws are taken from: what the
-            pass under test looks for.
+        favour: Kinds of operators, out of :data:`OPERATORS` and :data:`SPECIAL_OPERATORS`, that half of the draws are
+            taken from: what the pass under test looks for.
     """
     dynamic = draw(st.booleans()) if dynamic_batch is None else dynamic_batch
     growth = _Growth(draw, half, dynamic)
@@ -182,7 +186,7 @@ class _Growth:
 
     def _weight(self, *shape: int) -> fx.Node:
         """A weight: a new one, or one of that shape that another layer reads already."""
-        read = [node for node in self.builder.graph.nodes if node.op == "get_attr"]
+        read = [node for node in self.builder.graph.nodes if node.op == "get_attr" and "val" in node.meta]
         fitting = [node for node in read if _shape(node.meta["val"]) == shape]
         # Shapes seldom fit, so when one does it is mostly taken.
         if fitting and self.draw(st.sampled_from([False, True, True, True])):
@@ -377,6 +381,50 @@ class _Growth:
         column = self.builder.call(aten.to.dtype, self.timestep, torch.float32)
         column = self.builder.call(aten.reshape.default, column, shape)
         self._call(aten.sin.default, self.builder.call(aten.mul.Tensor, column, self._weight(4)))
+
+    # -- operators that are drawn only where they are favoured ----------------------------------------------------
+
+    def region(self) -> None:
+        """An activation inside a region that records no gradients, as export writes it."""
+        if source := self._pick():
+            self.count += 1
+            flag = self._flag()
+            self._keep(self.builder.region(f"region_{self.count}", aten.silu.default, source, records=flag))
+
+    def in_place(self) -> None:
+        """An activation that is written into a value of the graph's own, or into a view of it."""
+        if source := self._pick():
+            fresh = self.builder.call(aten.silu.default, source)
+            if self._flag():
+                self._keep(fresh)
+            target = self.builder.call(aten.alias.default, fresh) if self._flag() else fresh
+            self._call(aten.relu_.default, target)
+
+    def sequence_conv(self) -> None:
+        """A convolution of a sequence: the pixels of an image, one after the other."""
+        if source := self._pick(_is_image):
+            channels = int(source.meta["val"].shape[1])
+            kernel = self.draw(st.sampled_from([1, 3]))
+            pixels = self.builder.call(
+                aten.reshape.default, source, [-1, channels, math.prod(_shape(source.meta["val"])[2:])]
+            )
+            self._weighted(aten.conv1d.default, pixels, self._weight(2, channels, kernel), [1], [kernel // 2], [1], 1)
+
+    def frame_conv(self) -> None:
+        """A convolution along the frames of an image that is a video of one frame."""
+        if source := self._pick(_is_image):
+            video = self.builder.call(aten.unsqueeze.default, source, 2)
+            weight = self._weight(2, int(source.meta["val"].shape[1]), 3, 1, 1)
+            self._weighted(aten.conv3d.default, video, weight, [1, 1, 1], [1, 0, 0], [1, 1, 1], 1)
+
+    def repeated_rows(self) -> None:
+        """A time path whose rows are repeated once per frame in front of its last layer."""
+        column = self.builder.call(aten.to.dtype, self.timestep, torch.float32)
+        column = self.builder.call(aten.reshape.default, column, [1, 1] if self.scalar_timestep else [-1, 1])
+        waves = self.builder.call(aten.sin.default, self.builder.call(aten.mul.Tensor, column, self._weight(4)))
+        emb = self._weighted(aten.linear.default, waves, self._weight(8, 4))
+        rows = self.builder.call(aten.repeat.default, emb, [3, 1])
+        self._weighted(aten.linear.default, self.builder.call(aten.silu.default, rows), self._weight(4, 8))
 
     # -- the end ----------------------------------------------------------------------------------------------
 

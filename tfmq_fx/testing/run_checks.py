@@ -41,13 +41,22 @@ def bytes_of(inputs: Sequence[Any]) -> list[Any]:
 
 
 def run_graph(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
-    """Run the graph; one that keeps what it sees, as observers do, is run as a copy."""
-    runnable = copy.deepcopy(graph_module) if _keeps_state(graph_module) else graph_module
+    """Run the graph on one value per placeholder; one that keeps what it sees, as observers do, is run as a copy.
+
+    A graph with a calling convention of its own, as captures have it, returns its results in a flat list.
+    """
+    runnable = graph_module
+    if keeps_state(graph_module):
+        # Observers write to their buffers; parameters are only read, and a copy would double the memory.
+        runnable = copy.deepcopy(graph_module, {id(weight): weight for weight in graph_module.parameters()})
     with torch.no_grad():
-        return runnable(*inputs)
+        if type(graph_module.graph._codegen) is fx.graph.CodeGen:
+            return runnable(*inputs)
+        return pytree.tree_leaves(fx.Interpreter(runnable).run(*inputs, enable_io_processing=False))
 
 
-def _keeps_state(graph_module: fx.GraphModule) -> bool:
+def keeps_state(graph_module: fx.GraphModule) -> bool:
+    """Whether running the graph may change it: it calls modules, or operators that write to their arguments."""
     for node in graph_module.graph.nodes:
         mutable = isinstance(node.target, OpOverload) and schema_of(node.target).is_mutable
         if node.op == "call_module" or mutable:

@@ -10,11 +10,55 @@ except ImportError as error:
     msg = "the strategies of tfmq_fx.testing need hypothesis: pip install 'tfmq-fx[testing]'"
     raise ImportError(msg) from error
 
-from .random_graphs import GeneratedGraph, aten_graphs
+from .quantized_graphs import QUANTIZED_LAYERS, quantized_graphs
+from .random_graphs import OPERATORS, SPECIAL_OPERATORS, GeneratedGraph, aten_graphs
 from .tensors import TensorSpec, tensor_specs
 from .time_path import TemporalGraph, TimePath, build_temporal_graph
 
-__all__ = ["GeneratedGraph", "TensorSpec", "aten_graphs", "temporal_graphs", "tensor_specs", "time_paths"]
+__all__ = [
+    "GRAPH_KINDS",
+    "GeneratedGraph",
+    "TensorSpec",
+    "aten_graphs",
+    "graphs_of_kind",
+    "quantized_graphs",
+    "temporal_graphs",
+    "tensor_specs",
+    "time_paths",
+]
+
+#: What generated graphs are made of: an operator, a quantized layer, or a diffusion model's time path.
+GRAPH_KINDS = (*OPERATORS, *SPECIAL_OPERATORS, *(f"quantized_{layer}" for layer in QUANTIZED_LAYERS), "temporal")
+
+
+def graphs_of_kind(kind: str, *, half: bool = True) -> st.SearchStrategy[GeneratedGraph]:
+    """Random graphs that hold what a kind is named after.
+
+    Args:
+        kind: One of :data:`GRAPH_KINDS`.
+        half: Whether bfloat16 values occur in graphs of operators.
+
+    Raises:
+        ValueError: There is no such kind.
+    """
+    if kind == "temporal":
+        return time_paths().map(_with_usual_name).map(build_temporal_graph).map(_generated)
+    if kind.startswith("quantized_") and kind.removeprefix("quantized_") in QUANTIZED_LAYERS:
+        return quantized_graphs(max_layers=2, favour=(kind.removeprefix("quantized_"),))
+    if kind in (*OPERATORS, *SPECIAL_OPERATORS):
+        return aten_graphs(half=half, favour=(kind,))
+    msg = f"there is no kind of graphs {kind!r}; known are {', '.join(GRAPH_KINDS)}"
+    raise ValueError(msg)
+
+
+def _with_usual_name(path: TimePath) -> TimePath:
+    return replace(path, timestep_name="timestep")
+
+
+def _generated(model: TemporalGraph) -> GeneratedGraph:
+    sizes = (model.path.batch + 1,) if model.path.dynamic_batch else ()
+    more = tuple(tuple(model.example_inputs(batch=size)) for size in sizes)
+    return GeneratedGraph(model.graph_module, tuple(model.example_inputs()), more)
 
 
 def time_paths(

@@ -9,7 +9,7 @@ from torch import fx
 
 from tfmq_fx._torch.processor import has_vnni
 from tfmq_fx.kernels import has_native_kernels
-from tfmq_fx.passes import NATIVE_KERNELS, NarrowActivations, run_pipeline
+from tfmq_fx.passes import NARROW_ACTIVATIONS, NATIVE_KERNELS
 
 __all__ = ["describe_kernels", "on_native_kernels", "precisions", "sums_bytes_exactly"]
 
@@ -45,7 +45,7 @@ def on_native_kernels(graph_module: fx.GraphModule, precision: str | None) -> fx
 
     register_native_kernels()
     lowered = copy.deepcopy(graph_module)
-    run_pipeline(lowered, NATIVE_KERNELS)
+    NATIVE_KERNELS.run(lowered)
     if (precision or precisions()[0]) == "bf16":
-        run_pipeline(lowered, (NarrowActivations,))
+        NARROW_ACTIVATIONS.run(lowered)
     return lowered

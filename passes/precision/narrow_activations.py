@@ -1,0 +1,92 @@
+"""Pass activations between the integer kernels in bfloat16."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.channels_last import RELABELLINGS
+from tfmq_fx.passes.support.nodes import insert_call, replace_node
+from tfmq_fx.passes.support.predicates import is_call, node_value
+from torch import fx
+
+from tfmq_fx.kernels import OPERATORS
+
+__all__ = ["NarrowActivations"]
+
+aten = torch.ops.aten
+NORMS = (OPERATORS.group_norm.default, OPERATORS.quantized_group_norm.default)
+#: Where the kernel of attention has its three inputs, and the convolution what it adds and its dtype.
+INPUTS, RESIDUAL, DTYPE = 3, 4, 7
+
+
+class NarrowActivations(GraphPass):
+    """Let the integer convolutions store bfloat16, and the kernels behind them read it.
+
+    Before::
+
+        %c = tfmq.integer_conv(%x, …, %r, …, float32)      %q = tfmq.quantized_group_norm([permute(%c)], …)
+
+    After::
+
+        %s = to(%r, bfloat16)      %c = tfmq.integer_conv(%x, …, %s, …, bfloat16)
+        %q = tfmq.quantized_group_norm([permute(%c)], …)
+
+    What is no kernel of ours reads ``to(%c, float32)``. Sums, normalization and softmax stay in float32 inside the
+    kernels; only what passes between them is rounded.
+
+    Legality: none is needed for the shapes; the numerics change, by 2^-9 relative for each value that is stored, an
+    order of magnitude below the step of the 8 bits it is quantized to next. Why: the kernels are as fast as their
+    stores; half the bytes also keep a batch in the caches.
+    Meta: the new nodes take the module stack of what they replace.
+    """
+
+    id: ClassVar[str] = "tfmq::narrow_activations"
+    numerics: ClassVar[Numerics] = Numerics.CHANGED
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Narrow in one sweep: what a node reads was narrowed before it."""
+        graph = graph_module.graph
+        narrow: dict[fx.Node, fx.Node] = {}
+        for node in list(graph.nodes):
+            if is_call(node, OPERATORS.integer_conv.default) and node.args[DTYPE] == torch.float32:
+                residual = node.args[RESIDUAL]
+                if residual is not None:
+                    residual = self._narrowed(graph, residual, narrow, node)
+                self._replace(
+                    graph,
+                    node,
+                    (*node.args[:RESIDUAL], residual, *node.args[RESIDUAL + 1 : DTYPE], torch.bfloat16),
+                    narrow,
+                )
+            elif is_call(node, *RELABELLINGS) and node.args[0] in narrow:
+                self._replace(graph, node, (narrow[node.args[0]], *node.args[1:]), narrow)  # type: ignore[index]
+            elif is_call(node, OPERATORS.quantized_image.default) and node.args[0] in narrow:
+                node.args = (narrow[node.args[0]], *node.args[1:])  # type: ignore[index]
+            elif is_call(node, *NORMS) and any(part in narrow for part in node.args[0]):  # type: ignore[union-attr]
+                parts: Any = node.args[0]
+                node.args = ([self._narrowed(graph, part, narrow, node) for part in parts], *node.args[1:])
+            elif is_call(node, OPERATORS.integer_attention.default) and all(n in narrow for n in node.args[:INPUTS]):
+                inputs = [narrow[n] for n in node.args[:INPUTS]]  # type: ignore[index]
+                self._replace(graph, node, (*inputs, *node.args[INPUTS:]), narrow)
+        if narrow:
+            graph.eliminate_dead_code()
+        return bool(narrow)
+
+    def _narrowed(self, graph: fx.Graph, node: Any, narrow: dict[fx.Node, fx.Node], anchor: fx.Node) -> fx.Node:
+        """The narrow form of ``node``, made by a cast before ``anchor`` where there is none."""
+        if node in narrow:
+            return narrow[node]
+        if node_value(node).dtype == torch.bfloat16:
+            return node  # type: ignore[no-any-return]
+        with graph.inserting_before(anchor):
+            return insert_call(graph, aten.to.dtype, (node, torch.bfloat16), anchor=anchor)
+
+    def _replace(self, graph: fx.Graph, node: fx.Node, arguments: Any, narrow: dict[fx.Node, fx.Node]) -> None:
+        """Replace ``node`` by itself with narrow ``arguments``, widened again for whoever needs that."""
+        with graph.inserting_before(node):
+            new = insert_call(graph, node.target, arguments, anchor=node, kwargs=dict(node.kwargs))  # type: ignore[arg-type]
+            wide = insert_call(graph, aten.to.dtype, (new, torch.float32), anchor=node)
+        replace_node(node, wide)
+        narrow[wide] = new

@@ -1,0 +1,1 @@
+"""Rewrites of quantize/dequantize pairs that stay pairs; equal to the bit."""

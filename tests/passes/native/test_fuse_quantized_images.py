@@ -1,0 +1,78 @@
+import pytest
+import torch
+from tfmq_fx.passes import FuseQuantizedImages, LowerIntegerConvs
+
+from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.kernels import OPERATORS
+from tfmq_fx.testing import GraphBuilder, assert_pass_contract
+from tfmq_fx.testing.quantized_layers import conv, quantized
+
+aten = torch.ops.aten
+IMAGE = OPERATORS.quantized_image.default
+
+
+def sampler(kind, *, dynamic=False):
+    builder = GraphBuilder(dynamic_batch=dynamic)
+    x = builder.placeholder("x", (builder.batch, 16, 4, 6))
+    geometry = {"plain": {}, "point": {"kernel": 1}, "up": {}, "down": {"stride": 2, "padding": 0}}[kind]
+    if kind == "up":
+        x = builder.call(aten.upsample_nearest2d.vec, x, None, [2.0, 2.0])
+    if kind == "down":
+        x = builder.call(aten.pad.default, x, [0, 1, 0, 1], "constant", 0.0)
+    graph_module = builder.build(conv(builder, x, "sampler.conv", 16, **geometry))
+    assert LowerIntegerConvs()(graph_module).modified
+    return graph_module
+
+
+@pytest.mark.parametrize(
+    ("kind", "enlarge", "padding"),
+    [("plain", 1, [1, 1, 1, 1]), ("point", 1, [0] * 4), ("up", 2, [1, 1, 1, 1]), ("down", 1, [0, 0, 1, 1])],
+)
+def test_fires(kind, enlarge, padding):
+    graph_module = sampler(kind)
+    assert FuseQuantizedImages()(graph_module).modified
+    (node,) = calls(graph_module, IMAGE)
+    assert node.args[1] == enlarge and node.args[4] == padding
+    assert set(operators(graph_module)) == {aten.permute.default, IMAGE, OPERATORS.integer_conv.default}
+
+
+def test_does_not_fire_where_something_else_reads_the_bytes_or_vectors_do_not_fit():
+    builder = GraphBuilder()
+    once = quantized(builder, builder.placeholder("x", (2, 16, 4, 6)))
+    few = quantized(builder, builder.placeholder("y", (2, 8, 4, 6)))
+    turned = [builder.call(aten.permute.default, node, [0, 2, 3, 1]) for node in (once, few)]
+    assert unchanged(FuseQuantizedImages(), builder.build([*turned, once]))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", ["plain", "point", "up", "down"])
+def test_numerics(kind, dynamic):
+    more = [(torch.randn(5, 16, 4, 6),)] if dynamic else []
+    graph_module = sampler(kind, dynamic=dynamic)
+    assert_pass_contract(FuseQuantizedImages, graph_module, (torch.randn(2, 16, 4, 6),), exact=True, more_inputs=more)
+
+
+@pytest.mark.parametrize(
+    ("operator", "arguments"),
+    [(aten.pad.default, ([0, 1, 0, 1], "constant", 1.0)), (aten.upsample_nearest2d.vec, (None, [1.5, 1.5]))],
+)
+def test_a_border_of_ones_and_half_pixels_stay_outside(operator, arguments):
+    builder = GraphBuilder()
+    x = builder.call(operator, builder.placeholder("x", (2, 16, 4, 6)), *arguments)
+    graph_module = builder.build(conv(builder, x, "conv", 16))
+    LowerIntegerConvs()(graph_module)
+    example = (torch.randn(2, 16, 4, 6),)
+    result = assert_pass_contract(FuseQuantizedImages, graph_module, example, exact=True)
+    assert calls(result.graph_module, operator)
+
+
+def test_several_users_of_image_and_bytes():
+    builder = GraphBuilder()
+    x = builder.placeholder("x", (2, 16, 4, 6))
+    up = builder.call(aten.upsample_nearest2d.vec, x, None, [2.0, 2.0])
+    once = quantized(builder, up)
+    outputs = [conv(builder, once, "wide", 16), conv(builder, once, "narrow", 16, kernel=1), up]
+    graph_module = builder.build(outputs)
+    LowerIntegerConvs()(graph_module)
+    result = assert_pass_contract(FuseQuantizedImages, graph_module, (torch.randn(2, 16, 4, 6),), exact=True)
+    assert sorted(node.args[4] for node in calls(result.graph_module, IMAGE)) == [[0] * 4, [1] * 4]
