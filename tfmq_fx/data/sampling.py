@@ -14,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from tfmq_fx.data.prediction import predicted
+from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.data.sample_shape import sample_shape
 from tfmq_fx.data.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
 from tfmq_fx.errors import CalibrationError, ConfigError
@@ -28,7 +29,7 @@ KEPT_ROWS = 8
 @torch.no_grad()
 def sample_trajectories(
     model: nn.Module,
-    scheduler: Any,
+    scheduler: Scheduler,
     *,
     steps: int = 50,
     samples: int = 64,
@@ -125,7 +126,7 @@ def _check_positive(**numbers: int) -> None:
             raise ConfigError(msg)
 
 
-def _started(scheduler: Any, steps: int) -> Any:
+def _started(scheduler: Scheduler, steps: int) -> Scheduler:
     """A copy of the scheduler that stands at the start; solvers keep a history, so each walk needs its own."""
     if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
         msg = f"a {type(scheduler).__name__} is no scheduler: it has no set_timesteps and step"
@@ -144,12 +145,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _choose_rows(
-    strategy: TimestepSampler, scheduler: Any, timesteps: Tensor, samples: int, keep: int, seed: int
+    strategy: TimestepSampler, scheduler: Scheduler, timesteps: Tensor, samples: int, keep: int, seed: int
 ) -> Tensor:
     """Which trajectories are kept at which step: bool ``[S, samples]``."""
     generator = torch.Generator().manual_seed(seed)
     steps = len(timesteps)
-    horizon = int(getattr(scheduler.config, "num_train_timesteps", 1000))
+    horizon = int(scheduler.config.get("num_train_timesteps", 1000))
     capacity = torch.full((steps,), samples)
     counts = place_rows(strategy, timesteps, keep * steps, capacity, horizon, generator)
     # Dealt like cards from one shuffled deck, round and round, so no trajectory is used much more than others.
@@ -215,7 +216,9 @@ class _ModelInputs:
 class _Walk:
     """One batch of trajectories on its way from noise to image."""
 
-    def __init__(self, model: nn.Module, scheduler: Any, inputs: _ModelInputs, generator: torch.Generator) -> None:
+    def __init__(
+        self, model: nn.Module, scheduler: Scheduler, inputs: _ModelInputs, generator: torch.Generator
+    ) -> None:
         self.model, self.scheduler, self.inputs = model, scheduler, inputs
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.options = {"generator": generator} if takes_generator else {}

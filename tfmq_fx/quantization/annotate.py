@@ -49,8 +49,8 @@ from tfmq_fx.passes.analysis import (
     data_dependence,
     find_temporal_block,
     row_columns,
-    several_timesteps,
 )
+from tfmq_fx.passes.analysis.several_timesteps import several_timesteps
 from tfmq_fx.passes.support.predicates import (
     fqn,
     is_attention,

@@ -27,8 +27,8 @@ __all__ = ["quantize"]
 @in_plain_surroundings
 def quantize(
     model: nn.Module | fx.GraphModule | ExportedProgram,
-    config: QuantizationConfig | None = None,
-    batches: Iterable[Batch] = (),
+    config: QuantizationConfig | None,
+    batches: Iterable[Batch],
     *,
     timesteps: Tensor | Iterable[float] | None = None,
     timestep: str = "timestep",
@@ -41,7 +41,7 @@ def quantize(
 
     Args:
         model: What :func:`tfmq_fx.capture` takes.
-        config: What to quantize; W8A8 with FSC by default.
+        config: What to quantize; None is W8A8 with FSC.
         batches: Calibration batches: the model's own inputs, as tuples or mappings
             (:func:`tfmq_fx.sample_trajectories` makes them). The first one is the example to capture with.
         timesteps: The timesteps of the schedule (``scheduler.timesteps``).
