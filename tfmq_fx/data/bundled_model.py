@@ -76,7 +76,7 @@ def _load_from_hub(name: str) -> tuple[nn.Module, Scheduler]:
     from diffusers import DiffusionPipeline, ModelMixin
     from diffusers.configuration_utils import ConfigMixin
 
-    class _BareConfig(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    class _BareConfig(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not followed
         config_name = "config.json"
 
     try:

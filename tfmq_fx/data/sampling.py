@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from tfmq_fx.config.progress import draws_progress, progress_console
 from tfmq_fx.data.prediction import predicted
 from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.data.sample_shape import sample_shape
@@ -21,6 +22,8 @@ from tfmq_fx.errors import CalibrationError, ConfigError
 from tfmq_fx.frontend.evaluation_mode import evaluation_mode
 
 __all__ = ["sample_trajectories"]
+
+log = logging.getLogger(__name__)
 
 #: Rows kept per step, unless there are fewer trajectories.
 KEPT_ROWS = 8
@@ -66,7 +69,7 @@ def sample_trajectories(
         timestep: Name of the model's timestep argument.
         timestep_as_batch: Whether the timestep is passed as ``[N]``; otherwise as a 0-dim tensor.
         seed: Seed of the noise, and of the choice of rows.
-        progress: Whether to draw a progress bar.
+        progress: Whether to draw a progress bar, where stderr is a terminal; ``TFMQ_FX_PROGRESS=0`` turns all off.
 
     Returns:
         Batches of the model's inputs by name, exactly as the denoiser saw them (after
@@ -97,8 +100,9 @@ def sample_trajectories(
 
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in timesteps]
     starts = range(0, samples, batch_size)
-    console = Console(stderr=True)
-    with evaluation_mode(model), Progress(console=console, disable=not progress, transient=True) as bar:
+    log.info("sampling %d trajectories of %d steps with %s", samples, len(timesteps), type(scheduler).__name__)
+    bar = Progress(console=progress_console(), disable=not draws_progress(progress), transient=True)
+    with evaluation_mode(model), bar:
         task = bar.add_task("sampling trajectories", total=len(starts) * len(timesteps))
         for start in starts:
             rows = torch.arange(start, min(start + batch_size, samples))

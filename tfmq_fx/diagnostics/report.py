@@ -18,7 +18,7 @@ from tfmq_fx.diagnostics.features import (
     temporal_features,
 )
 from tfmq_fx.diagnostics.graph_runs import graph_denoiser, sample_input, with_temporal_features
-from tfmq_fx.diagnostics.layer_error import layer_errors
+from tfmq_fx.diagnostics.layer_error import Flavour, layer_errors
 from tfmq_fx.diagnostics.mismatch import find_mismatch
 from tfmq_fx.diagnostics.same_model import check_same_model
 from tfmq_fx.diagnostics.trajectory import Trajectory, record_trajectory, trajectory_deviation
@@ -219,10 +219,11 @@ class _Run:
         if not batches:
             reason = "there is no batch to measure the layers on; pass batch or a scheduler"
             return self.skip(reason, "layers", "local_layers")
-        for section, flavour, text in (
+        flavours: tuple[tuple[str, Flavour, str], ...] = (
             ("layers", "accumulated", "layers, as the net runs"),
             ("local_layers", "local", "layers, each alone"),
-        ):
+        )
+        for section, flavour, text in flavours:
             done = 0
 
             def step(text: str = text) -> None:
@@ -235,7 +236,7 @@ class _Run:
                 self.captured,
                 self.program,
                 batches,
-                flavour=flavour,  # type: ignore[arg-type]
+                flavour=flavour,
                 on_batch=step,
             )
         return None

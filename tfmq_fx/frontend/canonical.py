@@ -27,7 +27,7 @@ def canonicalize(graph_module: fx.GraphModule) -> None:
     run_pipeline(graph_module, CANONICALIZE)
     _refuse_hidden_layers(graph_module)
     try:
-        widened = ComputeInFloat32()(graph_module).modified  # type: ignore[union-attr]
+        widened = ComputeInFloat32()(graph_module).modified  # type: ignore[union-attr]  # our passes always return a result
     except PassError as error:
         raise CaptureError(str(error)) from error
     if widened:

@@ -42,7 +42,7 @@ def per_tensor_parameters(
     return parameters(low, high, q_min, q_max)
 
 
-class _PerTensorObserver(ObserverBase):  # type: ignore[misc]
+class _PerTensorObserver(ObserverBase):  # type: ignore[misc]  # torchao has no types
     """What the observers share: the attributes that PT2E reads, and the final step to parameters.
 
     They refuse NaN and infinite values (:class:`~tfmq_fx.errors.NonFiniteError`) before they take anything in.

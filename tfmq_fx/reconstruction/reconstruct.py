@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -55,6 +56,8 @@ from tfmq_fx.temporal.conditionings import ConditionedTimesteps
 
 __all__ = ["reconstruct"]
 
+log = logging.getLogger(__name__)
+
 #: Memory for cached activations unless the caller says otherwise.
 CACHE_BYTES = 2 * 2**30
 #: Seeds of units are this far apart, so that no two share one whatever the seed of the run.
@@ -90,7 +93,8 @@ def reconstruct(
             where an interrupted one stopped and ends with the same bits. None keeps nothing.
         cache_bytes: Memory for cached activations; what is beyond lies in files in ``directory`` (or the
             system's temporary folder), which vanish with the process.
-        progress: Whether to draw a progress bar with loss, time left and memory.
+        progress: Whether to draw a progress bar with loss, time left and memory, where stderr is a terminal;
+            ``TFMQ_FX_PROGRESS=0`` turns all off.
 
     Returns:
         What became of each unit.
@@ -363,6 +367,7 @@ class _Run:
                 compiled=self._updates_compiled(),
             )
             checkpoint.save(index, result, state_of(quantizers))
+        log.info("unit %s: error %.3g, rounded to nearest %.3g", result.name, result.after, result.before)
         if not self.config.learned_steps and any(m in quantizers.values() for m in self._time_path_modules()):
             # Layers of the time path inside this unit: what follows them there sees other values now.
             self._observe()

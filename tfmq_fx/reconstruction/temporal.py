@@ -87,7 +87,7 @@ def _observe_sites(prepared: fx.GraphModule, block: TemporalBlock, inputs: Mappi
             with observing([site]):
                 evaluate([node])
         elif isinstance(site, ActivationQuantizer):
-            (seen,) = evaluate([node.args[0]])  # type: ignore[list-item]
+            (seen,) = evaluate([node.args[0]])  # type: ignore[list-item]  # a node
             with observing([site]):
                 site(seen)
 
