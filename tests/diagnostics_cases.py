@@ -11,7 +11,7 @@ import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tfmq_fx import QuantizationConfig, QuantizedProgram
 from tfmq_fx.diagnostics import TemporalFeatures
-from tfmq_fx.frontend import interface_of
+from tfmq_fx.frontend.interface import interface_of
 
 LAYERS = ("down.embed", "up.embed")
 WEIGHTED = 12

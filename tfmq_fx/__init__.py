@@ -33,6 +33,7 @@ if not Path(__file__).with_name("passes").is_dir():
 
 if TYPE_CHECKING:
     from tfmq_fx import diagnostics, passes, schedulers, testing
+    from tfmq_fx.artefact.folder import check_target
     from tfmq_fx.artefact.load import load
     from tfmq_fx.artefact.save import save
     from tfmq_fx.config.quantization import QuantizationConfig
@@ -84,6 +85,7 @@ __all__ = [
     "bundled_model_path",
     "calibrate",
     "capture",
+    "check_target",
     "convert",
     "diagnostics",
     "find_temporal_block",
@@ -106,6 +108,7 @@ __all__ = [
 #: The public rooms, and the modules that define public names; each is imported when one of its names is first used.
 _ROOMS = ("diagnostics", "passes", "schedulers", "testing")
 _MODULES = {
+    "artefact.folder": ("check_target",),
     "artefact.load": ("load",),
     "artefact.save": ("save",),
     "config.quantization": ("QuantizationConfig",),

@@ -115,7 +115,7 @@ class ComputeInFloat32(GraphPass):
             return
         types = {dtype: torch.float32 for dtype in foreign}
         types |= {COMPLEX[dtype]: torch.complex64 for dtype in foreign if dtype in COMPLEX}
-        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda leaf: _as_float32(leaf, types))  # type: ignore[misc]
+        args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda leaf: _as_float32(leaf, types))
         node.args, node.kwargs = args, kwargs
         if not any(isinstance(leaf, Tensor) for leaf in leaves):  # a size, or an assertion about the type
             return

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 import tfmq_fx
 from tests.models import TIMESTEPS, Block, SmallDenoiser, TimePath, batch, relative
 from tfmq_fx import CaptureError, InputError
-from tfmq_fx.frontend import BatchSize, ConstantInput, TensorInput
+from tfmq_fx.frontend.interface import ConstantInput, TensorInput
+from tfmq_fx.frontend.sizes import BatchSize
 
 
 class Frames(nn.Module):

@@ -13,8 +13,9 @@ from tests.artefact.test_crafted import SPECS
 from tests.artefact.test_mutated import VALUES, changed, parent, positions, without
 from tests.artefact.watch import watched
 from tfmq_fx import ArtefactError, load_denoiser
-from tfmq_fx.frontend import BatchSize, ConstantInput, Interface, Parameter, TensorInput
+from tfmq_fx.frontend.interface import ConstantInput, Interface, Parameter, TensorInput
 from tfmq_fx.frontend.interface_json import interface_to_json
+from tfmq_fx.frontend.sizes import BatchSize
 from tfmq_fx.lowering.backends.aot import package as package_file
 from tfmq_fx.lowering.backends.aot.machine import Machine
 from tfmq_fx.lowering.backends.aot.manifest import PackageManifest

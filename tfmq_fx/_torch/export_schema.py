@@ -33,7 +33,7 @@ def exported_to_json(program: ExportedProgram) -> str:
 def exported_from_schema(program: Any, tensors: dict[str, Tensor], constants: dict[str, Tensor]) -> ExportedProgram:
     """Rebuild an exported program from objects of :data:`export_schema` and its tensors; nothing is unpickled."""
     deserializer = ExportedProgramDeserializer()
-    rebuilt: ExportedProgram = deserializer.deserialize(program, tensors, constants, None)  # type: ignore[arg-type]  # takes objects beside bytes, its types say bytes
+    rebuilt: ExportedProgram = deserializer.deserialize(program, tensors, constants, None)
     return rebuilt
 
 

@@ -86,7 +86,7 @@ def contiguous_rows(value: Any) -> Any:
     return real if real.maybe_get_stride() and real.get_stride()[-1] == 1 else contiguous(real)
 
 
-class _Arguments(KernelArgs):  # type: ignore[misc]
+class _Arguments(KernelArgs):
     """The arguments of a kernel, its numbers included: so calls that differ in numbers alone share one function."""
 
     def __init__(self, wrapper: Any) -> None:
@@ -111,7 +111,7 @@ class _Arguments(KernelArgs):  # type: ignore[misc]
         return definitions + names, values + [value for _, value in self.numbers], types + kinds
 
 
-class CppKernelCall(ir.ExternKernelOut):  # type: ignore[misc]
+class CppKernelCall(ir.ExternKernelOut):
     """A call of a C++ function that writes one new contiguous tensor; the scheduler fuses nothing into it."""
 
     def __init__(self, header: str, layout: Any, inputs: Sequence[Any], body: Body) -> None:

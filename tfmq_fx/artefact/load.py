@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -109,15 +110,15 @@ def _read_file(folder: Path, stored: StoredFile) -> bytearray:
     return data
 
 
-def _fill(stream: object, data: bytearray) -> bool:
+def _fill(stream: FileIO, data: bytearray) -> bool:
     """Read a file into ``data``; whether that is all of it."""
     view, position = memoryview(data), 0
     while position < len(data):
-        count = stream.readinto(view[position:])  # type: ignore[attr-defined]
+        count = stream.readinto(view[position:])
         if not count:
             return False
         position += count
-    return not stream.read(1)  # type: ignore[attr-defined]
+    return not stream.read(1)
 
 
 def _tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:

@@ -281,8 +281,10 @@ def _choice(value: Any) -> TemporalChoice:
     if kept not in ("cached", "quantized"):
         msg = f"'kept' of {what} is {kept[:60]!r} instead of 'cached' or 'quantized'; save the program again"
         raise ArtefactError(msg)
-    errors = [checked(entry[name], (float, int), f"{name!r} of {what}") for name in ("cached_error", "quantized_error")]
-    return TemporalChoice(checked(entry["layer"], str, f"'layer' of {what}"), kept, *map(float, errors))  # type: ignore[arg-type]
+    cached, quantized = (
+        float(checked(entry[name], (float, int), f"{name!r} of {what}")) for name in ("cached_error", "quantized_error")
+    )
+    return TemporalChoice(checked(entry["layer"], str, f"'layer' of {what}"), kept, cached, quantized)  # type: ignore[arg-type]  # kept is one of the two
 
 
 def _files(value: Any) -> dict[str, StoredFile]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from tfmq_fx.passes.support.predicates import module_path
 from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["save"]
+
+log = logging.getLogger(__name__)
 
 
 @in_plain_surroundings
@@ -60,6 +63,7 @@ def save(program: QuantizedProgram, path: str | Path) -> Path:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         msg = f"the artefact could not be written to {target}: {reason}; what was there before is unchanged"
         raise ArtefactError(msg) from error
+    log.info("saved the artefact %s", target)
     return target
 
 

@@ -113,7 +113,7 @@ def _output_fields(kind: str) -> set[str]:
     named = f"{registered.__module__}.{registered.__qualname__}" if registered else ""
     if registered is None or named != kind or not is_dataclass(registered):
         _refuse(f"a {kind[:120]!r}: register that output dataclass first, if the model is your own")
-    return {field.name for field in fields(registered)}  # type: ignore[arg-type]
+    return {field.name for field in fields(registered)}
 
 
 def _defines(module: str, name: str) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from tfmq_fx import __version__
 from tfmq_fx.cli.backends import backends
 from tfmq_fx.cli.bisect import bisect
 from tfmq_fx.cli.compare import compare
@@ -47,11 +48,28 @@ class OneSentenceErrors(TyperGroup):
 app = typer.Typer(
     name="tfmq-fx",
     cls=OneSentenceErrors,
-    help="Quantize diffusion models to real int8 denoisers that keep their sense of time.",
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave, where it is asked for."""
+    if wanted:
+        typer.echo(f"tfmq-fx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=print_version)
+    ] = False,
+) -> None:
+    """Quantize diffusion models to real int8 denoisers that keep their sense of time."""
+
+
 for command in (inspect, presets, backends, quantize, sample, compare, diagnose, bisect):
     app.command(cls=RegisteredNamesCommand)(command)
 

@@ -152,7 +152,7 @@ def _time_steps(
         for batch in TIMED_BATCHES:
             x = torch.randn(batch, *shape)
             seconds = interleaved_latency(
-                {"float": lambda x=x: compiled(x, timestep), "quantized": lambda x=x: denoiser(x, timestep)},  # type: ignore[misc]
+                {"float": lambda x=x: compiled(x, timestep), "quantized": lambda x=x: denoiser(x, timestep)},  # type: ignore[misc]  # a lambda with a default has no type
                 rounds,
             )
             latency = {name: Latency.of(values) for name, values in seconds.items()}

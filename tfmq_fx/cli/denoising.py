@@ -76,11 +76,11 @@ def lower_program(program: QuantizedProgram, backend: str, artefact: Path, packa
 
 def sample_with_progress(denoiser: Any, scheduler: Any, steps: int, noise: Tensor, label: str) -> Tensor:
     """:func:`tfmq_fx.diagnostics.comparison.sample_images` under a progress bar."""
-    from rich.console import Console
     from rich.progress import Progress
 
+    from tfmq_fx.config.progress import draws_progress, progress_console
     from tfmq_fx.diagnostics.comparison import sample_images
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=progress_console(), disable=not draws_progress(), transient=True) as progress:
         task = progress.add_task(label, total=steps)
         return sample_images(denoiser, scheduler, steps=steps, noise=noise, on_step=lambda: progress.advance(task))

@@ -40,12 +40,12 @@ def diagnose(
     seed: Seed = 0,
 ) -> None:
     """Measure what quantized artefacts lost against their float model, and where."""
-    from rich.console import Console
     from rich.progress import Progress
 
     from tfmq_fx import diagnostics
     from tfmq_fx.cli.denoising import load_program
     from tfmq_fx.cli.example_inputs import unconditional_inputs
+    from tfmq_fx.config.progress import draws_progress, progress_console
     from tfmq_fx.data.bundled_model import load_model
     from tfmq_fx.frontend.capture import capture
 
@@ -64,7 +64,7 @@ def diagnose(
     for label, program, count in loaded:
         stage(f"diagnosing {label}")
         horizon = int(program.scheduler.get("num_train_timesteps", 1000))
-        with Progress(console=Console(stderr=True), transient=True) as bar:
+        with Progress(console=progress_console(), disable=not draws_progress(), transient=True) as bar:
             diagnoses[label] = diagnostics.diagnose(
                 captured,
                 program,

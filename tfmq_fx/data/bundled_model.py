@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.errors import CaptureError
 
 __all__ = ["bundled_model_path", "load_model"]
@@ -26,7 +27,7 @@ def bundled_model_path() -> Path:
     return Path(__file__).parent / "models" / "fashion-ddpm"
 
 
-def load_model(path_or_id: str | Path | None = None) -> tuple[nn.Module, Any]:
+def load_model(path_or_id: str | Path | None = None) -> tuple[nn.Module, Scheduler]:
     """Load a denoiser in float32 and evaluation mode, with its scheduler.
 
     Args:
@@ -53,7 +54,7 @@ def load_model(path_or_id: str | Path | None = None) -> tuple[nn.Module, Any]:
     return _load_from_hub(source)
 
 
-def _load_folder(folder: Path) -> tuple[nn.Module, Any]:
+def _load_folder(folder: Path) -> tuple[nn.Module, Scheduler]:
     if (folder / "model_index.json").is_file():
         index = _read_json(folder / "model_index.json")
         component = _component(index, f"pipeline folder {str(folder)!r}")
@@ -71,11 +72,11 @@ def _load_folder(folder: Path) -> tuple[nn.Module, Any]:
     return model, _load_scheduler(str(folder), name)
 
 
-def _load_from_hub(name: str) -> tuple[nn.Module, Any]:
+def _load_from_hub(name: str) -> tuple[nn.Module, Scheduler]:
     from diffusers import DiffusionPipeline, ModelMixin
     from diffusers.configuration_utils import ConfigMixin
 
-    class _BareConfig(ModelMixin, ConfigMixin):  # type: ignore[misc]
+    class _BareConfig(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not followed
         config_name = "config.json"
 
     try:
@@ -148,7 +149,7 @@ def _load_denoiser(source: str, subfolder: str | None, class_name: str) -> nn.Mo
     return model.float().eval()
 
 
-def _load_scheduler(source: str, class_name: str) -> Any:
+def _load_scheduler(source: str, class_name: str) -> Scheduler:
     import diffusers
 
     scheduler_class = _subclass(class_name, diffusers.SchedulerMixin)
@@ -156,13 +157,15 @@ def _load_scheduler(source: str, class_name: str) -> Any:
         msg = f"the scheduler of {source!r} is of class {class_name or 'not named'!r}, which diffusers does not have"
         raise CaptureError(msg)
     try:
-        return scheduler_class.from_pretrained(source, subfolder="scheduler")
+        scheduler: Scheduler = scheduler_class.from_pretrained(source, subfolder="scheduler")
     except Exception as error:  # as above
         msg = f"the {class_name} of {source!r} cannot be loaded: {_first_line(error)}"
         raise CaptureError(msg) from error
+    return scheduler
 
 
-def _default_scheduler() -> Any:
+def _default_scheduler() -> Scheduler:
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler()
+    scheduler: Scheduler = DDPMScheduler()
+    return scheduler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,13 @@ from tfmq_fx.frontend.evaluation_mode import evaluation_mode
 
 __all__ = ["record_trajectories"]
 
+Pipeline = TypeVar("Pipeline")
+
 
 @torch.no_grad()
 def record_trajectories(
-    pipeline: Any,
-    run: Callable[[Any], Any],
+    pipeline: Pipeline,
+    run: Callable[[Pipeline], object],
     *,
     component: str = "unet",
     timestep: str = "timestep",
@@ -72,7 +74,7 @@ def record_trajectories(
     return _choose(calls, timestep, batched, strategy, keep, horizon, torch.Generator().manual_seed(seed))
 
 
-def _component(pipeline: Any, name: str) -> nn.Module:
+def _component(pipeline: object, name: str) -> nn.Module:
     module = getattr(pipeline, name, None)
     if not isinstance(module, nn.Module):
         components = getattr(pipeline, "components", None) or vars(pipeline)
@@ -82,7 +84,7 @@ def _component(pipeline: Any, name: str) -> nn.Module:
     return module
 
 
-def _record(denoiser: nn.Module, timestep: str, run: Callable[[], Any]) -> list[dict[str, Any]]:
+def _record(denoiser: nn.Module, timestep: str, run: Callable[[], object]) -> list[dict[str, Any]]:
     """The inputs of every call during ``run``, by argument name, detached and cloned."""
     signature = inspect.signature(denoiser.forward)
     calls: list[dict[str, Any]] = []

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from tfmq_fx.config.progress import draws_progress, progress_console
 from tfmq_fx.data.prediction import predicted
+from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.data.sample_shape import sample_shape
 from tfmq_fx.data.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
 from tfmq_fx.errors import CalibrationError, ConfigError
 from tfmq_fx.frontend.evaluation_mode import evaluation_mode
 
 __all__ = ["sample_trajectories"]
+
+log = logging.getLogger(__name__)
 
 #: Rows kept per step, unless there are fewer trajectories.
 KEPT_ROWS = 8
@@ -28,7 +32,7 @@ KEPT_ROWS = 8
 @torch.no_grad()
 def sample_trajectories(
     model: nn.Module,
-    scheduler: Any,
+    scheduler: Scheduler,
     *,
     steps: int = 50,
     samples: int = 64,
@@ -65,7 +69,7 @@ def sample_trajectories(
         timestep: Name of the model's timestep argument.
         timestep_as_batch: Whether the timestep is passed as ``[N]``; otherwise as a 0-dim tensor.
         seed: Seed of the noise, and of the choice of rows.
-        progress: Whether to draw a progress bar.
+        progress: Whether to draw a progress bar, where stderr is a terminal; ``TFMQ_FX_PROGRESS=0`` turns all off.
 
     Returns:
         Batches of the model's inputs by name, exactly as the denoiser saw them (after
@@ -96,8 +100,9 @@ def sample_trajectories(
 
     kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in timesteps]
     starts = range(0, samples, batch_size)
-    console = Console(stderr=True)
-    with evaluation_mode(model), Progress(console=console, disable=not progress, transient=True) as bar:
+    log.info("sampling %d trajectories of %d steps with %s", samples, len(timesteps), type(scheduler).__name__)
+    bar = Progress(console=progress_console(), disable=not draws_progress(progress), transient=True)
+    with evaluation_mode(model), bar:
         task = bar.add_task("sampling trajectories", total=len(starts) * len(timesteps))
         for start in starts:
             rows = torch.arange(start, min(start + batch_size, samples))
@@ -125,7 +130,7 @@ def _check_positive(**numbers: int) -> None:
             raise ConfigError(msg)
 
 
-def _started(scheduler: Any, steps: int) -> Any:
+def _started(scheduler: Scheduler, steps: int) -> Scheduler:
     """A copy of the scheduler that stands at the start; solvers keep a history, so each walk needs its own."""
     if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
         msg = f"a {type(scheduler).__name__} is no scheduler: it has no set_timesteps and step"
@@ -144,12 +149,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _choose_rows(
-    strategy: TimestepSampler, scheduler: Any, timesteps: Tensor, samples: int, keep: int, seed: int
+    strategy: TimestepSampler, scheduler: Scheduler, timesteps: Tensor, samples: int, keep: int, seed: int
 ) -> Tensor:
     """Which trajectories are kept at which step: bool ``[S, samples]``."""
     generator = torch.Generator().manual_seed(seed)
     steps = len(timesteps)
-    horizon = int(getattr(scheduler.config, "num_train_timesteps", 1000))
+    horizon = int(scheduler.config.get("num_train_timesteps", 1000))
     capacity = torch.full((steps,), samples)
     counts = place_rows(strategy, timesteps, keep * steps, capacity, horizon, generator)
     # Dealt like cards from one shuffled deck, round and round, so no trajectory is used much more than others.
@@ -215,7 +220,9 @@ class _ModelInputs:
 class _Walk:
     """One batch of trajectories on its way from noise to image."""
 
-    def __init__(self, model: nn.Module, scheduler: Any, inputs: _ModelInputs, generator: torch.Generator) -> None:
+    def __init__(
+        self, model: nn.Module, scheduler: Scheduler, inputs: _ModelInputs, generator: torch.Generator
+    ) -> None:
         self.model, self.scheduler, self.inputs = model, scheduler, inputs
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.options = {"generator": generator} if takes_generator else {}

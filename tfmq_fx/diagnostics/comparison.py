@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from tfmq_fx.data.prediction import predicted
+from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.errors import ConfigError
 
 __all__ = [
@@ -38,7 +39,7 @@ LABEL_SIZE = 14.0
 MARGIN = 8
 
 
-def ddim_scheduler(scheduler: Any, steps: int) -> Any:
+def ddim_scheduler(scheduler: Scheduler | Mapping[str, Any], steps: int) -> Scheduler:
     """A deterministic DDIM scheduler (Song et al., 2021; eta 0) over another scheduler's noise schedule.
 
     Args:
@@ -50,11 +51,11 @@ def ddim_scheduler(scheduler: Any, steps: int) -> Any:
     """
     from diffusers import DDIMScheduler
 
-    ddim = DDIMScheduler.from_config(dict(getattr(scheduler, "config", scheduler)))
+    ddim: Scheduler = DDIMScheduler.from_config(dict(scheduler if isinstance(scheduler, Mapping) else scheduler.config))
     try:
         ddim.set_timesteps(steps)
     except (ValueError, ZeroDivisionError) as error:
-        msg = f"{steps} sampling steps are not possible: use 1 to {ddim.config.num_train_timesteps}"
+        msg = f"{steps} sampling steps are not possible: use 1 to {ddim.config['num_train_timesteps']}"
         raise ConfigError(msg) from error
     return ddim
 
@@ -62,7 +63,7 @@ def ddim_scheduler(scheduler: Any, steps: int) -> Any:
 @torch.no_grad()
 def sample_images(
     denoiser: Callable[..., Any],
-    scheduler: Any,
+    scheduler: Scheduler | Mapping[str, Any],
     *,
     steps: int,
     noise: Tensor | Sequence[int],

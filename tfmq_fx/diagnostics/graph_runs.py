@@ -17,7 +17,7 @@ from tfmq_fx.diagnostics.features import (
     temporal_layers,
 )
 from tfmq_fx.errors import ConfigError
-from tfmq_fx.frontend.batches import batch_arguments
+from tfmq_fx.frontend.batches import Batch, batch_arguments
 from tfmq_fx.frontend.binding import Call, bind
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes.analysis import find_temporal_block
@@ -47,7 +47,7 @@ class _Watched(fx.Interpreter):
 @torch.no_grad()
 def run_graph(
     graph_module: fx.GraphModule,
-    batch: Any,
+    batch: Batch,
     watched: Mapping[fx.Node, Any],
     watch: NodeValue,
     timestep: str = "timestep",

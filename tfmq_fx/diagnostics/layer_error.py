@@ -22,6 +22,7 @@ from tfmq_fx._torch import pytree
 from tfmq_fx.diagnostics.graph_runs import run_graph
 from tfmq_fx.diagnostics.json_values import number
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.batches import Batch
 from tfmq_fx.passes.support.predicates import fqn, is_call, is_weighted, module_path
 from tfmq_fx.quantization.program import QuantizedProgram
 
@@ -132,7 +133,7 @@ def match_layers(
 def layer_errors(
     captured: fx.GraphModule,
     quantized: fx.GraphModule | QuantizedProgram,
-    batches: Iterable[Any],
+    batches: Iterable[Batch],
     *,
     flavour: Flavour = "accumulated",
     on_batch: Callable[[], None] | None = None,
@@ -178,7 +179,7 @@ def layer_errors(
 def _add_batch(
     captured: fx.GraphModule,
     quantized: fx.GraphModule,
-    batch: Any,
+    batch: Batch,
     pairs: Mapping[str, tuple[fx.Node, fx.Node]],
     totals: dict[str, list[float]],
     *,

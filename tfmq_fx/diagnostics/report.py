@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx._torch.graphs import calling_convention
+from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.diagnostics.comparison import ddim_scheduler
 from tfmq_fx.diagnostics.diagnosis import Diagnosis
 from tfmq_fx.diagnostics.features import (
@@ -17,11 +18,12 @@ from tfmq_fx.diagnostics.features import (
     temporal_features,
 )
 from tfmq_fx.diagnostics.graph_runs import graph_denoiser, sample_input, with_temporal_features
-from tfmq_fx.diagnostics.layer_error import layer_errors
+from tfmq_fx.diagnostics.layer_error import Flavour, layer_errors
 from tfmq_fx.diagnostics.mismatch import find_mismatch
 from tfmq_fx.diagnostics.same_model import check_same_model
 from tfmq_fx.diagnostics.trajectory import Trajectory, record_trajectory, trajectory_deviation
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.batches import Batch
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.timestep_values import as_captured
@@ -43,8 +45,8 @@ def diagnose(
     program: QuantizedProgram,
     *,
     label: str = "quantized",
-    batch: Any = None,
-    scheduler: Any = None,
+    batch: Batch | list[Batch] | None = None,
+    scheduler: Scheduler | Mapping[str, Any] | None = None,
     samples: int = 8,
     steps: int | None = None,
     timesteps: Tensor | Iterable[float] | None = None,
@@ -97,8 +99,8 @@ class _Run:
 
     captured: fx.GraphModule
     program: QuantizedProgram
-    batch: Any
-    scheduler: Any
+    batch: Batch | list[Batch] | None
+    scheduler: Scheduler | Mapping[str, Any] | None
     samples: int
     steps: int | None
     timesteps: Tensor | Iterable[float] | None
@@ -190,14 +192,16 @@ class _Run:
             features = temporal_features(self.program, timesteps)
             denoisers["temporal block"] = with_temporal_features(self.captured, features, **options)
         noise = self.start()
-        walked = {name: self.walk(name, denoiser, noise) for name, denoiser in denoisers.items()}
+        walked = {name: self.walk(name, denoiser, self.scheduler, noise) for name, denoiser in denoisers.items()}
         self.float_trajectory = walked["float"]
         for section, name in zip(sections, ("quantized", "temporal block"), strict=True):
             if name in walked:
                 self.found[section] = trajectory_deviation(walked["float"], walked[name])
         return None
 
-    def walk(self, name: str, denoiser: Any, noise: Tensor) -> Trajectory:
+    def walk(
+        self, name: str, denoiser: Callable[..., Any], scheduler: Scheduler | Mapping[str, Any], noise: Tensor
+    ) -> Trajectory:
         """Record one trajectory with progress."""
         total, done = self.count, 0
 
@@ -207,7 +211,7 @@ class _Run:
             self.say(f"sampling, {name}", done, total)
 
         self.say(f"sampling, {name}", 0, total)
-        return record_trajectory(denoiser, self.scheduler, steps=total, noise=noise, on_step=step)
+        return record_trajectory(denoiser, scheduler, steps=total, noise=noise, on_step=step)
 
     def layers(self) -> None:
         """Compare the outputs of the weighted layers."""
@@ -215,10 +219,11 @@ class _Run:
         if not batches:
             reason = "there is no batch to measure the layers on; pass batch or a scheduler"
             return self.skip(reason, "layers", "local_layers")
-        for section, flavour, text in (
+        flavours: tuple[tuple[str, Flavour, str], ...] = (
             ("layers", "accumulated", "layers, as the net runs"),
             ("local_layers", "local", "layers, each alone"),
-        ):
+        )
+        for section, flavour, text in flavours:
             done = 0
 
             def step(text: str = text) -> None:
@@ -231,12 +236,12 @@ class _Run:
                 self.captured,
                 self.program,
                 batches,
-                flavour=flavour,  # type: ignore[arg-type]
+                flavour=flavour,
                 on_batch=step,
             )
         return None
 
-    def batches(self) -> list[Any]:
+    def batches(self) -> list[Batch]:
         """The batches given, or states of the float trajectory."""
         if self.batch is not None:
             return list(self.batch) if isinstance(self.batch, list) else [self.batch]

@@ -9,7 +9,7 @@ The set-up is that of TFMQ-DM (CVPR 2024, section 4), which quantizes the tempor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.data.prediction import predicted
+from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.diagnostics.comparison import ddim_scheduler, psnr
 from tfmq_fx.diagnostics.json_values import numbers, tensor
 from tfmq_fx.diagnostics.vectors import ratio
@@ -81,7 +82,7 @@ class TrajectoryDeviation:
 @torch.no_grad()
 def record_trajectory(
     denoiser: Denoiser,
-    scheduler: Any,
+    scheduler: Scheduler | Mapping[str, Any],
     *,
     steps: int,
     noise: Tensor,
@@ -137,7 +138,7 @@ def trajectory_deviation(reference: Trajectory, other: Trajectory) -> Trajectory
 def compare_trajectories(
     denoiser: Denoiser,
     quantized: Denoiser,
-    scheduler: Any,
+    scheduler: Scheduler | Mapping[str, Any],
     *,
     steps: int,
     noise: Tensor,
@@ -158,8 +159,7 @@ def compare_trajectories(
 
     Source: the set-up is that of TFMQ-DM (CVPR 2024), section 4; the norm is ours.
     """
-    run = {"steps": steps, "noise": noise, "on_step": on_step}
-    return trajectory_deviation(
-        record_trajectory(denoiser, scheduler, **run),  # type: ignore[arg-type]
-        record_trajectory(quantized, scheduler, **run),  # type: ignore[arg-type]
+    reference, other = (
+        record_trajectory(run, scheduler, steps=steps, noise=noise, on_step=on_step) for run in (denoiser, quantized)
     )
+    return trajectory_deviation(reference, other)

@@ -13,7 +13,7 @@ from tfmq_fx.observers.finite import input_of, require_finite
 __all__ = ["ActivationQuantizer"]
 
 
-class ActivationQuantizer(ObserverBase):  # type: ignore[misc]
+class ActivationQuantizer(ObserverBase):  # type: ignore[misc]  # torchao has no types
     """Quantizes with the parameters of the observer that it replaces; its step size can be learned.
 
     Args:

@@ -19,7 +19,7 @@ class GroupedQuantizer(ActivationQuantizer):
     so ``observing`` is not for it.
     """
 
-    def forward(self, x: Tensor, groups: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, groups: Tensor) -> Tensor:  # type: ignore[override]  # it takes the groups too
         """Quantize and dequantize ``x`` (``[N, ...]``, float) with the parameters of the groups (``[N]``)."""
         if not self.enabled:
             return x

@@ -54,7 +54,7 @@ def insert_fake_quantizers(prepared: fx.GraphModule) -> int:
 
 def _fake_quantizer(prepared: fx.GraphModule, node: fx.Node, observer: ObserverBase) -> FakeQuantizer:
     if isinstance(observer, PerChannelWeightObserver):
-        weight = read_attribute(prepared, str(node.args[0].target))  # type: ignore[union-attr]
+        weight = read_attribute(prepared, str(node.args[0].target))  # type: ignore[union-attr]  # a weight is an attribute
         assert isinstance(weight, Tensor)
         return AdaRoundQuantizer(observer, weight)
     if isinstance(observer, TimestepObserver):

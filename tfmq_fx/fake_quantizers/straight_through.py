@@ -33,7 +33,7 @@ def fake_quantize_fixed(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return (x * scale.reciprocal()).round_().add_(zero_point).clamp_(q_min, q_max).sub_(zero_point).mul_(scale)
-    quantized: Tensor = _FixedFakeQuantize.apply(x, scale, zero_point, q_min, q_max)  # type: ignore[no-untyped-call]
+    quantized: Tensor = _FixedFakeQuantize.apply(x, scale, zero_point, q_min, q_max)  # type: ignore[no-untyped-call]  # torch gives it no types
     return quantized
 
 

@@ -26,11 +26,11 @@ COPIES = (
 Operations = list[tuple[Any, tuple[float, ...]]]
 
 
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch gives it no types
     """Record which operators run, and the floats that they are given."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch gives it no types
         self.operations: Operations = []
 
     def __torch_dispatch__(

@@ -124,7 +124,7 @@ def _input_from_json(value: Any) -> Input:
         _refuse(f"the dtype of input {name!r}", leaf.get("dtype"))
     if type(leaf.get("mask")) is not bool or leaf.get("device") not in ("cpu", "cuda"):
         _refuse(f"input {name!r}", leaf)
-    return TensorInput(name, sizes, dtype, leaf["device"], leaf["mask"])  # type: ignore[arg-type]
+    return TensorInput(name, sizes, dtype, leaf["device"], leaf["mask"])  # type: ignore[arg-type]  # checked above
 
 
 def _size(value: Any, name: str) -> Size:

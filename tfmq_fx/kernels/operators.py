@@ -24,7 +24,7 @@ from tfmq_fx.kernels.packing import unpack_weight
 
 __all__ = ["OPERATORS"]
 
-_library: Any = torch.library.Library("tfmq", "DEF")  # type: ignore[no-untyped-call]
+_library: Any = torch.library.Library("tfmq", "DEF")  # type: ignore[no-untyped-call]  # torch gives it no types
 
 _library.define(
     "integer_conv(Tensor x, Tensor weight, Tensor scale, Tensor bias, Tensor? residual, int[2] kernel, int[2] stride, "

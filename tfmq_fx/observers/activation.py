@@ -42,7 +42,7 @@ def per_tensor_parameters(
     return parameters(low, high, q_min, q_max)
 
 
-class PerTensorObserver(ObserverBase):  # type: ignore[misc]
+class PerTensorObserver(ObserverBase):  # type: ignore[misc]  # torchao has no types
     """The base of observers with one range per tensor: the attributes that PT2E reads, and the step to parameters.
 
     A subclass implements ``forward``, which takes in a tensor by way of :meth:`range_of` and returns it, and

@@ -26,7 +26,7 @@ def nearest_seen(seen: Tensor) -> Tensor:
     return distance.masked_fill(~seen[None], 2 * len(seen)).argmin(dim=1)
 
 
-class GroupedObserver(ObserverBase):  # type: ignore[misc]
+class GroupedObserver(ObserverBase):  # type: ignore[misc]  # torchao has no types
     """The base of observers with one range per timestep group: ranges per item and group, and the step to parameters.
 
     A subclass implements :meth:`observe`.

@@ -15,7 +15,7 @@ from tfmq_fx.observers.ranges import asymmetric_parameters, fake_quantize
 __all__ = ["ConditionalObserver", "TimestepObserver"]
 
 
-class TimestepObserver(ObserverBase):  # type: ignore[misc]
+class TimestepObserver(ObserverBase):  # type: ignore[misc]  # torchao has no types
     """Minimum and maximum per row of the timestep table, called as ``observer(x, rows)``.
 
     Finite set calibration (FSC, TFMQ-DM, CVPR 2024, section 5): inside the temporal block the

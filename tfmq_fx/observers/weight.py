@@ -30,7 +30,7 @@ def _state_of(weight: Tensor) -> tuple[int, int]:
     return weight.data_ptr(), weight._version
 
 
-class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]
+class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]  # torchao has no types
     """Chooses a scale and zero point for every channel of a constant weight.
 
     At conversion the weight becomes ``dequantize_per_channel`` of an integer constant. Up to 8 bits the

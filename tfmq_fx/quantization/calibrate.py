@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import fx
 
 from tfmq_fx.config.prepared_state import PreparedState
+from tfmq_fx.config.progress import draws_progress, progress_console
 from tfmq_fx.errors import CalibrationError, NonFiniteError
 from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.interface import interface_of
@@ -38,7 +38,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         prepared: The result of :func:`tfmq_fx.prepare`; its observers are updated in place.
         batches: The model's own inputs, each a tuple, a mapping by argument name, or a single tensor.
             :func:`tfmq_fx.sample_trajectories` makes them from a model or a pipeline.
-        progress: Whether to draw a progress bar.
+        progress: Whether to draw a progress bar, where stderr is a terminal; ``TFMQ_FX_PROGRESS=0`` turns all off.
 
     Returns:
         The number of batches.
@@ -65,8 +65,8 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     batches = with_table_check(prepared, values, batches, timestep)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
-    console = Console(stderr=True)
-    for batch in track(batches, "calibrating", total=total, disable=not progress, transient=True, console=console):
+    off, console = not draws_progress(progress), progress_console()
+    for batch in track(batches, "calibrating", total=total, disable=off, transient=True, console=console):
         call = bind_batch(interface, count, batch, timestep)
         args, kwargs = call.arguments()
         try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import TracebackType
 
 import psutil
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tfmq_fx.config.progress import draws_progress, progress_console
 
 __all__ = ["ReconstructionProgress"]
 
@@ -19,7 +20,7 @@ class ReconstructionProgress:
 
     Args:
         iterations: Training steps of all units together.
-        enabled: Whether to draw at all.
+        enabled: Whether it is wanted (:func:`tfmq_fx.config.progress.draws_progress`).
     """
 
     def __init__(self, iterations: int, *, enabled: bool) -> None:
@@ -32,8 +33,8 @@ class ReconstructionProgress:
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[memory]}"),
-            console=Console(stderr=True),
-            disable=not enabled,
+            console=progress_console(),
+            disable=not draws_progress(enabled),
             transient=True,
         )
         self._task: TaskID = self._bar.add_task("reconstructing", total=iterations, loss="-", memory="")

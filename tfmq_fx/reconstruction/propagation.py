@@ -85,7 +85,7 @@ class Propagation:
             return Batches((read_attribute(self.graph_module, str(node.target)),))
         if is_call(node, operator.getitem):
             values = self.quantized_values if quantized else self.float_values
-            return values[node.args[0]][node.args[1]]  # type: ignore[index]
+            return values[node.args[0]][node.args[1]]  # type: ignore[index]  # a node and a number: the call is getitem
         target: Any = self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else node.target
         kwargs = node.kwargs
 

@@ -60,7 +60,8 @@ def reconstruct(
             where an interrupted one stopped and ends with the same bits. None keeps nothing.
         cache_bytes: Memory for cached activations; what is beyond lies in files in ``directory`` (or the
             system's temporary folder), which vanish with the process.
-        progress: Whether to draw a progress bar with loss, time left and memory.
+        progress: Whether to draw a progress bar with loss, time left and memory, where stderr is a terminal;
+            ``TFMQ_FX_PROGRESS=0`` turns all off.
 
     Returns:
         What became of each unit.

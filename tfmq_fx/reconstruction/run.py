@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 from importlib.metadata import version
 
 import torch
@@ -39,6 +40,8 @@ from tfmq_fx.temporal.domain import conditioned_domain, schedule_domain, time_pa
 from tfmq_fx.temporal.inputs import collect_conditionings
 
 __all__ = ["ReconstructionRun"]
+
+log = logging.getLogger(__name__)
 
 #: Seeds of units are this far apart, so that no two share one whatever the seed of the run.
 SEED_STRIDE = 1_000_003
@@ -238,6 +241,7 @@ class ReconstructionRun:
                 compiled=self._updates_compiled(),
             )
             self._checkpoint.save(index, result, state_of(quantizers))
+        log.info("unit %s: error %.3g, rounded to nearest %.3g", result.name, result.after, result.before)
         if not self.config.learned_steps and any(m in quantizers.values() for m in self._time_path_modules()):
             # Layers of the time path inside this unit: what follows them there sees other values now.
             self._observe()

@@ -74,7 +74,7 @@ def train(
                 warm = iteration < config.warmup * iterations
                 beta = annealed_beta(iteration, iterations, config.warmup, *config.beta)
                 size = StepSize(rate, beta, 0.0 if warm else config.round_weight)
-                error.backward()  # type: ignore[no-untyped-call]
+                error.backward()  # type: ignore[no-untyped-call]  # torch gives it no types
                 for trainer in trainers:
                     trainer.step(size)
                 if optimizer and scheduler:

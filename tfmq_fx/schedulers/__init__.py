@@ -1,5 +1,6 @@
 """Samplers that know their denoiser is quantized: wrappers of diffusers schedulers."""
 
+from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.schedulers.noise_statistics import NoiseStatistics, collect_noise_statistics
 from tfmq_fx.schedulers.ptqd import PTQDScheduler
 from tfmq_fx.schedulers.quantized_sample import QuantizedSampleScheduler
@@ -11,6 +12,7 @@ __all__ = [
     "PTQDScheduler",
     "QuantizedSampleScheduler",
     "SampleRanges",
+    "Scheduler",
     "SchedulerWrapper",
     "collect_noise_statistics",
     "collect_sample_ranges",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from tfmq_fx.data.prediction import predicted
+from tfmq_fx.data.protocols import RecordedBatch, Scheduler
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, read_json, schedule_of, write_json
 
@@ -103,8 +104,8 @@ class _Moments:
 def collect_noise_statistics(
     model: Callable[..., Any],
     denoiser: Callable[..., Any],
-    scheduler: Any,
-    batches: Iterable[Mapping[str, Any]],
+    scheduler: Scheduler,
+    batches: Iterable[RecordedBatch],
     *,
     steps: int,
     eta: float | None = None,

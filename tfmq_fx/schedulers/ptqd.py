@@ -12,14 +12,21 @@ where :math:`\lambda_t` is how strongly the next state follows the model's outpu
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.schedulers.noise_statistics import NoiseStatistics
-from tfmq_fx.schedulers.step_coefficients import StepCoefficients, ddim_coefficients, ddpm_coefficients
+from tfmq_fx.schedulers.step_coefficients import (
+    DDIMSchedule,
+    DDPMSchedule,
+    StepCoefficients,
+    ddim_coefficients,
+    ddpm_coefficients,
+)
 from tfmq_fx.schedulers.timestep_rows import check_schedule, find_row
 from tfmq_fx.schedulers.wrapper import SchedulerWrapper, with_sample
 
@@ -60,7 +67,7 @@ class PTQDScheduler(SchedulerWrapper):
     less of the noise arrives than is subtracted; the paper leaves that out too.
     """
 
-    def __init__(self, scheduler: Any, statistics: NoiseStatistics) -> None:
+    def __init__(self, scheduler: Scheduler, statistics: NoiseStatistics) -> None:
         super().__init__(scheduler)
         _check(scheduler, statistics)
         self.statistics = statistics
@@ -120,13 +127,14 @@ class PTQDScheduler(SchedulerWrapper):
 
                 generator = arguments.pop("generator", None)
                 noise = randn_tensor(output.shape, generator=generator, device=output.device, dtype=output.dtype)
-            left = self._noise_left(ddim_coefficients(self.scheduler, int(arguments["timestep"]), eta), row)
+            schedule = cast("DDIMSchedule", self.scheduler)
+            left = self._noise_left(ddim_coefficients(schedule, int(arguments["timestep"]), eta), row)
             arguments["variance_noise"] = noise * left
         return self.scheduler.step(**arguments)
 
     def _ddpm(self, arguments: dict[str, Any], row: int) -> Any:
         output = self.scheduler.step(**arguments)
-        coefficients = ddpm_coefficients(self.scheduler, int(arguments["timestep"]))
+        coefficients = ddpm_coefficients(cast("DDPMSchedule", self.scheduler), int(arguments["timestep"]))
         left = self._noise_left(coefficients, row)
         if left == 1.0:
             return output
@@ -136,7 +144,7 @@ class PTQDScheduler(SchedulerWrapper):
         return with_sample(output, torch.lerp(mean, following, left))
 
 
-def _check(scheduler: Any, statistics: NoiseStatistics) -> None:
+def _check(scheduler: Scheduler, statistics: NoiseStatistics) -> None:
     name = type(scheduler).__name__
     if isinstance(scheduler, SchedulerWrapper):
         msg = f"PTQDScheduler goes around the diffusers scheduler itself, not around a {name}: wrap them in that order"
@@ -148,8 +156,8 @@ def _check(scheduler: Any, statistics: NoiseStatistics) -> None:
     if str(config.get("algorithm_type", "")).startswith("sde"):
         msg = f"PTQD cannot correct algorithm_type={config['algorithm_type']!r}: use the deterministic 'dpmsolver++'"
         raise ConfigError(msg)
-    if name == DDPM and config.variance_type not in FIXED:
-        msg = f"PTQD cannot correct variance_type={config.variance_type!r}: use one of {', '.join(map(repr, FIXED))}"
+    if name == DDPM and config["variance_type"] not in FIXED:
+        msg = f"PTQD cannot correct variance_type={config['variance_type']!r}: use one of {', '.join(map(repr, FIXED))}"
         raise ConfigError(msg)
     prediction = str(config.get("prediction_type", ""))
     eta = {DDPM: 1.0, DDIM: statistics.eta}.get(name, 0.0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.ranges import fake_quantize
 from tfmq_fx.schedulers.sample_ranges import SampleRanges
@@ -35,7 +36,7 @@ class QuantizedSampleScheduler(SchedulerWrapper):
     Source: PTQ4DM (Shang et al., CVPR 2023), section 3, which quantizes the result of every step; its code does not.
     """
 
-    def __init__(self, scheduler: Any, ranges: SampleRanges) -> None:
+    def __init__(self, scheduler: Scheduler, ranges: SampleRanges) -> None:
         super().__init__(scheduler)
         name = type(self.innermost()).__name__
         if name not in SUPPORTED:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tfmq_fx.config.checks import check_choice
+from tfmq_fx.data.protocols import RecordedBatch, Scheduler
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.observers import MSEObserver
 from tfmq_fx.passes.support.timestep_values import ValueSearch
@@ -61,8 +61,8 @@ class SampleRanges:
 
 
 def collect_sample_ranges(
-    scheduler: Any,
-    batches: Iterable[Mapping[str, Any]],
+    scheduler: Scheduler,
+    batches: Iterable[RecordedBatch],
     *,
     steps: int,
     bits: int = 8,

@@ -11,27 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tfmq_fx.data.protocols import RecordedBatch, Scheduler
 from tfmq_fx.errors import CalibrationError, ConfigError, TimestepError
 from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
 
 __all__ = ["check_schedule", "find_row", "grouped_by_timestep", "known_row", "read_json", "schedule_of", "write_json"]
 
 
-def schedule_of(scheduler: Any, steps: int) -> Tensor:
+def schedule_of(scheduler: Scheduler, steps: int) -> Tensor:
     """The distinct timesteps that ``scheduler`` visits in this many steps, float64 ``[K]``; it is not changed."""
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
     return distinct_timesteps(scheduler.timesteps)
 
 
-def known_row(values: Tensor, timestep: Any) -> int | None:
+def known_row(values: Tensor, timestep: float | Tensor) -> int | None:
     """The row of ``values`` that holds ``timestep``, a number or a tensor with one element, or None."""
     given = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep, dtype=torch.float64)
     row, known = ValueSearch(values).find(given.detach().reshape(()).cpu())
     return int(row) if bool(known) else None
 
 
-def find_row(values: Tensor, timestep: Any, what: str) -> int:
+def find_row(values: Tensor, timestep: float | Tensor, what: str) -> int:
     """The row of a timestep, by value.
 
     Args:
@@ -68,8 +69,8 @@ def check_schedule(timesteps: Tensor, values: Tensor, what: str) -> None:
 
 
 def grouped_by_timestep(
-    batches: Iterable[Mapping[str, Any]], timestep: str
-) -> Iterator[tuple[Mapping[str, Any], Tensor, list[tuple[Tensor, Tensor]]]]:
+    batches: Iterable[RecordedBatch], timestep: str
+) -> Iterator[tuple[RecordedBatch, Tensor, list[tuple[Tensor, Tensor]]]]:
     """Go through recorded batches and say which rows belong to which timestep.
 
     Args:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sized
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor
+
+from tfmq_fx.data.protocols import Scheduler
 
 __all__ = ["SchedulerWrapper", "with_sample"]
 
@@ -29,8 +31,16 @@ class SchedulerWrapper:
         scheduler: A diffusers scheduler, or another wrapper. It is not copied.
     """
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
+
+    if TYPE_CHECKING:  # what __getattr__ finds: a wrapper is a scheduler
+        config: Mapping[str, Any]
+        timesteps: Tensor
+        init_noise_sigma: float | Tensor
+
+        def set_timesteps(self, num_inference_steps: int, /) -> None: ...  # noqa: D102
+        def scale_model_input(self, sample: Tensor, timestep: Any, /) -> Tensor: ...  # noqa: D102
 
     def __getattr__(self, name: str) -> Any:
         """Whatever the wrapper has not is the inner scheduler's."""
@@ -41,7 +51,7 @@ class SchedulerWrapper:
 
     def __len__(self) -> int:
         """The number of training timesteps, as in diffusers."""
-        return len(self.scheduler)
+        return len(cast("Sized", self.scheduler))
 
     def __repr__(self) -> str:
         """The wrapper's name around its scheduler."""
@@ -70,7 +80,7 @@ class SchedulerWrapper:
         """
         return self.scheduler.step(**arguments)
 
-    def innermost(self) -> Any:
+    def innermost(self) -> Scheduler:
         """The diffusers scheduler inside all wrappers."""
         inner = self.scheduler
         return inner.innermost() if isinstance(inner, SchedulerWrapper) else inner

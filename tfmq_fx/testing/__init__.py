@@ -74,3 +74,8 @@ def __getattr__(name: str) -> Any:
         return getattr(strategies, name)
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    """What is there and what will be imported when it is asked for."""
+    return sorted({*globals(), *__all__})

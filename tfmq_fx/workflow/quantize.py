@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from tfmq_fx.temporal.inputs import FiniteInputs
 
 __all__ = ["quantize"]
 
+log = logging.getLogger(__name__)
+
 
 @in_plain_surroundings
 def quantize(
     model: nn.Module | fx.GraphModule | ExportedProgram,
-    config: QuantizationConfig | None = None,
-    batches: Iterable[Batch] = (),
+    config: QuantizationConfig | None,
+    batches: Iterable[Batch],
     *,
     timesteps: Tensor | Iterable[float] | None = None,
     timestep: str = "timestep",
@@ -41,7 +44,7 @@ def quantize(
 
     Args:
         model: What :func:`tfmq_fx.capture` takes.
-        config: What to quantize; W8A8 with FSC by default.
+        config: What to quantize; None is W8A8 with FSC.
         batches: Calibration batches: the model's own inputs, as tuples or mappings
             (:func:`tfmq_fx.sample_trajectories` makes them). The first one is the example to capture with.
         timesteps: The timesteps of the schedule (``scheduler.timesteps``).
@@ -49,7 +52,7 @@ def quantize(
         finite: Further inputs from a finite set (:func:`tfmq_fx.prepare`), e.g. ``("class_labels",)``.
         batched: The names of the inputs that have the batch, as for :func:`tfmq_fx.capture`.
         directory: Where reconstruction keeps the state of finished units, to go on after an interrupt.
-        progress: Whether to draw a progress bar.
+        progress: Whether to draw progress bars, where stderr is a terminal; ``TFMQ_FX_PROGRESS=0`` turns all off.
 
     Returns:
         The quantized program: save it with :func:`tfmq_fx.save`, run it with :func:`tfmq_fx.lower`.
@@ -63,11 +66,15 @@ def quantize(
     if not batches:
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
         raise CalibrationError(msg)
+    log.info("capturing %s", type(model).__name__)
     args, kwargs = batch_arguments(batches[0])
     program = capture(model, args, example_kwargs=kwargs, batched=batched, timestep=timestep)
     chosen = config or QuantizationConfig()
     prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep, finite=finite)
+    log.info("calibrating on %d batches", len(batches))
     calibrate(prepared, batches, progress=progress)
     if chosen.reconstruction is not None:
+        log.info("reconstructing")
         reconstruct(prepared, batches, chosen.reconstruction, directory=directory, progress=progress)
+    log.info("converting")
     return convert(prepared)
