@@ -24,7 +24,7 @@ Temporal = Literal["fsc", "cache", "auto", "shared", "float"]
 TableStorage = Literal["float32", "float16", "int8"]
 WeightRange = Literal["minmax", "mse"]
 ActivationRange = Literal["ema", "minmax", "mse"]
-UnknownTimestep = Literal["error", "nearest"]
+UnknownTimestep = Literal["extend", "error", "nearest"]
 ROLES = ("input", "output", "attention")
 
 
