@@ -47,14 +47,14 @@ def find_groups(graph_module: fx.GraphModule, name: str = GROUPS) -> fx.Node | N
         name: The buffer that the groups are read from: :data:`GROUPS` or :data:`EACH_TIMESTEP`. Where the temporal
             block is a program of its own, they are an input instead.
     """
-    for node in graph_module.graph.nodes:
-        if node.op == "placeholder" and node.meta.get(GROUPS_INPUT) == name:
-            return node
-        if is_call(node, aten.index_select.default):
-            table = node.args[0]
-            if isinstance(table, fx.Node) and table.op == "get_attr" and table.target == name:
-                return node
-    return None
+    return next((node for node in graph_module.graph.nodes if _is_groups(node, name)), None)
+
+
+def _is_groups(node: fx.Node, name: str) -> bool:
+    if node.op == "placeholder":
+        return node.meta.get(GROUPS_INPUT) == name
+    table = node.args[0] if is_call(node, aten.index_select.default) else None
+    return isinstance(table, fx.Node) and table.op == "get_attr" and table.target == name
 
 
 class GroupTimesteps(GraphPass):

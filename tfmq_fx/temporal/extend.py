@@ -7,21 +7,22 @@ before it, whose new parameters are final by then.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx.errors import TimestepError
 from tfmq_fx.observers.ranges import asymmetric_parameters
-from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, row_columns, row_lookups
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, layer_name, row_columns, row_lookups
 from tfmq_fx.passes.support.nodes import read_attribute
-from tfmq_fx.passes.support.predicates import is_call
+from tfmq_fx.passes.support.predicates import is_call, is_weighted
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 from tfmq_fx.passes.support.timestep_values import ValueSearch
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 
-__all__ = ["NewParameters", "evaluate_in_fours", "extend_rows", "find_row_quantizers", "is_indexed_by_row"]
+__all__ = ["evaluate_in_fours", "extend_rows", "find_row_quantizers", "is_indexed_by_row", "not_finite"]
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 #: A batch of fewer rows is computed by other kernels, which round differently: a timestep's parameters and features
@@ -66,70 +67,99 @@ def find_row_quantizers(graph_module: fx.GraphModule, nodes: Collection[fx.Node]
     for node in graph_module.graph.nodes:
         if node in nodes and is_call(node, decomposed.quantize_per_channel.default):
             scale, zero = _gathered_table(node.args[1]), _gathered_table(node.args[2])
-            if scale and zero and node.args[1].args[2] not in groups:  # type: ignore[union-attr]
+            if scale and zero and not groups.intersection(node.args[1].all_input_nodes):  # type: ignore[union-attr]
                 found[node] = (scale, zero)
     return found
 
 
-class NewParameters:
-    """A hook of an evaluation (:data:`~tfmq_fx.passes.analysis.NodeHook`) that gives every row parameters of its own.
-
-    Args:
-        quantizers: The quantize nodes that have parameters per row.
-
-    Attributes:
-        found: By quantize node, the scales (float32 ``[K]``) and zero points (int64 ``[K]``) of the evaluated rows.
-    """
+class _OwnParameters:
+    """A hook of an evaluation that gives every row parameters of its own, in the place of those in the tables."""
 
     def __init__(self, quantizers: Collection[fx.Node]) -> None:
         self._quantizers = frozenset(quantizers)
-        self.found: dict[fx.Node, tuple[Tensor, Tensor]] = {}
         self._by_gather: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
         """Quantize and dequantize with parameters from the range of what is quantized."""
         if node in self._quantizers:
-            low, high = args[0].float().flatten(1).aminmax(dim=1)
-            found = asymmetric_parameters(low, high, *args[4:6])
-            self.found[node] = self._by_gather[node.args[1]] = found
-        elif is_call(node, decomposed.dequantize_per_channel.default) and node.args[1] in self._by_gather:
-            found = self._by_gather[node.args[1]]
-        else:
+            self._by_gather[node.args[1]] = _parameters(args[0], node)
+        elif not is_call(node, decomposed.dequantize_per_channel.default) or node.args[1] not in self._by_gather:
             return value
         target: Any = node.target
-        return target(args[0], *found, *args[3:])
+        return target(args[0], *self._by_gather[node.args[1]], *args[3:])
 
 
-def _unchanged(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
-    return value
+def _parameters(x: Tensor, quantizer: fx.Node) -> tuple[Tensor, Tensor]:
+    """Scale (float32) and zero point (int64) of each row of ``x``, ``[K, ...]``."""
+    low, high = x.float().flatten(1).aminmax(dim=1)
+    return asymmetric_parameters(low, high, *quantizer.args[4:6])  # type: ignore[arg-type]
 
 
 def evaluate_in_fours(
     graph_module: fx.GraphModule,
     nodes: Collection[fx.Node],
-    outputs: list[fx.Node],
+    outputs: Sequence[fx.Node],
     columns: Mapping[str, Tensor],
-    new: NewParameters | None = None,
+    new: Collection[fx.Node] = (),
 ) -> list[Tensor]:
-    """``evaluate_temporal_nodes`` with the last row repeated until their number is a multiple of four.
+    """Evaluate a time path with the last row repeated until their number is a multiple of four.
 
     Args:
         graph_module: The graph.
         nodes: The nodes that may be computed.
         outputs: The nodes whose values are wanted.
         columns: By name of an input, its value in every row, ``[K, ...]``.
-        new: Gives the rows parameters of their own; None leaves them those of the tables.
+        new: The quantize nodes that give these rows parameters of their own; the others have those of the tables.
 
     Returns:
         One tensor per output, ``[K, ...]``; with ``r`` rows per item ``[K * r, ...]``.
+
+    Raises:
+        TimestepError: What a quantizer of ``new`` sees is NaN or infinite in a row.
     """
     count = len(next(iter(columns.values())))
     more = -count % ROWS_OF_A_BATCH
     padded = {name: torch.cat([values, *[values[-1:]] * more]) for name, values in columns.items()}
-    results = evaluate_temporal_nodes(graph_module, nodes, outputs, padded, hook=_unchanged if new is None else new)
-    if new is not None:
-        new.found = {node: (scale[:count], zero[:count]) for node, (scale, zero) in new.found.items()}
-    return [result[: len(result) // (count + more) * count] for result in results]
+    seen: list[Any] = [node.args[0] for node in new]
+    if new:
+        found = evaluate_temporal_nodes(graph_module, nodes, [*outputs, *seen], padded, hook=_OwnParameters(new))
+    else:
+        found = evaluate_temporal_nodes(graph_module, nodes, outputs, padded)
+    results = [result[: len(result) // (count + more) * count] for result in found]
+    if refused := not_finite(results[len(outputs) :], columns, [f"the input of {_reader(node)!r}" for node in new]):
+        msg = f"{refused}; check the scheduler"
+        raise TimestepError(msg)
+    return results[: len(outputs)]
+
+
+def not_finite(values: Sequence[Tensor], columns: Mapping[str, Tensor], subjects: Sequence[str]) -> str | None:
+    """A sentence's beginning that names the first value, and its row, with NaN or infinite numbers; None without one.
+
+    Args:
+        values: Tensors ``[K, ...]``, or ``[K * r, ...]``.
+        columns: By name of an input, its value in every row, ``[K]``.
+        subjects: What each of the values is.
+    """
+    count = len(next(iter(columns.values())))
+    for value, subject in zip(values, subjects, strict=True):
+        bad = (~value.reshape(count, -1).isfinite()).any(dim=1).nonzero()
+        if len(bad):
+            place = ", ".join(f"{name} {float(column[int(bad[0])]):g}" for name, column in columns.items())
+            return f"{subject} holds NaN or infinite values at {place}"
+    return None
+
+
+def _reader(quantizer: fx.Node) -> str:
+    """The name of the first layer that reads what a quantizer rounds."""
+    queue, seen = [quantizer], {quantizer}
+    while queue:
+        node = queue.pop(0)
+        if is_weighted(node):
+            return layer_name(node)
+        new = [user for user in node.users if user not in seen]
+        seen.update(new)
+        queue.extend(new)
+    return quantizer.name
 
 
 @torch.no_grad()
@@ -143,6 +173,9 @@ def extend_rows(graph_module: fx.GraphModule, added: Tensor, timestep: str = "ti
         graph_module: A converted graph; one without a table is left alone.
         added: The timesteps to add, distinct and not in the table, float64 ``[K]``.
         timestep: Name of the timestep input.
+
+    Raises:
+        TimestepError: The block computes NaN or infinite values at one of them.
     """
     lookups = row_lookups(graph_module)
     if not lookups or len(added) == 0:
@@ -163,10 +196,10 @@ def extend_rows(graph_module: fx.GraphModule, added: Tensor, timestep: str = "ti
     for name in tables:
         table = read_attribute(graph_module, name)
         _replace(graph_module, name, torch.cat([table, table[-1:].expand(len(columns[timestep]))]))
-    new = NewParameters(quantizers)
-    evaluate_in_fours(graph_module, block.nodes, list(quantizers), columns, new)
-    for node, names in quantizers.items():
-        for name, values in zip(names, new.found[node], strict=True):
+    inputs: list[Any] = [node.args[0] for node in quantizers]
+    seen = evaluate_in_fours(graph_module, block.nodes, inputs, columns, new=quantizers)
+    for x, (node, names) in zip(seen, quantizers.items(), strict=True):
+        for name, values in zip(names, _parameters(x, node), strict=True):
             read_attribute(graph_module, name)[rows:] = values
 
 

@@ -15,9 +15,9 @@ from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_values import ValueSearch, as_captured, distinct_timesteps, is_low
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 from tfmq_fx.passes.temporal.widen_timesteps import integer_reader
-from tfmq_fx.temporal.extend import NewParameters, evaluate_in_fours, find_row_quantizers, is_indexed_by_row
+from tfmq_fx.temporal.extend import evaluate_in_fours, find_row_quantizers, is_indexed_by_row, not_finite
 from tfmq_fx.temporal.feature_table import stored_rows
-from tfmq_fx.temporal.split import TemporalInput, TemporalSplit, not_finite, outputs_of
+from tfmq_fx.temporal.split import TemporalInput, TemporalSplit, outputs_of
 
 __all__ = ["TemporalProgram"]
 
@@ -165,8 +165,8 @@ class TemporalProgram:
             chosen = [number for number in range(len(keys)) if bool(known[number]) is not new]
             if chosen:
                 given = {name: column[chosen] for name, column in zip(self.names, columns, strict=True)}
-                hook = NewParameters(self._quantizers) if new else None
-                values = evaluate_in_fours(self.time, self._nodes, self._outputs, given, hook)
+                own = self._quantizers if new else ()
+                values = evaluate_in_fours(self.time, self._nodes, self._outputs, given, own)
                 found.update(zip((keys[number] for number in chosen), self._rows(values, given), strict=True))
         self.computed += len(keys)
         return found
@@ -174,7 +174,7 @@ class TemporalProgram:
     def _rows(self, values: Sequence[Tensor], given: dict[str, Tensor]) -> list[Row]:
         """The values of each row, as the rest takes them."""
         count = len(next(iter(given.values())))
-        if found := not_finite(values, given, self.layers):
+        if found := not_finite(values, given, [f"the temporal feature of {layer!r}" for layer in self.layers]):
             msg = f"{found}; check the scheduler"
             raise TimestepError(msg)
         flat = [value.reshape(count, -1) for value in values]

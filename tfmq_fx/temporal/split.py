@@ -29,9 +29,9 @@ from tfmq_fx.passes.support.subgraphs import extract_subgraph
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, GROUPS_INPUT, find_groups
 from tfmq_fx.passes.temporal.tabulate_temporal_block import layer_behind, shaped_feature
-from tfmq_fx.temporal.extend import evaluate_in_fours
+from tfmq_fx.temporal.extend import evaluate_in_fours, not_finite
 
-__all__ = ["TemporalInput", "TemporalSplit", "not_finite", "outputs_of", "split_temporal"]
+__all__ = ["TemporalInput", "TemporalSplit", "outputs_of", "split_temporal"]
 
 aten = torch.ops.aten
 #: Rows that are evaluated in both orders, to see that each depends on its own timestep alone.
@@ -215,26 +215,9 @@ def _require_finite(time: fx.GraphModule, columns: Mapping[str, Tensor], layers:
     for start in range(0, len(next(iter(many.values()))), size):
         part = {name: column[start : start + size] for name, column in many.items()}
         values = evaluate_in_fours(time, nodes, outputs, part)
-        if found := not_finite(values, part, layers):
+        if found := not_finite(values, part, [f"the temporal feature of {layer!r}" for layer in layers]):
             msg = f"{found}; leave that value out of the table, or mend the model"
             raise PassError(msg)
-
-
-def not_finite(values: Sequence[Tensor], columns: Mapping[str, Tensor], layers: Sequence[str]) -> str | None:
-    """A sentence's beginning that names the first feature and row with NaN or infinite values; None without one.
-
-    Args:
-        values: The outputs of a time graph, ``[K, ...]`` or ``[K * r, ...]`` each.
-        columns: By name of an input, its value in every row, ``[K]``.
-        layers: For each output, the name of the layer that it comes from.
-    """
-    count = len(next(iter(columns.values())))
-    for value, layer in zip(values, layers, strict=True):
-        bad = (~value.reshape(count, -1).isfinite()).any(dim=1).nonzero()
-        if len(bad):
-            place = ", ".join(f"{name} {float(column[int(bad[0])]):g}" for name, column in columns.items())
-            return f"the temporal feature of {layer!r} holds NaN or infinite values at {place}"
-    return None
 
 
 # -- the rest ----------------------------------------------------------------------------------------------------------
