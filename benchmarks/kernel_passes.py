@@ -10,7 +10,6 @@ printed are its median and quartiles.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import statistics
@@ -32,8 +31,7 @@ from timing.machine import machine
 from timing.unets import UNETS
 
 import tfmq_fx
-
-native = importlib.import_module("tfmq_fx.lowering.backends.native")
+from tfmq_fx.lowering.backends.inductor import native
 
 RESULTS = Path(__file__).parent / "results" / "kernel_passes.json"
 FULL = "all of them"

@@ -278,7 +278,7 @@ def test_a_compiled_package_is_loaded_with_the_policy_that_was_asked_for(artefac
         asked.append((path, unknown_timestep))
         return tfmq_fx.lower(tfmq_fx.load(artefact), "reference", unknown_timestep=unknown_timestep)
 
-    monkeypatch.setattr("tfmq_fx.lowering.load_denoiser", load_denoiser)
+    monkeypatch.setattr("tfmq_fx.lowering.lower.load_denoiser", load_denoiser)
     common = ("sample", "--artefact", artefact, "--out", tmp_path / "a.png", "--samples", 1, "--backend", "aot")
     for options in (("--steps", 3, "--unknown-timestep", "nearest"), ()):
         result = tfmq(*common, "--package", package, *options)
@@ -307,18 +307,16 @@ def test_an_artefact_without_a_schedule_says_so(artefact, tmp_path):
 
 def test_an_aot_package_is_compiled_once_and_used_again(monkeypatch, artefact, tmp_path):
     """Compiling itself is tested with the lowering; here it is about which of the two happens."""
-    import tfmq_fx.lowering
     from tfmq_fx.cli.denoising import lower_program
-    from tfmq_fx.cli.options import Backend
 
     done = []
-    monkeypatch.setattr(tfmq_fx.lowering, "lower", lambda _, backend, path: done.append(("compile", path)))
-    monkeypatch.setattr(tfmq_fx.lowering, "load_denoiser", lambda path, **_: done.append(("load", path)))
+    monkeypatch.setattr("tfmq_fx.lowering.lower.lower", lambda _, backend, path: done.append(("compile", path)))
+    monkeypatch.setattr("tfmq_fx.lowering.lower.load_denoiser", lambda path, **_: done.append(("load", path)))
     program, package = tfmq_fx.load(artefact), tmp_path / "one.pt2"
-    lower_program(program, Backend.AOT, artefact, package)
+    lower_program(program, "aot", artefact, package)
     package.touch()
-    lower_program(program, Backend.AOT, artefact, package)
-    lower_program(program, Backend.AOT, artefact)
+    lower_program(program, "aot", artefact, package)
+    lower_program(program, "aot", artefact)
     default = artefact.parent / f"{artefact.name}.pt2"
     assert done == [("compile", package), ("load", package), ("compile", default)]
 

@@ -18,7 +18,7 @@ def denoisers(tmp_path_factory):
     """By name: the program, each backend's denoiser, and a package that was loaded again."""
     program = many_program()
     path = tmp_path_factory.mktemp("packages") / "many.pt2"
-    made = {name: tfmq_fx.lower(program, name, path=path) for name in BACKENDS}
+    made = {name: tfmq_fx.lower(program, name, path=path if name == "aot" else None) for name in BACKENDS}
     return {"program": program, **made, "package": tfmq_fx.load_denoiser(path)}
 
 
@@ -175,7 +175,7 @@ def test_a_fixed_table_is_not_cut_with_the_batch(backend, tmp_path):
     prepared = tfmq_fx.prepare(captured, config, timesteps=TIMESTEPS)
     tfmq_fx.calibrate(prepared, batches, progress=False)
     program = tfmq_fx.convert(prepared)
-    denoiser = tfmq_fx.lower(program, backend, path=tmp_path / "groups.pt2")
+    denoiser = tfmq_fx.lower(program, backend, path=tmp_path / "groups.pt2" if backend == "aot" else None)
     for size in (2, 4, 5):
         given = {**arguments(size), "timestep": TIMESTEPS[torch.arange(size) * 2]}
         assert relative(denoiser(**given), program(**given)) < 0.05

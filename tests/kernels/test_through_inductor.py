@@ -14,8 +14,8 @@ from tests.passes.quantized_layers import conv, linear
 from tests.passes.test_lower_integer_attention import attention
 from tfmq_fx.kernels import OPERATORS, pack_weight
 from tfmq_fx.kernels.inductor import has_native_kernels, register_native_kernels
-from tfmq_fx.lowering.backends.inductor import compile_inductor
-from tfmq_fx.lowering.backends.native import on_native_kernels
+from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor
+from tfmq_fx.lowering.backends.inductor.native import on_native_kernels
 from tfmq_fx.testing import GraphBuilder
 
 aten = torch.ops.aten

@@ -1,6 +1,5 @@
 """Our integer kernels: the compiled operators against their definition, and a denoiser that runs on them."""
 
-import importlib
 import subprocess
 import sys
 
@@ -14,11 +13,10 @@ from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import LoweringError
 from tfmq_fx.kernels import OPERATORS, block_columns, pack_weight, unpack_weight
 from tfmq_fx.kernels.inductor import has_native_kernels, register_native_kernels
-from tfmq_fx.lowering.backends.inductor import compile_inductor
+from tfmq_fx.lowering.backends.inductor import native
+from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor
 from tfmq_fx.lowering.report.reasons import NO_EXACT_BYTES
 
-native = importlib.import_module("tfmq_fx.lowering.backends.native")
-lower = importlib.import_module("tfmq_fx.lowering.lower")
 needs_kernels = pytest.mark.skipif(not has_native_kernels(), reason="this processor has no AVX-512 VNNI")
 
 
@@ -174,7 +172,6 @@ def test_a_package_holds_them(program, tmp_path):
 
 
 def test_without_vnni_nothing_saturates_silently(monkeypatch):
-    monkeypatch.setattr(lower, "sums_bytes_exactly", lambda: False)
     monkeypatch.setattr(native, "has_native_kernels", lambda: False)
     monkeypatch.setattr(native, "sums_bytes_exactly", lambda: False)
     program = tfmq_fx.quantize(small_denoiser(), None, [batch()], timesteps=TIMESTEPS, progress=False)

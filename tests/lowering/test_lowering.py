@@ -1,6 +1,5 @@
 """Lowering to the reference and, once each, to the compiling backends (on a very small model)."""
 
-import sys
 from collections import Counter
 
 import pytest
@@ -11,6 +10,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import LoweringError, QuantizationConfig, TimestepError
+from tfmq_fx.lowering.backends.inductor import backend as inductor
 from tfmq_fx.lowering.report.eligibility import classify
 from tfmq_fx.lowering.report.matching import match_kernels
 from tfmq_fx.lowering.report.reasons import MISSED, NO_MATMUL, PER_ROW
@@ -82,7 +82,7 @@ def test_a_program_that_does_not_compile_is_refused_with_a_way_out(program, monk
     def fail(*arguments):
         raise torch._dynamo.exc.BackendCompilerFailed(fail, RuntimeError("no such shape"), None)
 
-    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.backends.compiling"], "compile_inductor", fail)
+    monkeypatch.setattr(inductor, "compile_inductor", fail)
     with pytest.raises(LoweringError, match=r"could not compile this program \(.*no such shape.*dynamic_batch=False"):
         tfmq_fx.lower(program)
 

@@ -1,7 +1,5 @@
 """The parity check compares with the quantized program itself, all over the table, and refuses what is wrong."""
 
-import sys
-
 import pytest
 import torch
 from tfmq_fx.passes import FoldWeightZeroPoints, InlineTimestepRows, TabulateTemporalBlock
@@ -9,6 +7,7 @@ from tfmq_fx.passes import FoldWeightZeroPoints, InlineTimestepRows, TabulateTem
 import tfmq_fx
 from tests.models import TIMESTEPS, ClassDenoiser, batch, small_denoiser
 from tfmq_fx import LoweringError, QuantizationConfig
+from tfmq_fx.lowering.backends.onnxruntime import OnnxRuntimeBackend
 from tfmq_fx.lowering.report.parity import CEILING, check_parity, relative_error
 from tfmq_fx.lowering.report.parity_examples import parity_examples
 
@@ -113,8 +112,8 @@ def program():
     return program_of(small_denoiser(), *batch())
 
 
-def timesteps_of(program, *, alone=False):
-    examples = parity_examples(program.graph_module, program.indexed, program.timestep, alone=alone)
+def timesteps_of(program, *, one_timestep=False):
+    examples = parity_examples(program.graph_module, program.indexed, program.timestep, one_timestep=one_timestep)
     assert len({float(args[0].sum()) for args, _ in examples}) == len(examples)
     return [args[1].tolist() for args, _ in examples]
 
@@ -125,9 +124,9 @@ def test_all_timesteps_of_a_small_program_are_looked_at(program):
 
 
 def test_a_large_program_is_looked_at_from_end_to_end(program, monkeypatch):
-    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.report.parity_examples"], "NUMBERS", 1)
+    monkeypatch.setattr("tfmq_fx.lowering.report.parity_examples.NUMBERS", 1)
     assert timesteps_of(program) == [[0, 600], [300, 900]]
-    assert timesteps_of(program, alone=True) == [[0, 0], [400, 400], [900, 900]]
+    assert timesteps_of(program, one_timestep=True) == [[0, 0], [400, 400], [900, 900]]
     fixed = program_of(small_denoiser(), *batch(1), dynamic=False)
     assert timesteps_of(fixed) == [[0], [400], [900]]
 
@@ -137,7 +136,7 @@ def test_further_finite_inputs_vary_too():
     model, labels = ClassDenoiser().eval(), torch.tensor([0, 3, 1, 2])
     program = tfmq_fx.quantize(model, None, [(x, t, labels)], timesteps=TIMESTEPS, finite={"class_labels": range(4)},
                                progress=False)  # fmt: skip
-    examples = parity_examples(program.graph_module, program.indexed, "timestep", alone=False)
+    examples = parity_examples(program.graph_module, program.indexed, "timestep", one_timestep=False)
     assert {label for args, _ in examples for label in args[2].tolist()} == {0, 1, 2, 3}
 
 
@@ -147,10 +146,10 @@ def test_further_finite_inputs_vary_too():
 def lower(program, monkeypatch, wrong=lambda result: result):
     """Lower to a stand-in for an engine: the graph itself, as the passes left it, and ``wrong`` of its result."""
 
-    def compile_engine(name, graph_module, batch, precision):
+    def translate(self, graph_module, batch, precision):
         return lambda *args, **kwargs: wrong(graph_module(*args, **kwargs)), set()
 
-    monkeypatch.setattr(sys.modules["tfmq_fx.lowering.backends.compiling"], "compile_engine", compile_engine)
+    monkeypatch.setattr(OnnxRuntimeBackend, "translate", translate)
     return tfmq_fx.lower(program, "onnxruntime")
 
 

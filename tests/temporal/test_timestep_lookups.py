@@ -13,12 +13,12 @@ from torch import nn
 import tfmq_fx
 from tests.models import TIMESTEPS, TimePath, batch, relative, small_denoiser
 from tfmq_fx import ConfigError, QuantizationConfig, TimestepError
-from tfmq_fx.lowering.backends.engines import available_engines, compile_engine
+from tfmq_fx.lowering.backends.registry import available_backends, find_backend
 from tfmq_fx.testing import GraphBuilder
 
 SIGMAS = [80.0, 10.0, 1.0, 0.1, 0.02, 0.002, 0.0002, 1e-5, 0.0]
 ENGINES = [
-    pytest.param(name, marks=pytest.mark.skipif(name not in available_engines(), reason=f"{name} is not installed"))
+    pytest.param(name, marks=pytest.mark.skipif(name not in available_backends(), reason=f"{name} is not installed"))
     for name in ("openvino", "onnxruntime")
 ]
 
@@ -78,7 +78,7 @@ def test_inductor_finds_the_same_rows(dtype, unknown):
 def test_engines_find_the_same_rows(backend, unknown):
     timesteps = asked(torch.float32)
     graph_module, wanted = lookup(timesteps, unknown)
-    run, _ = compile_engine(backend, graph_module, len(timesteps), None)
+    run, _ = find_backend(backend).compile_graph(graph_module, len(timesteps), "f32")
     rows, _ = run(timesteps, torch.zeros(len(timesteps)))
     # An engine's comparison with what is no number may say anything; the denoiser names it first.
     assert torch.equal(rows[:-1], wanted[:-1])

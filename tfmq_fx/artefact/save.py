@@ -20,10 +20,10 @@ from tfmq_fx.artefact.manifest import Manifest, StoredFile
 from tfmq_fx.artefact.packing import needed_bits, pack
 from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.errors import ArtefactError
+from tfmq_fx.frontend.examples import example_arguments
+from tfmq_fx.frontend.graph_export import export_graph
 from tfmq_fx.frontend.interface_json import model_to_json
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.lowering.backends.aot import export_graph
-from tfmq_fx.lowering.examples import example_arguments
 from tfmq_fx.passes.support.predicates import module_path
 from tfmq_fx.quantization.program import QuantizedProgram
 from tfmq_fx.quantization.stage_checks import describe

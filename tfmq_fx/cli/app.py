@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from tfmq_fx.cli.backends import backends
 from tfmq_fx.cli.compare import compare
 from tfmq_fx.cli.console import print_error, quiet_libraries
 from tfmq_fx.cli.diagnose import diagnose
@@ -49,7 +50,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (inspect, presets, quantize, sample, compare, diagnose):
+for command in (inspect, presets, backends, quantize, sample, compare, diagnose):
     app.command()(command)
 
 

@@ -16,7 +16,6 @@ from rich.tree import Tree
 from tfmq_fx.cli.console import console, size_text, stage
 from tfmq_fx.cli.options import (
     ArtefactOption,
-    Backend,
     BackendOption,
     Model,
     PackageOption,
@@ -54,7 +53,7 @@ def compare(
         typer.Option("--json", help="The JSON to write.  [default: the PNG's path with .json]", show_default=False),
     ] = None,
     seed: Seed = 0,
-    backend: BackendOption = Backend.INDUCTOR,
+    backend: BackendOption = "inductor",
     package: PackageOption = None,
 ) -> None:
     """Compare a quantized artefact with its float model, from the same noise."""

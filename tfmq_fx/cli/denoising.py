@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfmq_fx.cli.console import stage
-from tfmq_fx.cli.options import Backend, UnknownTimestep
+from tfmq_fx.cli.options import UnknownTimestep
 from tfmq_fx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def load_program(
     return program, count
 
 
-def lower_program(program: QuantizedProgram, backend: Backend, artefact: Path, package: Path | None = None) -> Denoiser:
+def lower_program(program: QuantizedProgram, backend: str, artefact: Path, package: Path | None = None) -> Denoiser:
     """Lower for ``backend``; a package that is younger than its artefact is used again.
 
     Raises:
@@ -59,17 +59,19 @@ def lower_program(program: QuantizedProgram, backend: Backend, artefact: Path, p
         ArtefactError: The package cannot be loaded.
     """
     from tfmq_fx.artefact.layout import MANIFEST
+    from tfmq_fx.lowering.backends.registry import find_backend
     from tfmq_fx.lowering.lower import load_denoiser, lower
 
-    if backend is not Backend.AOT:
-        stage(f"lowering ({backend.value})")
-        return lower(program, backend=backend.value)
-    package = package or artefact.parent / f"{artefact.name}.pt2"
+    suffix = find_backend(backend).package_suffix
+    if suffix is None:
+        stage(f"lowering ({backend})")
+        return lower(program, backend=backend, path=package)
+    package = package or artefact.parent / f"{artefact.name}{suffix}"
     if package.exists() and package.stat().st_mtime > (artefact / MANIFEST).stat().st_mtime:
         stage(f"loading the compiled package {package}")
         return load_denoiser(package, unknown_timestep=program.config.unknown_timestep)
     stage(f"compiling to {package}")
-    return lower(program, backend="aot", path=package)
+    return lower(program, backend=backend, path=package)
 
 
 def sample_with_progress(denoiser: Any, scheduler: Any, steps: int, noise: Tensor, label: str) -> Tensor:

@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from tfmq_fx.config.presets import PRESETS
+from tfmq_fx.lowering.backends.registry import backend_names
 
 __all__ = [
     "ActivationBits",
     "ActivationRange",
     "ActivationRangeOption",
     "ArtefactOption",
-    "Backend",
     "BackendOption",
     "BatchSizeOption",
     "CacheBytes",
@@ -92,15 +92,12 @@ class UnknownTimestep(StrEnum):
     NEAREST = "nearest"
 
 
-class Backend(StrEnum):
-    """What the quantized program is lowered to."""
-
-    INDUCTOR = "inductor"
-    AOT = "aot"
-    OPENVINO = "openvino"
-    ONNXRUNTIME = "onnxruntime"
-    AUTO = "auto"
-    REFERENCE = "reference"
+def _backend_name(name: str) -> str:
+    """A backend's name, as the registry knows it when the command runs."""
+    if name not in backend_names():
+        msg = f"{name!r} is not one of {', '.join(map(repr, backend_names()))}."
+        raise typer.BadParameter(msg)
+    return name
 
 
 Model = Annotated[
@@ -217,18 +214,19 @@ TableSteps = Annotated[
 Samples = Annotated[int, typer.Option(min=1, help="Images.")]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 BackendOption = Annotated[
-    Backend,
+    str,
     typer.Option(
         "--backend",
-        help="inductor: compile now; aot: a compiled package, kept for the next time; openvino, onnxruntime: these "
-        "engines, if installed; auto: the fastest of them all, measured; reference: eager, slow.",
+        metavar="NAME",
+        parser=_backend_name,
+        help=f"What runs the model: {', '.join(backend_names())} (`tfmq-fx backends` describes them).",
     ),
 ]
 PackageOption = Annotated[
     Path | None,
     typer.Option(
         "--package",
-        help="The package of the aot backend.  [default: the artefact's path with .pt2]",
+        help="The package of a backend that writes one, such as aot.  [default: the artefact's path with its suffix]",
         show_default=False,
     ),
 ]

@@ -10,7 +10,6 @@ import typer
 from tfmq_fx.cli.console import console
 from tfmq_fx.cli.options import (
     ArtefactOption,
-    Backend,
     BackendOption,
     PackageOption,
     Samples,
@@ -29,7 +28,7 @@ def sample(
     steps: TableSteps = None,
     unknown_timestep: ServedTimesteps = None,
     seed: Seed = 0,
-    backend: BackendOption = Backend.INDUCTOR,
+    backend: BackendOption = "inductor",
     package: PackageOption = None,
 ) -> None:
     """Sample images with a quantized artefact."""

@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import SymInt, Tensor, fx
@@ -21,7 +21,10 @@ from tfmq_fx.passes.analysis.conditional_part import ConditionalPart
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.subgraphs import extract_subgraph
 
-__all__ = ["Layout", "Stage", "StagedGraph", "split_stages"]
+__all__ = ["Layout", "Stage", "StageRun", "StagedGraph", "split_stages"]
+
+#: Runs a stage: called with its inputs, it returns its outputs as a tuple.
+StageRun = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,13 @@ class StagedGraph:
     Attributes:
         layout: How they go together.
         graph_modules: One for each stage.
+        runs: By position, what runs a stage in place of compiled code, and keeps its values itself: no backend gets
+            its graph, so that such a stage may stand in front of any.
     """
 
     layout: Layout
     graph_modules: tuple[fx.GraphModule, ...]
+    runs: Mapping[int, StageRun] = field(default_factory=dict)
 
 
 def split_stages(graph_module: fx.GraphModule, part: ConditionalPart) -> StagedGraph | None:

@@ -3,13 +3,67 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container
-from dataclasses import replace
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from tfmq_fx.lowering.report.reasons import MISSED, NO_MATMUL
 from tfmq_fx.lowering.report.report import ReportEntry
 
-__all__ = ["in_float", "match_kernels", "read_kernels"]
+__all__ = [
+    "IntegerKernels",
+    "KernelsByModule",
+    "KernelsByNode",
+    "NoKernels",
+    "in_float",
+    "match_kernels",
+    "read_kernels",
+]
+
+
+class IntegerKernels(Protocol):
+    """What is known of the integer kernels of a compiled program."""
+
+    def match(self, entries: Sequence[ReportEntry], nodes: Sequence[str]) -> tuple[ReportEntry, ...]:
+        """The entries as they were compiled.
+
+        Args:
+            entries: What was expected of each layer.
+            nodes: The names of their nodes.
+        """
+
+
+@dataclass(frozen=True)
+class KernelsByModule:
+    """How many there are by module path, as Inductor's finished graph has them."""
+
+    counts: Counter[str]
+
+    def match(self, entries: Sequence[ReportEntry], nodes: Sequence[str]) -> tuple[ReportEntry, ...]:
+        """As :func:`match_kernels`."""
+        return match_kernels(entries, self.counts)
+
+
+@dataclass(frozen=True)
+class KernelsByNode:
+    """The nodes that run on them, as an engine names them that keeps names."""
+
+    integer: frozenset[str]
+
+    def match(self, entries: Sequence[ReportEntry], nodes: Sequence[str]) -> tuple[ReportEntry, ...]:
+        """As :func:`read_kernels`."""
+        return read_kernels(entries, nodes, self.integer)
+
+
+@dataclass(frozen=True)
+class NoKernels:
+    """There are none, for one reason that holds for every layer."""
+
+    reason: str
+
+    def match(self, entries: Sequence[ReportEntry], nodes: Sequence[str]) -> tuple[ReportEntry, ...]:
+        """As :func:`in_float`."""
+        return in_float(entries, self.reason)
 
 
 def _enclosing(name: str) -> list[str]:
@@ -18,15 +72,15 @@ def _enclosing(name: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(len(parts) - 1, -1, -1)]
 
 
-def match_kernels(entries: list[ReportEntry], found: Counter[str]) -> tuple[ReportEntry, ...]:
+def match_kernels(entries: Sequence[ReportEntry], counts: Counter[str]) -> tuple[ReportEntry, ...]:
     """Hold what was expected against the integer kernels that the compiled graph really has.
 
     Args:
         entries: What :func:`classify` expects.
-        found: Integer kernels of the compiled graph by module path (``""`` where it has none). A kernel that took
+        counts: Integer kernels of the compiled graph by module path (``""`` where it has none). A kernel that took
             in the addition behind its layer has the path of the module that adds, around the layer's own.
     """
-    left = Counter(found)
+    left = Counter(counts)
     matched = list(entries)
     pending = []
     for index, entry in enumerate(matched):
@@ -49,7 +103,9 @@ def match_kernels(entries: list[ReportEntry], found: Counter[str]) -> tuple[Repo
     return tuple(matched)
 
 
-def read_kernels(entries: list[ReportEntry], nodes: list[str], integer: Container[str]) -> tuple[ReportEntry, ...]:
+def read_kernels(
+    entries: Sequence[ReportEntry], nodes: Sequence[str], integer: Container[str]
+) -> tuple[ReportEntry, ...]:
     """The entries as an engine runs them, which names the layers that it has on integer kernels.
 
     Args:
@@ -66,6 +122,6 @@ def read_kernels(entries: list[ReportEntry], nodes: list[str], integer: Containe
     return tuple(read)
 
 
-def in_float(entries: list[ReportEntry], reason: str) -> list[ReportEntry]:
+def in_float(entries: Sequence[ReportEntry], reason: str) -> tuple[ReportEntry, ...]:
     """The entries where nothing runs on integer kernels, for ``reason``."""
-    return [replace(e, kernel="float", reason=reason) if e.eligible else e for e in entries]
+    return tuple(replace(e, kernel="float", reason=reason) if e.eligible else e for e in entries)

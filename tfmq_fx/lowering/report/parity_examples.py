@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import SymInt, Tensor, fx
 
-from tfmq_fx.lowering.examples import EXAMPLE_BATCH, example_arguments
+from tfmq_fx.frontend.examples import EXAMPLE_BATCH, example_arguments
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.sizes import concrete_size
 
@@ -23,7 +23,7 @@ NUMBERS = 2**26
 
 
 def parity_examples(
-    graph_module: fx.GraphModule, indexed: Mapping[str, Tensor], timestep: str, *, alone: bool
+    graph_module: fx.GraphModule, indexed: Mapping[str, Tensor], timestep: str, *, one_timestep: bool
 ) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     """Make calls ``(args, kwargs)``, each with noise of its own.
 
@@ -34,11 +34,11 @@ def parity_examples(
         graph_module: The quantized program's graph.
         indexed: By name, the values of every input that comes from a finite set, ``[K]``, in the order of the table.
         timestep: Name of the timestep input.
-        alone: Whether a call has one timestep in all its items, as kernels of one timestep group need it.
+        one_timestep: Whether a call has one timestep in all its items, as kernels of one timestep group need it.
     """
     inputs = {str(node.target): node_value(node) for node in graph_module.graph.nodes if node.op == "placeholder"}
     widths = {name: _items(inputs[name]) for name in indexed}
-    if alone:
+    if one_timestep:
         widths[timestep] = 1
     rows_a_call = widths.get(timestep, FEWEST_ROWS)
     calls = min(max(NUMBERS // _computed(graph_module), FEWEST_CALLS), MOST_CALLS)

@@ -46,8 +46,8 @@ class ByBatch:
         leaves = pytree.tree_leaves((args, kwargs), is_leaf=lambda leaf: leaf is None)
         tensors = [leaves[index] for index in self._tensors]
         batch = 1 if self._batch is None else self._batch.of(tensors)
-        found = iter(self.session(batch)(tensors))
-        outputs = [next(found) if isinstance(leaf, fx.Node) else leaf for leaf in self._results]
+        computed = iter(self.session(batch)(tensors))
+        outputs = [next(computed) if isinstance(leaf, fx.Node) else leaf for leaf in self._results]
         return pytree.tree_unflatten(outputs, self._structure)
 
     def session(self, batch: int) -> Session:

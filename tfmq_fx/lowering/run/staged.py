@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,14 +13,12 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tfmq_fx.frontend.tensors import contiguous
-from tfmq_fx.lowering.stages import Layout, Stage, StagedGraph
+from tfmq_fx.lowering.stages import Layout, Stage, StagedGraph, StageRun
 
 __all__ = ["Reused", "StagedProgram", "stage_inputs"]
 
 #: Memory for values that are kept, per stage: the keys and values of SDXL's cross attention take some 55 MB a prompt.
 KEPT_BYTES = 2**29
-
-Run = Callable[..., Any]
 
 
 class Reused:
@@ -38,7 +36,7 @@ class Reused:
         computed: Rows that were computed so far.
     """
 
-    def __init__(self, stage: Stage, run: Run, most_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, stage: Stage, run: StageRun, most_bytes: int = KEPT_BYTES) -> None:
         self.stage, self.run, self.most_bytes = stage, run, most_bytes
         self.computed = 0
         self._kept: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()
@@ -120,12 +118,18 @@ class StagedProgram:
         layout: How the stages go together.
         structure: What the program's flat results are put into.
         runs: What runs each stage.
+        own: The positions of those that keep their values themselves; of the others all but the last are kept here.
     """
 
-    def __init__(self, layout: Layout, structure: pytree.TreeSpec, runs: Sequence[Run]) -> None:
+    def __init__(
+        self, layout: Layout, structure: pytree.TreeSpec, runs: Sequence[StageRun], own: Collection[int] = ()
+    ) -> None:
         self.layout, self.structure = layout, structure
-        early = zip(layout.stages[:-1], runs[:-1], strict=True)
-        self.runs: list[Run] = [*(Reused(stage, run) for stage, run in early), runs[-1]]
+        direct = {*own, len(runs) - 1}
+        self.runs: list[StageRun] = [
+            run if number in direct else Reused(stage, run)
+            for number, (stage, run) in enumerate(zip(layout.stages, runs, strict=True))
+        ]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the stages in order."""
@@ -141,7 +145,8 @@ def stage_inputs(staged: StagedGraph, args: tuple[Any, ...], kwargs: dict[str, A
     """What each stage is called with for these inputs of the program."""
     values = dict(zip(staged.layout.inputs, pytree.tree_leaves((args, kwargs)), strict=True))
     seen = []
-    for stage, graph_module in zip(staged.layout.stages, staged.graph_modules, strict=True):
+    for number, (stage, graph_module) in enumerate(zip(staged.layout.stages, staged.graph_modules, strict=True)):
         seen.append(tuple(values[name] for name in stage.inputs))
-        values.update(zip(stage.outputs, _as_tuple(graph_module(*seen[-1])), strict=True))
+        run = staged.runs.get(number, graph_module)
+        values.update(zip(stage.outputs, _as_tuple(run(*seen[-1])), strict=True))
     return seen

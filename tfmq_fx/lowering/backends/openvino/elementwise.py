@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from openvino import opset15 as opset
 
-from tfmq_fx.lowering.backends.aten import by_overload
 from tfmq_fx.lowering.backends.openvino.types import element_type
-from tfmq_fx.lowering.backends.translation import Operator, Translator
+from tfmq_fx.lowering.translation.aten import by_overload
+from tfmq_fx.lowering.translation.translator import Operator, Translator
 
 __all__ = ["OPERATORS"]
 

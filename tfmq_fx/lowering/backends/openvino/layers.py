@@ -10,9 +10,9 @@ import torch
 from openvino import opset15 as opset
 from torch import Tensor
 
-from tfmq_fx.lowering.backends.aten import by_overload, per_axis
 from tfmq_fx.lowering.backends.openvino.elementwise import cast
-from tfmq_fx.lowering.backends.translation import Operator, Translator
+from tfmq_fx.lowering.translation.aten import by_overload, per_axis
+from tfmq_fx.lowering.translation.translator import Operator, Translator
 
 __all__ = ["OPERATORS"]
 

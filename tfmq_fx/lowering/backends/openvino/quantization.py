@@ -15,8 +15,8 @@ from openvino import opset15 as opset
 from torch import Tensor
 
 from tfmq_fx.errors import LoweringError
-from tfmq_fx.lowering.backends.aten import by_overload
-from tfmq_fx.lowering.backends.translation import Operator, Translator
+from tfmq_fx.lowering.translation.aten import by_overload
+from tfmq_fx.lowering.translation.translator import Operator, Translator
 
 __all__ = ["OPERATORS"]
 

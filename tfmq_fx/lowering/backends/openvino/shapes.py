@@ -7,9 +7,9 @@ from typing import Any
 
 from openvino import opset15 as opset
 
-from tfmq_fx.lowering.backends.aten import by_overload, per_side, reversed_axes, swapped_axes
 from tfmq_fx.lowering.backends.openvino.elementwise import cast
-from tfmq_fx.lowering.backends.translation import Operator, Translator
+from tfmq_fx.lowering.translation.aten import by_overload, per_side, reversed_axes, swapped_axes
+from tfmq_fx.lowering.translation.translator import Operator, Translator
 
 __all__ = ["OPERATORS"]
 

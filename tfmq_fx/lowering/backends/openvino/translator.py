@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tfmq_fx.lowering.backends.openvino import elementwise, layers, quantization, shapes
 from tfmq_fx.lowering.backends.openvino.types import element_type
-from tfmq_fx.lowering.backends.translation import Operator, Translator
+from tfmq_fx.lowering.translation.translator import Operator, Translator
 
 __all__ = ["OpenVINOTranslator"]
 

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from tfmq_fx.lowering.backends.aten import by_overload
-from tfmq_fx.lowering.backends.translation import Operator
-
-if TYPE_CHECKING:
-    from tfmq_fx.lowering.backends.onnx.translator import OnnxTranslator
+from tfmq_fx.lowering.backends.onnxruntime.context import OnnxContext
+from tfmq_fx.lowering.translation.aten import by_overload
+from tfmq_fx.lowering.translation.translator import Operator
 
 __all__ = ["OPERATORS"]
 
 
 def _unary(operator: str) -> Operator:
-    def translate(context: OnnxTranslator, input: Any) -> Any:
+    def translate(context: OnnxContext, input: Any) -> Any:
         return context.result(operator, [context.cast(input)])
 
     return translate
 
 
 def _binary(operator: str) -> Operator:
-    def translate(context: OnnxTranslator, input: Any, other: Any) -> Any:
+    def translate(context: OnnxContext, input: Any, other: Any) -> Any:
         return context.result(operator, [context.cast(input), context.cast(other)])
 
     return translate
@@ -33,7 +31,7 @@ def _binary(operator: str) -> Operator:
 def _scaled(operator: str) -> Operator:
     """``add`` and ``sub``, whose second operand may have a factor."""
 
-    def translate(context: OnnxTranslator, input: Any, other: Any, alpha: float = 1) -> Any:
+    def translate(context: OnnxContext, input: Any, other: Any, alpha: float = 1) -> Any:
         right = context.cast(other)
         if alpha != 1:
             right = context.emit("Mul", [right, context.cast(alpha)], right.shape, right.dtype)
@@ -43,7 +41,7 @@ def _scaled(operator: str) -> Operator:
 
 
 def _compare(operator: str) -> Operator:
-    def translate(context: OnnxTranslator, input: Any, other: Any) -> Any:
+    def translate(context: OnnxContext, input: Any, other: Any) -> Any:
         dtype = context.operand_value(0).dtype
         return context.result(operator, [context.cast(input, dtype), context.cast(other, dtype)])
 
@@ -53,7 +51,7 @@ def _compare(operator: str) -> Operator:
 def _reduction(operator: str) -> Operator:
     """A reduction over some axes, or all of them."""
 
-    def translate(context: OnnxTranslator, input: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
+    def translate(context: OnnxContext, input: Any, dim: Any = None, keepdim: bool = False, **_: Any) -> Any:
         value = context.cast(input)
         axes = list(range(len(value.shape))) if dim in (None, []) else [dim] if isinstance(dim, int) else list(dim)
         return context.result(operator, [value, context.builder.sizes(axes)], keepdims=int(keepdim))
@@ -61,22 +59,22 @@ def _reduction(operator: str) -> Operator:
     return translate
 
 
-def to_dtype(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
+def to_dtype(context: OnnxContext, input: Any, *_: Any, **__: Any) -> Any:
     """A cast; the dtype is that of the result."""
     return context.cast(input)
 
 
-def same(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
+def same(context: OnnxContext, input: Any, *_: Any, **__: Any) -> Any:
     """What only concerns memory."""
     return input
 
 
-def where(context: OnnxTranslator, condition: Any, input: Any, other: Any) -> Any:
+def where(context: OnnxContext, condition: Any, input: Any, other: Any) -> Any:
     """An element of the one or of the other."""
     return context.result("Where", [context.value(condition), context.cast(input), context.cast(other)])
 
 
-def clamp(context: OnnxTranslator, input: Any, min: Any = None, max: Any = None) -> Any:
+def clamp(context: OnnxContext, input: Any, min: Any = None, max: Any = None) -> Any:
     """Clamp to one or both bounds."""
     value = context.cast(input)
     for operator, bound in (("Max", min), ("Min", max)):
@@ -85,34 +83,34 @@ def clamp(context: OnnxTranslator, input: Any, min: Any = None, max: Any = None)
     return value
 
 
-def silu(context: OnnxTranslator, input: Any) -> Any:
+def silu(context: OnnxContext, input: Any) -> Any:
     """``x * sigmoid(x)``, which ONNX Runtime fuses."""
     value = context.cast(input)
     return context.result("Mul", [value, context.result("Sigmoid", [value])])
 
 
-def gelu(context: OnnxTranslator, input: Any, approximate: str = "none") -> Any:
+def gelu(context: OnnxContext, input: Any, approximate: str = "none") -> Any:
     """The Gaussian error linear unit, or its approximation by tanh."""
     return context.result("Gelu", [context.cast(input)], approximate=approximate)
 
 
-def softmax(context: OnnxTranslator, input: Any, dim: int, dtype: torch.dtype | None = None) -> Any:
+def softmax(context: OnnxContext, input: Any, dim: int, dtype: torch.dtype | None = None) -> Any:
     """Softmax along one axis."""
     return context.result("Softmax", [context.cast(input)], axis=dim)
 
 
-def rsqrt(context: OnnxTranslator, input: Any) -> Any:
+def rsqrt(context: OnnxContext, input: Any) -> Any:
     """One over the square root."""
     return context.result("Reciprocal", [context.result("Sqrt", [context.cast(input)])])
 
 
-def bitwise_and(context: OnnxTranslator, input: Any, other: Any) -> Any:
+def bitwise_and(context: OnnxContext, input: Any, other: Any) -> Any:
     """Bit by bit; ONNX has an operator of its own for truth values."""
     operator = "And" if context.dtype == torch.bool else "BitwiseAnd"
     return context.result(operator, [context.cast(input), context.cast(other)])
 
 
-def argmin(context: OnnxTranslator, input: Any, dim: int, keepdim: bool = False) -> Any:
+def argmin(context: OnnxContext, input: Any, dim: int, keepdim: bool = False) -> Any:
     """The place of the smallest value along one axis."""
     return context.result("ArgMin", [context.value(input)], axis=dim, keepdims=int(keepdim))
 

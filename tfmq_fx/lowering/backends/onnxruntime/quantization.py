@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tfmq_fx.errors import LoweringError
-from tfmq_fx.lowering.backends.aten import by_overload
-from tfmq_fx.lowering.backends.onnx.graph import Value
-from tfmq_fx.lowering.backends.translation import Operator
+from tfmq_fx.lowering.backends.onnxruntime.context import OnnxContext
+from tfmq_fx.lowering.backends.onnxruntime.integers import INTEGERS, IntegerActivation, IntegerWeight
+from tfmq_fx.lowering.translation.aten import by_overload
+from tfmq_fx.lowering.translation.translator import Operator
 
-if TYPE_CHECKING:
-    from tfmq_fx.lowering.backends.onnx.translator import OnnxTranslator
-
-__all__ = ["OPERATORS", "IntegerActivation", "IntegerWeight"]
-
-INTEGERS = (torch.uint8, torch.int8)
+__all__ = ["OPERATORS"]
 
 
-@dataclass(frozen=True, eq=False)
-class IntegerActivation:
-    """An activation in integers; what cannot read those reads :attr:`real`, which is made when it is asked for."""
-
-    integers: Value
-    scale: float
-    zero_point: Value
-
-
-@dataclass(frozen=True, eq=False)
-class IntegerWeight:
-    """A weight in integers with zero point 0 and a scale per entry of one axis."""
-
-    integers: Tensor
-    scales: Tensor
-    axis: int
-
-    @property
-    def real(self) -> Tensor:
-        """The weight in float."""
-        along = [1] * self.integers.ndim
-        along[self.axis] = -1
-        return self.integers.float() * self.scales.reshape(along)
-
-
-def _number(context: OnnxTranslator, value: Any) -> float:
+def _number(context: OnnxContext, value: Any) -> float:
     if not isinstance(value, (Tensor, int, float)):
         msg = (
             f"{context.engine} cannot quantize with computed parameters (node {context.node.name!r}); "
@@ -57,7 +27,7 @@ def _number(context: OnnxTranslator, value: Any) -> float:
     return float(value.reshape(-1)[0]) if isinstance(value, Tensor) else float(value)
 
 
-def quantize(context: OnnxTranslator, input: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int,
+def quantize(context: OnnxContext, input: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int,
              dtype: torch.dtype) -> IntegerActivation:  # fmt: skip
     """``QuantizeLinear``, clamped where the range is narrower than the dtype; wider integers in float."""
     step, zero = _number(context, scale), int(_number(context, zero_point))
@@ -77,7 +47,7 @@ def quantize(context: OnnxTranslator, input: Any, scale: Any, zero_point: Any, q
     return IntegerActivation(integers, step, offset)
 
 
-def dequantize(context: OnnxTranslator, input: Any, scale: Any, zero_point: Any, *_: Any, **__: Any) -> Any:
+def dequantize(context: OnnxContext, input: Any, scale: Any, zero_point: Any, *_: Any, **__: Any) -> Any:
     """Hand the integers on: layers read them, everything else has them dequantized."""
     if not isinstance(input, IntegerActivation) or input.scale != _number(context, scale):
         msg = f"{context.engine} cannot dequantize {context.node.args[0]} with parameters of its own"
@@ -85,7 +55,7 @@ def dequantize(context: OnnxTranslator, input: Any, scale: Any, zero_point: Any,
     return input
 
 
-def dequantize_weight(context: OnnxTranslator, input: Any, scales: Tensor, zero_points: Tensor | None, axis: int,
+def dequantize_weight(context: OnnxContext, input: Any, scales: Tensor, zero_points: Tensor | None, axis: int,
                       *_: Any, **__: Any) -> IntegerWeight:  # fmt: skip
     """Hand the integers on; the zero points are 0 since ``FoldWeightZeroPoints``."""
     if not isinstance(input, Tensor) or (zero_points is not None and bool(zero_points.any())):

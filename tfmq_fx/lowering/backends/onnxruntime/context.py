@@ -1,32 +1,27 @@
-"""From an ATen graph to an ONNX model."""
+"""What the translations of ATen operators to ONNX write with: values of the model under construction."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx.lowering.backends.onnx import elementwise, layers, quantization, shapes
-from tfmq_fx.lowering.backends.onnx.graph import GraphBuilder, Value, element_type
-from tfmq_fx.lowering.backends.onnx.quantization import INTEGERS, IntegerActivation, IntegerWeight
-from tfmq_fx.lowering.backends.translation import Operator, Translator
+from tfmq_fx.lowering.backends.onnxruntime.graph import GraphBuilder, Value, element_type
+from tfmq_fx.lowering.backends.onnxruntime.integers import INTEGERS, IntegerActivation, IntegerWeight
+from tfmq_fx.lowering.translation.translator import Translator
 
-__all__ = ["OnnxTranslator"]
+__all__ = ["OnnxContext"]
 
 
-class OnnxTranslator(Translator):
-    """Builds an ONNX model; layers that multiply are named after their nodes."""
+class OnnxContext(Translator):
+    """Adds nodes and constants to an ONNX model.
+
+    Attributes:
+        builder: The model under construction.
+    """
 
     engine = "ONNX Runtime"
-    operators: ClassVar[Mapping[Any, Operator]] = {
-        **elementwise.OPERATORS,
-        **layers.OPERATORS,
-        **quantization.OPERATORS,
-        **shapes.OPERATORS,
-    }
 
     def __init__(self, graph_module: fx.GraphModule, batch: int) -> None:
         super().__init__(graph_module, batch)
@@ -60,11 +55,11 @@ class OnnxTranslator(Translator):
 
     def cast(self, x: Any, dtype: torch.dtype | None = None) -> Value:
         """``x`` in ``dtype``, by default that of the result."""
-        wanted = dtype or self.dtype
-        value: Value = self.value(x, wanted)
-        if value.dtype == wanted:
+        target = dtype or self.dtype
+        value: Value = self.value(x, target)
+        if value.dtype == target:
             return value
-        return self.emit("Cast", [value], value.shape, wanted, to=element_type(wanted))
+        return self.emit("Cast", [value], value.shape, target, to=element_type(target))
 
     def emit(self, operator: str, inputs: list[Any], shape: Any, dtype: torch.dtype, **attributes: Any) -> Value:
         """Add a node."""
@@ -73,8 +68,3 @@ class OnnxTranslator(Translator):
     def result(self, operator: str, inputs: list[Any], **attributes: Any) -> Value:
         """Add a node that computes the result of the current node."""
         return self.emit(operator, inputs, self.shape, self.dtype, **attributes)
-
-    def model(self) -> onnx.ModelProto:
-        """Translate the graph and wrap it into a model."""
-        self.run()
-        return self.builder.model(self.results)

@@ -15,10 +15,10 @@ from tests.artefact.watch import watched
 from tfmq_fx import ArtefactError, load_denoiser
 from tfmq_fx.frontend import BatchSize, ConstantInput, Interface, Parameter, TensorInput
 from tfmq_fx.frontend.interface_json import interface_to_json
-from tfmq_fx.lowering import aot
-from tfmq_fx.lowering.backends.aot import ABOUT, describe_package
-from tfmq_fx.lowering.backends.machine import Machine
-from tfmq_fx.lowering.backends.package_manifest import PackageManifest
+from tfmq_fx.lowering.backends.aot import package as package_file
+from tfmq_fx.lowering.backends.aot.machine import Machine
+from tfmq_fx.lowering.backends.aot.manifest import PackageManifest
+from tfmq_fx.lowering.backends.aot.package import ABOUT, describe_package
 from tfmq_fx.lowering.report.report import LoweringReport, ReportEntry
 from tfmq_fx.lowering.stages import Layout, Stage
 
@@ -72,13 +72,13 @@ def loaded(monkeypatch):
     """Whether its code was loaded."""
     calls = []
     monkeypatch.setattr(
-        aot, "load_models", lambda path: calls.append(path) or {"model": None, "stage0": 0, "stage1": 0}
+        package_file, "load_models", lambda path: calls.append(path) or {"model": None, "stage0": 0, "stage1": 0}
     )
     return calls
 
 
 def test_the_round_trip(package, loaded):
-    _, about = aot.load_package(package)
+    _, about = package_file.load_package(package)
     assert loaded == [package]
     wanted = json.loads(json.dumps(description()))
     assert {name: about[name] for name in wanted} == wanted

@@ -12,42 +12,18 @@ from typing import Any
 
 import torch
 import torch._inductor
-from torch import Tensor, fx
-from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree as pytree
+from torch.export import ExportedProgram
 
-from tfmq_fx._torch.core import calling_convention, load_pt2, package_aoti
+from tfmq_fx._torch.core import load_pt2, package_aoti
 from tfmq_fx.errors import ArtefactError, LoweringError
-from tfmq_fx.frontend.sizes import sizes_of
-from tfmq_fx.lowering.backends.inductor import freezing
-from tfmq_fx.lowering.backends.kernels import KernelCounter
-from tfmq_fx.lowering.backends.machine import Machine
-from tfmq_fx.lowering.backends.package_manifest import FORMAT, FORMAT_VERSION, MOST_BYTES, PackageManifest
+from tfmq_fx.lowering.backends.aot.machine import Machine
+from tfmq_fx.lowering.backends.aot.manifest import FORMAT, FORMAT_VERSION, MOST_BYTES, PackageManifest
+from tfmq_fx.lowering.backends.inductor.compiler import freezing
+from tfmq_fx.lowering.backends.inductor.kernels import KernelCounter
 
-__all__ = ["check_package_path", "compile_package", "describe_package", "export_graph", "load_models", "load_package"]
+__all__ = ["check_package_path", "compile_package", "describe_package", "is_package", "load_models", "load_package"]
 
 ABOUT = "extra/tfmq_fx.json"
-
-
-def export_graph(
-    graph_module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], max_batch: int | None
-) -> ExportedProgram:
-    """Export a captured graph again, with the same symbolic batch."""
-    batch = Dim("batch", min=1, max=max_batch) if max_batch else Dim("batch", min=1)
-
-    def shape(value: Any) -> dict[int, Any] | None:
-        sizes = sizes_of(value) if isinstance(value, Tensor) else ()
-        grow = {axis: size.times for axis, size in enumerate(sizes) if not isinstance(size, int)}
-        return {axis: batch if times == 1 else times * batch for axis, times in grow.items()} or None
-
-    shapes = [shape(node.meta.get("val")) for node in graph_module.graph.nodes if node.op == "placeholder"]
-    structure = pytree.tree_unflatten(shapes, pytree.tree_structure((args, kwargs)))
-    dynamic: Any = structure[0]
-    if kwargs:
-        names, _ = calling_convention(graph_module.graph)
-        dynamic = {**dict(zip(names, structure[0], strict=False)), **structure[1]}
-    with torch.no_grad():
-        return torch.export.export(graph_module, args, kwargs, dynamic_shapes=dynamic)
 
 
 @torch.no_grad()
@@ -74,7 +50,7 @@ def compile_package(programs: Mapping[str, ExportedProgram], path: Path) -> Kern
             )
         assert isinstance(files, list)
         compiled[name] = files
-        total.found += counter.found
+        total.counts += counter.counts
     path.parent.mkdir(parents=True, exist_ok=True)
     package_aoti(str(path), compiled)
     return total
@@ -98,15 +74,24 @@ def check_package_path(path: Path) -> None:
         raise LoweringError(msg)
 
 
-def describe_package(path: Path, about: dict[str, Any]) -> None:
-    """Add ``about`` (the fields of a :class:`PackageManifest`, JSON values) and this machine as a file of its own."""
-    described = {"format": FORMAT, "format_version": FORMAT_VERSION, **about, "machine": Machine.here().to_json()}
+def describe_package(path: Path, manifest: dict[str, Any]) -> None:
+    """Add ``manifest`` (the fields of a :class:`PackageManifest`, JSON values) and this machine as a file."""
+    described = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "machine": Machine.here().to_json()}
     # Through JSON, as it will be read: what could not be loaded is refused now.
     text = json.dumps(described)
     PackageManifest.from_bytes(text.encode())
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{root}/{ABOUT}", text)
+
+
+def is_package(path: Path) -> bool:
+    """Whether the file at ``path`` says that it is a package of ours; what it says is not read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/{ABOUT}") for name in archive.namelist())
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error):
+        return False
 
 
 def load_models(path: Path) -> dict[str, Callable[..., Any]]:
@@ -130,15 +115,15 @@ def load_package(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, A
         msg = f"there is no package at {path}; make one with lower(program, backend='aot', path=...)"
         raise ArtefactError(msg)
     try:
-        about = PackageManifest.from_bytes(_description(path))
+        manifest = PackageManifest.from_bytes(_description(path))
     except ArtefactError as error:
         msg = f"{path} is not a package of tfmq_fx, or it is damaged: {error}"
         raise ArtefactError(msg) from error
-    if reason := Machine.here().lacks(about.machine):
+    if reason := Machine.here().lacks(manifest.machine):
         msg = f"{path} was compiled for {reason}; compile the program again here, from its artefact"
         raise ArtefactError(msg)
     try:
-        return load_models(path), about.to_json()
+        return load_models(path), manifest.to_json()
     except (KeyError, OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         msg = f"{path} is not a package of tfmq_fx, or it is damaged ({type(error).__name__}); compile it again"
         raise ArtefactError(msg) from error

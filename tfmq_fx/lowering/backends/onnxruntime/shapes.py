@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from tfmq_fx.lowering.backends.aten import by_overload, per_side, reversed_axes, swapped_axes
-from tfmq_fx.lowering.backends.translation import Operator
-
-if TYPE_CHECKING:
-    from tfmq_fx.lowering.backends.onnx.translator import OnnxTranslator
+from tfmq_fx.lowering.backends.onnxruntime.context import OnnxContext
+from tfmq_fx.lowering.translation.aten import by_overload, per_side, reversed_axes, swapped_axes
+from tfmq_fx.lowering.translation.translator import Operator
 
 __all__ = ["OPERATORS"]
 
 
-def reshape(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
+def reshape(context: OnnxContext, input: Any, *_: Any, **__: Any) -> Any:
     """Whatever gives the values another shape in the same order."""
     value = context.value(input)
     if list(value.shape) == context.shape:
@@ -24,7 +22,7 @@ def reshape(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
     return context.result("Reshape", [value, context.builder.sizes(context.shape)])
 
 
-def expand(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
+def expand(context: OnnxContext, input: Any, *_: Any, **__: Any) -> Any:
     """Repeat along axes of size 1."""
     value = context.value(input)
     if list(value.shape) == context.shape:
@@ -32,27 +30,27 @@ def expand(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
     return context.result("Expand", [value, context.builder.sizes(context.shape)])
 
 
-def permute(context: OnnxTranslator, input: Any, dims: Sequence[int]) -> Any:
+def permute(context: OnnxContext, input: Any, dims: Sequence[int]) -> Any:
     """Another order of the axes."""
     return context.result("Transpose", [context.value(input)], perm=[axis % len(dims) for axis in dims])
 
 
-def transpose(context: OnnxTranslator, input: Any, dim0: int, dim1: int) -> Any:
+def transpose(context: OnnxContext, input: Any, dim0: int, dim1: int) -> Any:
     """Two axes change places."""
     return permute(context, input, swapped_axes(len(context.shape), dim0, dim1))
 
 
-def matrix_transpose(context: OnnxTranslator, input: Any) -> Any:
+def matrix_transpose(context: OnnxContext, input: Any) -> Any:
     """The transpose of a matrix."""
     return permute(context, input, reversed_axes(len(context.shape)))
 
 
-def cat(context: OnnxTranslator, tensors: Sequence[Any], dim: int = 0) -> Any:
+def cat(context: OnnxContext, tensors: Sequence[Any], dim: int = 0) -> Any:
     """Side by side along one axis."""
     return context.result("Concat", [context.cast(tensor) for tensor in tensors], axis=dim)
 
 
-def stack(context: OnnxTranslator, tensors: Sequence[Any], dim: int = 0) -> Any:
+def stack(context: OnnxContext, tensors: Sequence[Any], dim: int = 0) -> Any:
     """Side by side along a new axis."""
     place = context.builder.sizes([dim])
     shape = list(context.shape)
@@ -61,7 +59,7 @@ def stack(context: OnnxTranslator, tensors: Sequence[Any], dim: int = 0) -> Any:
     return context.result("Concat", wide, axis=dim)
 
 
-def slice_(context: OnnxTranslator, input: Any, dim: int = 0, start: int | None = None, end: int | None = None,
+def slice_(context: OnnxContext, input: Any, dim: int = 0, start: int | None = None, end: int | None = None,
            step: int = 1) -> Any:  # fmt: skip
     """A part of one axis."""
     value = context.value(input)
@@ -71,22 +69,22 @@ def slice_(context: OnnxTranslator, input: Any, dim: int = 0, start: int | None 
     return context.result("Slice", [value, *(context.builder.sizes([number]) for number in (first, last, dim, step))])
 
 
-def select(context: OnnxTranslator, input: Any, dim: int, index: int) -> Any:
+def select(context: OnnxContext, input: Any, dim: int, index: int) -> Any:
     """One place of an axis, which goes."""
     return context.result("Gather", [context.value(input), context.constant(torch.tensor(index))], axis=dim)
 
 
-def index_select(context: OnnxTranslator, input: Any, dim: int, index: Any) -> Any:
+def index_select(context: OnnxContext, input: Any, dim: int, index: Any) -> Any:
     """Rows of a table."""
     return context.result("Gather", [context.value(input), context.value(index)], axis=dim)
 
 
-def embedding(context: OnnxTranslator, weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
+def embedding(context: OnnxContext, weight: Any, indices: Any, *_: Any, **__: Any) -> Any:
     """Rows of a table of embeddings."""
     return index_select(context, weight, 0, indices)
 
 
-def split(context: OnnxTranslator, input: Any, split_size: Any = None, dim: int = 0) -> list[Any]:
+def split(context: OnnxContext, input: Any, split_size: Any = None, dim: int = 0) -> list[Any]:
     """Parts of one axis."""
     value = context.value(input)
     shapes = [tuple(context.sizes(part.shape)) for part in context.node.meta["val"]]
@@ -94,7 +92,7 @@ def split(context: OnnxTranslator, input: Any, split_size: Any = None, dim: int 
     return context.builder.emit_several("Split", [value, lengths], shapes, value.dtype, axis=dim)
 
 
-def unbind(context: OnnxTranslator, input: Any, dim: int = 0) -> list[Any]:
+def unbind(context: OnnxContext, input: Any, dim: int = 0) -> list[Any]:
     """Every place of an axis by itself."""
     value = context.value(input)
     shape = list(value.shape)
@@ -104,7 +102,7 @@ def unbind(context: OnnxTranslator, input: Any, dim: int = 0) -> list[Any]:
 
 
 def pad(
-    context: OnnxTranslator, input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None
+    context: OnnxContext, input: Any, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Any:
     """A border; the sizes begin with the last axis."""
     begins, ends = per_side(pad, len(context.shape))
@@ -115,12 +113,12 @@ def pad(
     )
 
 
-def constant_pad(context: OnnxTranslator, input: Any, pad_: Sequence[int], value: float = 0.0) -> Any:
+def constant_pad(context: OnnxContext, input: Any, pad_: Sequence[int], value: float = 0.0) -> Any:
     """A border of one value."""
     return pad(context, input, pad_, "constant", value)
 
 
-def repeat(context: OnnxTranslator, input: Any, repeats: Sequence[int]) -> Any:
+def repeat(context: OnnxContext, input: Any, repeats: Sequence[int]) -> Any:
     """The whole several times."""
     value = context.value(input)
     missing = [1] * (len(repeats) - len(value.shape))
@@ -130,7 +128,7 @@ def repeat(context: OnnxTranslator, input: Any, repeats: Sequence[int]) -> Any:
     return context.result("Tile", [value, context.builder.sizes(context.sizes(repeats))])
 
 
-def repeat_interleave(context: OnnxTranslator, input: Any, repeats: int, dim: int, **_: Any) -> Any:
+def repeat_interleave(context: OnnxContext, input: Any, repeats: int, dim: int, **_: Any) -> Any:
     """Every place of an axis several times."""
     value = context.value(input)
     axis = dim % len(value.shape)

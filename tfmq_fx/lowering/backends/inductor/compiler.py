@@ -12,12 +12,13 @@ import torch._inductor.config
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from tfmq_fx._torch.core import no_special_batch_sizes, output_structure
-from tfmq_fx.lowering.backends.kernels import KernelCounter
+from tfmq_fx._torch.core import CompilerError, no_special_batch_sizes, output_structure
+from tfmq_fx.errors import LoweringError
+from tfmq_fx.lowering.backends.inductor.kernels import KernelCounter
 from tfmq_fx.passes.support.nodes import fake_mode_of
 from tfmq_fx.passes.support.predicates import node_value
 
-__all__ = ["CompiledProgram", "compile_inductor", "freezing"]
+__all__ = ["CompiledProgram", "compile_inductor", "compiler_errors", "freezing"]
 
 
 @contextlib.contextmanager
@@ -57,9 +58,28 @@ class CompiledProgram:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the compiled code."""
         leaves = pytree.tree_leaves((args, kwargs))
-        found = iter(self._run(*[leaves[index] for index in self._tensors]))
-        outputs = [next(found) if isinstance(leaf, fx.Node) else leaf for leaf in self._results]
+        tensors = iter(self._run(*[leaves[index] for index in self._tensors]))
+        outputs = [next(tensors) if isinstance(leaf, fx.Node) else leaf for leaf in self._results]
         return pytree.tree_unflatten(outputs, self._structure)
+
+
+@contextlib.contextmanager
+def compiler_errors() -> Iterator[None]:
+    """Turn what the compiler raises in the block into an error that says what to do.
+
+    Raises:
+        LoweringError: The compiler raised something.
+    """
+    try:
+        yield
+    except CompilerError as error:
+        cause = getattr(error, "inner_exception", error)
+        first = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        msg = (
+            f"Inductor could not compile this program ({first.strip()}); capture the model with dynamic_batch=False, "
+            "which is easier to compile, or run it with backend='reference'"
+        )
+        raise LoweringError(msg) from error
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
 from tfmq_fx.errors import LoweringError
-from tfmq_fx.lowering.examples import batch_symbol
+from tfmq_fx.frontend.examples import batch_symbol
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import node_value
 

@@ -23,13 +23,13 @@ class KernelCounter:
     """A post-grad pass that reads the graph and changes nothing: integer kernels by module path."""
 
     def __init__(self) -> None:
-        self.found: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def __call__(self, graph: fx.Graph) -> None:
         """Count the integer kernels of ``graph``; a later graph replaces an earlier one."""
-        self.found = Counter()
+        self.counts = Counter()
         for node in graph.nodes:
-            self.found[module_path(node)] += _integer_kernels(node)
+            self.counts[module_path(node)] += _integer_kernels(node)
 
 
 def _integer_kernels(node: fx.Node) -> int:

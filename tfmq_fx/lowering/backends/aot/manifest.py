@@ -15,7 +15,7 @@ from tfmq_fx.artefact.fields import checked, fields_of, identifier, items, parse
 from tfmq_fx.artefact.tree_specs import check_tree_spec, load_tree_spec
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.interface_json import interface_from_json
-from tfmq_fx.lowering.backends.machine import Machine
+from tfmq_fx.lowering.backends.aot.machine import Machine
 from tfmq_fx.lowering.report.report import LoweringReport
 from tfmq_fx.lowering.stages import Layout
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from tfmq_fx.lowering.backends.aten import by_overload, per_axis
-from tfmq_fx.lowering.backends.onnx.quantization import INTEGERS, IntegerActivation, IntegerWeight
-from tfmq_fx.lowering.backends.translation import Operator
-
-if TYPE_CHECKING:
-    from tfmq_fx.lowering.backends.onnx.graph import Value
-    from tfmq_fx.lowering.backends.onnx.translator import OnnxTranslator
+from tfmq_fx.lowering.backends.onnxruntime.context import OnnxContext
+from tfmq_fx.lowering.backends.onnxruntime.graph import Value
+from tfmq_fx.lowering.backends.onnxruntime.integers import INTEGERS, IntegerActivation, IntegerWeight
+from tfmq_fx.lowering.translation.aten import by_overload, per_axis
+from tfmq_fx.lowering.translation.translator import Operator
 
 __all__ = ["OPERATORS"]
 
@@ -27,13 +25,13 @@ def _fits(input: Any, weight: Any) -> bool:
     )
 
 
-def _restore(context: OnnxTranslator, sums: Value, scales: Any) -> Value:
+def _restore(context: OnnxContext, sums: Value, scales: Any) -> Value:
     """Integer sums times the scales of their operands."""
     real = context.emit("Cast", [sums], sums.shape, torch.float32, to=1)
     return context.emit("Mul", [real, context.constant(scales)], sums.shape, torch.float32)
 
 
-def _add_bias(context: OnnxTranslator, result: Value, bias: Any, axis: int) -> Value:
+def _add_bias(context: OnnxContext, result: Value, bias: Any, axis: int) -> Value:
     if bias is None:
         return result
     along = [1] * len(context.shape)
@@ -41,7 +39,7 @@ def _add_bias(context: OnnxTranslator, result: Value, bias: Any, axis: int) -> V
     return context.result("Add", [result, context.constant(bias.reshape(along))])
 
 
-def conv(context: OnnxTranslator, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+def conv(context: OnnxContext, input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
          dilation: Any = 1, groups: int = 1) -> Any:  # fmt: skip
     """A 1-d, 2-d or 3-d convolution."""
     axes = len(context.shape) - 2
@@ -61,7 +59,7 @@ def conv(context: OnnxTranslator, input: Any, weight: Any, bias: Any = None, str
     return _add_bias(context, _restore(context, sums, (weight.scales * input.scale).reshape(along)), bias, 1)
 
 
-def linear(context: OnnxTranslator, input: Any, weight: Any, bias: Any = None) -> Any:
+def linear(context: OnnxContext, input: Any, weight: Any, bias: Any = None) -> Any:
     """A linear layer."""
     if not _fits(input, weight):
         matrix = weight.real if isinstance(weight, IntegerWeight) else weight
@@ -72,7 +70,7 @@ def linear(context: OnnxTranslator, input: Any, weight: Any, bias: Any = None) -
     return _add_bias(context, _restore(context, sums, weight.scales * input.scale), bias, -1)
 
 
-def matmul(context: OnnxTranslator, input: Any, other: Any) -> Any:
+def matmul(context: OnnxContext, input: Any, other: Any) -> Any:
     """A product of two activations."""
     both = (input, other)
     if not all(isinstance(x, IntegerActivation) and x.integers.dtype in INTEGERS for x in both):
@@ -82,12 +80,12 @@ def matmul(context: OnnxTranslator, input: Any, other: Any) -> Any:
     return _restore(context, sums, torch.tensor(input.scale * other.scale))
 
 
-def einsum(context: OnnxTranslator, equation: str, tensors: Sequence[Any], *_: Any, **__: Any) -> Any:
+def einsum(context: OnnxContext, equation: str, tensors: Sequence[Any], *_: Any, **__: Any) -> Any:
     """A sum of products in Einstein's notation."""
     return context.result("Einsum", [context.value(tensor) for tensor in tensors], equation=equation.replace(" ", ""))
 
 
-def attention(context: OnnxTranslator, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
+def attention(context: OnnxContext, query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
               is_causal: bool = False, scale: float | None = None, **_: Any) -> Any:  # fmt: skip
     """Scaled dot product attention in its parts."""
     q, k, v = (context.value(x) for x in (query, key, value))
@@ -109,7 +107,7 @@ def attention(context: OnnxTranslator, query: Any, key: Any, value: Any, attn_ma
     return context.result("MatMul", [weights, v])
 
 
-def group_norm(context: OnnxTranslator, input: Any, num_groups: int, weight: Any = None, bias: Any = None,
+def group_norm(context: OnnxContext, input: Any, num_groups: int, weight: Any = None, bias: Any = None,
                eps: float = 1e-5, *_: Any) -> Any:  # fmt: skip
     """Group normalization: instance normalization of the groups, then the factors of the channels."""
     shape = context.shape
@@ -126,7 +124,7 @@ def group_norm(context: OnnxTranslator, input: Any, num_groups: int, weight: Any
     return result
 
 
-def layer_norm(context: OnnxTranslator, input: Any, normalized_shape: Sequence[int], weight: Any = None,
+def layer_norm(context: OnnxContext, input: Any, normalized_shape: Sequence[int], weight: Any = None,
                bias: Any = None, eps: float = 1e-5, *_: Any) -> Any:  # fmt: skip
     """Layer normalization over the last axes."""
     factor = context.value(torch.ones(list(normalized_shape)) if weight is None else weight)
@@ -134,7 +132,7 @@ def layer_norm(context: OnnxTranslator, input: Any, normalized_shape: Sequence[i
     return context.result("LayerNormalization", inputs, axis=-len(normalized_shape), epsilon=eps)
 
 
-def upsample_nearest(context: OnnxTranslator, input: Any, *_: Any, **__: Any) -> Any:
+def upsample_nearest(context: OnnxContext, input: Any, *_: Any, **__: Any) -> Any:
     """Nearest values on a larger grid."""
     return context.result(
         "Resize", [context.value(input), None, None, context.builder.sizes(context.shape)],
@@ -142,7 +140,7 @@ def upsample_nearest(context: OnnxTranslator, input: Any, *_: Any, **__: Any) ->
     )  # fmt: skip
 
 
-def average_pool(context: OnnxTranslator, input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0,
+def average_pool(context: OnnxContext, input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0,
                  ceil_mode: bool = False, count_include_pad: bool = True, *_: Any) -> Any:  # fmt: skip
     """Averages of windows."""
     axes = len(context.shape) - 2

@@ -1,0 +1,68 @@
+"""Inductor as a backend."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import fx
+
+from tfmq_fx._torch.core import HAS_INTEGER_CONVS
+from tfmq_fx.lowering.backends.backend import CompiledGraphs, CompilerBackend, GraphToCompile
+from tfmq_fx.lowering.backends.inductor import native
+from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor, compiler_errors
+from tfmq_fx.lowering.options import BackendSupport
+from tfmq_fx.lowering.plan import LoweringPlan
+from tfmq_fx.lowering.report.eligibility import reads_one_channel, sums_may_overflow
+from tfmq_fx.lowering.report.matching import KernelsByModule, in_float
+from tfmq_fx.lowering.report.reasons import NO_EXACT_BYTES
+from tfmq_fx.lowering.report.report import ReportEntry
+from tfmq_fx.passes import DequantizeWeights, LowerIndexedConvs, StripDeadState
+from tfmq_fx.passes.support.predicates import is_weighted
+
+__all__ = ["InductorBackend"]
+
+
+class InductorBackend(CompilerBackend):
+    """Compiles once for every batch size, on our integer kernels or oneDNN's."""
+
+    name, title = "inductor", "Inductor"
+    summary = "torch.compile with frozen weights, here and now"
+    support = BackendSupport(stages=True)
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """``"bf16"`` where our own kernels run, and ``"f32"``."""
+        return native.precisions()
+
+    def describe_kernels(self, precision: str) -> str:
+        """Ours or oneDNN's."""
+        return native.describe_kernels(precision)
+
+    def rewrite(
+        self, graph_module: fx.GraphModule, entries: tuple[ReportEntry, ...], *, one_group: bool
+    ) -> tuple[ReportEntry, ...]:
+        """Write out convolutions with indexed parameters; dequantize the weights that its kernels would get wrong."""
+        if one_group and HAS_INTEGER_CONVS:
+            LowerIndexedConvs()(graph_module)
+            StripDeadState()(graph_module)
+        exact = native.sums_bytes_exactly()
+        DequantizeWeights(_computed_in_float if exact else is_weighted)(graph_module)
+        StripDeadState()(graph_module)
+        return entries if exact else in_float(entries, NO_EXACT_BYTES)
+
+    def compile_graphs(self, graphs: Sequence[GraphToCompile], plan: LoweringPlan) -> CompiledGraphs:
+        """Compile each graph by itself."""
+        runs, counts = [], Counter[str]()
+        for graph in graphs:
+            graph_module = native.on_native_kernels(graph.graph_module, plan.options.precision)
+            with compiler_errors():
+                run, counter = compile_inductor(graph_module)
+            runs.append(run)
+            counts += counter.counts
+        return CompiledGraphs(tuple(runs), KernelsByModule(counts))
+
+
+def _computed_in_float(layer: fx.Node) -> bool:
+    """Whether a layer has quantized operands that Inductor's own integer kernels would get wrong."""
+    return reads_one_channel(layer) or sums_may_overflow(layer)
