@@ -186,7 +186,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]
         return self.timesteps
 
     def _insert_row(self, model: fx.GraphModule, timesteps: Tensor) -> None:
-        finite, unknown = finite_values(model, self.finite), self.config.unknown_timestep
+        finite, unknown = finite_values(model, self.finite), self.config.lookup
         IndexTimesteps(timesteps, timestep=self.timestep, unknown=unknown, finite=finite)(model)
 
     def _index_conditional(self, model: fx.GraphModule, block: TemporalBlock, conditions: tuple[str, ...]) -> None:

@@ -63,7 +63,7 @@ def tabulate(
     Raises:
         ConfigError: ``temporal="auto"`` without ``original``.
     """
-    IndexTimesteps(timesteps, timestep=timestep, unknown=config.unknown_timestep, finite=finite)(converted)
+    IndexTimesteps(timesteps, timestep=timestep, unknown=config.lookup, finite=finite)(converted)
     TabulateTemporalBlock(timestep=timestep)(converted)
     choices: list[TemporalChoice] = []
     if config.temporal == "auto":
