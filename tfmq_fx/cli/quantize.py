@@ -56,7 +56,7 @@ def quantize(
     weight_bits: WeightBits = 8,
     activation_bits: ActivationBits = 8,
     temporal: TemporalOption = Temporal.FSC,
-    unknown_timestep: UnknownTimestepOption = UnknownTimestep.ERROR,
+    unknown_timestep: UnknownTimestepOption = UnknownTimestep.EXTEND,
     keep_float: KeepFloat = ["input", "output"],  # noqa: B006  (typer shows the default; nothing changes it)
     steps: Steps = 50,
     calibration_samples: CalibrationSamples = 64,
