@@ -58,8 +58,8 @@ def lower(
         precision: What passes between integer kernels: ``"bf16"`` or ``"f32"``. Inductor's backends take the first by
             default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.
         unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it as :func:`add_timesteps`
-            does and keeps the result, ``"error"`` names it, ``"nearest"`` takes the closest one of the table. By default
-            as the program was quantized. A program whose features were stored (``temporal="cache"``), or that is
+            does and keeps the result, ``"error"`` names it, ``"nearest"`` takes the closest one of the table. By
+            default as the program was quantized. A program whose features were stored (``temporal="cache"``), or that is
             lowered with ``tabulate=False``, has nothing to extend, and names it.
 
     Returns:
