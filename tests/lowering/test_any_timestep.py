@@ -90,7 +90,7 @@ def changed_package(package, path, change):
     with zipfile.ZipFile(package) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             data = old.read(name)
-            if "extra/temporal/" in name:
+            if "/temporal/" in name:
                 data = change(name.rpartition("/")[2], data)
             if data is not None:
                 new.writestr(name, data)

@@ -59,8 +59,8 @@ def lower(
             default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.
         unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it as :func:`add_timesteps`
             does and keeps the result, ``"error"`` names it, ``"nearest"`` takes the closest one of the table. By
-            default as the program was quantized. A program whose features were stored (``temporal="cache"``), or that is
-            lowered with ``tabulate=False``, has nothing to extend, and names it.
+            default as the program was quantized. A program whose features were stored (``temporal="cache"``), or one
+            that is lowered with ``tabulate=False``, has nothing to extend, and names it.
 
     Returns:
         A denoiser that is called like the original model; ``denoiser.report`` says what runs where.

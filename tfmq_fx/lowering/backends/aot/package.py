@@ -29,8 +29,8 @@ __all__ = ["Package", "check_package_path", "compile_package", "describe_package
            "load_package"]  # fmt: skip
 
 ABOUT = "extra/tfmq_fx.json"
-#: The folder of the temporal program.
-TEMPORAL = "extra/temporal"
+#: The folder of the temporal program; torch reads every file of "extra" as text.
+TEMPORAL = "temporal"
 
 
 @torch.no_grad()
