@@ -55,7 +55,11 @@ class ConditionalPart:
 
 
 def find_conditional_part(
-    graph_module: fx.GraphModule, samples: Collection[str], timestep: str = "timestep"
+    graph_module: fx.GraphModule,
+    samples: Collection[str],
+    timestep: str = "timestep",
+    *,
+    features: Collection[str] = (),
 ) -> ConditionalPart:
     """Find the nodes whose values the sample does not reach.
 
@@ -63,11 +67,12 @@ def find_conditional_part(
         graph_module: A captured graph, at any later stage; it is not changed.
         samples: Names of the inputs that are denoised.
         timestep: Name of the timestep input.
+        features: Names of inputs that are computed from the timestep.
 
     Returns:
         The part. Tensors alone belong to it: sizes are read off whatever has them.
     """
-    excluded = frozenset(samples)
+    excluded, timed = frozenset(samples), frozenset((timestep, *features))
     per_prompt: list[fx.Node] = []
     per_timestep: list[fx.Node] = []
     joint: list[fx.Node] = []
@@ -76,10 +81,10 @@ def find_conditional_part(
         computed = node.op in ("call_function", "call_module") and isinstance(node_value(node), Tensor | tuple | list)
         if not computed or not inputs or inputs & excluded:
             continue
-        (per_timestep if timestep in inputs else per_prompt).append(node)
-        if is_weighted(node) and timestep in inputs and len(inputs) > 1:
+        (per_timestep if inputs & timed else per_prompt).append(node)
+        if is_weighted(node) and inputs & timed and inputs - timed:
             joint.append(node)
-        conditions.update(dict.fromkeys(sorted(inputs - {timestep})))
+        conditions.update(dict.fromkeys(sorted(inputs - timed)))
     order = [str(node.target) for node in graph_module.graph.nodes if node.op == "placeholder"]
     return ConditionalPart(
         per_prompt=tuple(per_prompt),

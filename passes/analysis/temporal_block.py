@@ -8,7 +8,7 @@ that its *data* depends on.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 
 from tfmq_fx._torch.operators import OpOverload, schema_of
 
-__all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block"]
+__all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block", "repeated_last"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _with_private_sources(graph: fx.Graph, members: set[fx.Node], allowed: froze
     return [node for node in graph.nodes if node in members]
 
 
-def _repeated_last(nodes: list[fx.Node]) -> set[fx.Node]:
+def repeated_last(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     """Those of ``nodes``, in graph order, behind a repetition of rows that no linear follows.
 
     The features are what is repeated: the block has one row an item of the batch, and so has its table.
@@ -226,7 +226,7 @@ def find_temporal_block(
         if not used:
             return empty(f"nothing in the model reads the values of {timestep!r}")
         return empty(f"{timestep!r} meets the other inputs before any operation of its own")
-    members -= _repeated_last([node for node in graph_module.graph.nodes if node in members])
+    members -= repeated_last([node for node in graph_module.graph.nodes if node in members])
     nodes = _with_private_sources(graph_module.graph, members, allowed, dependence)
     if impurity := _impurity(nodes):
         return empty(impurity)

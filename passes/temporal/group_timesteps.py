@@ -11,7 +11,7 @@ from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_att
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
 
-__all__ = ["EACH_TIMESTEP", "GROUPS", "GroupTimesteps", "find_groups", "group_numbers"]
+__all__ = ["EACH_TIMESTEP", "GROUPS", "GROUPS_INPUT", "GroupTimesteps", "find_groups", "group_numbers"]
 
 aten = torch.ops.aten
 
@@ -20,6 +20,9 @@ GROUPS = "timestep_groups"
 #: The same where every timestep is a group of its own, whatever else is grouped: for layers that see timesteps and
 #: conditioning, whose parameters are the timesteps' (:class:`~.observe_timestep_groups.ObserveTimestepGroups`).
 EACH_TIMESTEP = "timestep_numbers"
+#: ``meta`` key of an input that the groups come in by, where the temporal block is a program of its own: the name that
+#: their buffer had.
+GROUPS_INPUT = "tfmq_fx.groups_input"
 
 
 def group_numbers(values: Tensor, groups: int) -> Tensor:
@@ -41,14 +44,17 @@ def find_groups(graph_module: fx.GraphModule, name: str = GROUPS) -> fx.Node | N
 
     Args:
         graph_module: A graph.
-        name: The buffer that the groups are read from: :data:`GROUPS` or :data:`EACH_TIMESTEP`.
+        name: The buffer that the groups are read from: :data:`GROUPS` or :data:`EACH_TIMESTEP`. Where the temporal
+            block is a program of its own, they are an input instead.
     """
-    for node in graph_module.graph.nodes:
-        if is_call(node, aten.index_select.default):
-            table = node.args[0]
-            if isinstance(table, fx.Node) and table.op == "get_attr" and table.target == name:
-                return node
-    return None
+    return next((node for node in graph_module.graph.nodes if _is_groups(node, name)), None)
+
+
+def _is_groups(node: fx.Node, name: str) -> bool:
+    if node.op == "placeholder":
+        return node.meta.get(GROUPS_INPUT) == name
+    table = node.args[0] if is_call(node, aten.index_select.default) else None
+    return isinstance(table, fx.Node) and table.op == "get_attr" and table.target == name
 
 
 class GroupTimesteps(GraphPass):

@@ -15,7 +15,7 @@ from tfmq_fx.passes.support.predicates import is_weighted, node_value
 from tfmq_fx.passes.temporal.observe_temporal_block import rows_for
 from torch import SymInt, Tensor, fx
 
-__all__ = ["LAYER", "TabulateTemporalBlock"]
+__all__ = ["LAYER", "TabulateTemporalBlock", "layer_behind", "shaped_feature"]
 
 aten = torch.ops.aten
 #: Largest table that is still worth its memory: a thousand timesteps of Stable Diffusion take 80 MB.
@@ -117,7 +117,7 @@ class TabulateTemporalBlock(GraphPass):
             row = int(bad[0])
             place = ", ".join(f"{name} {float(column[row]):g}" for name, column in columns.items())
             msg = (
-                f"{self.id}: the temporal feature of {_layer_behind(feature)!r} holds NaN or infinite values at "
+                f"{self.id}: the temporal feature of {layer_behind(feature)!r} holds NaN or infinite values at "
                 f"{place}; leave that value out of the table, or mend the model"
             )
             raise PassError(msg)
@@ -147,12 +147,12 @@ def _replace_group(graph_module: fx.GraphModule, row: fx.Node, group: list[tuple
         for node, table in group:
             width = table[0].numel()
             piece = insert_call(graph, aten.slice.Tensor, (picked, 1, start, start + width), anchor=node)
-            piece.meta[LAYER] = _layer_behind(node)
-            redirect_users(node, _shaped(graph, piece, rows, node))
+            piece.meta[LAYER] = layer_behind(node)
+            redirect_users(node, shaped_feature(graph, piece, rows, node))
             start += width
 
 
-def _layer_behind(feature: fx.Node) -> str:
+def layer_behind(feature: fx.Node) -> str:
     """The name of the last layer on the way to a feature; the feature's own where there is none."""
     seen, queue = {feature}, [feature]
     while queue:
@@ -166,7 +166,7 @@ def _layer_behind(feature: fx.Node) -> str:
     return feature.name
 
 
-def _shaped(graph: fx.Graph, piece: fx.Node, rows: fx.Node, feature: fx.Node) -> fx.Node:
+def shaped_feature(graph: fx.Graph, piece: fx.Node, rows: fx.Node, feature: fx.Node) -> fx.Node:
     """View a gathered slice ``[n, width]`` in the feature's own shape; ``n`` is the batch or one."""
     wanted = node_value(feature).shape
     trailing = [int(size) for size in wanted[1:]]

@@ -85,7 +85,10 @@ class UseOneTimestepGroup(GraphPass):
             x, scales, zero_points, _, low, high, dtype = old.args
             groups = _groups_behind(scales)
             if groups not in firsts:
-                with graph.inserting_before(groups.next):
+                behind = groups.next
+                while behind.op == "placeholder":
+                    behind = behind.next
+                with graph.inserting_before(behind):
                     firsts[groups] = insert_call(graph, aten.slice.Tensor, (groups, 0, 0, 1), anchor=old)
             first = firsts[groups]
             with graph.inserting_before(old):

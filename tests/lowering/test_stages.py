@@ -11,7 +11,7 @@ from tfmq_fx.passes.analysis import find_conditional_part
 import tfmq_fx
 from tests.models import TIMESTEPS, PromptDenoiser, batch, relative, small_denoiser
 from tfmq_fx._torch.graphs import output_structure
-from tfmq_fx.lowering.plan import final_graph
+from tfmq_fx.lowering.plan import folded_graph, with_lookups_written_out
 from tfmq_fx.lowering.run.staged import Reused, StagedProgram, stage_inputs
 from tfmq_fx.lowering.stages import Layout, split_stages
 
@@ -37,7 +37,7 @@ def program():
 
 
 def cut(program):
-    graph = final_graph(program, tabulate=True)
+    graph = with_lookups_written_out(folded_graph(program))
     return graph, split_stages(graph, find_conditional_part(graph, {"sample"}))
 
 
@@ -47,7 +47,7 @@ def staged(program):
 
 
 def test_the_part_says_which_case_a_model_is(program):
-    graph = final_graph(program, tabulate=True)
+    graph = with_lookups_written_out(folded_graph(program))
     part = find_conditional_part(graph, {"sample"})
     assert part.conditions == ("tokens", "pooled") and part.layers == (3, 2)
     assert str(part) == ("3 layers depend on (tokens, pooled) alone and 2 on timestep and them, never on the sample")
@@ -58,7 +58,7 @@ def test_the_part_says_which_case_a_model_is(program):
 
 def test_a_model_without_conditions_stays_whole():
     program = tfmq_fx.quantize(small_denoiser(), None, [batch(16)], timesteps=TIMESTEPS, progress=False)
-    graph = final_graph(program, tabulate=True)
+    graph = with_lookups_written_out(folded_graph(program))
     assert split_stages(graph, find_conditional_part(graph, {"sample"})) is None
 
 

@@ -17,7 +17,7 @@ from tests.reconstruction_cases import BATCHES, SCALAR_BATCHES, ScalarDenoiser, 
 from tfmq_fx import CalibrationError, ConfigError, LoweringError, QuantizationConfig
 from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.fake_quantizers import GroupedQuantizer
-from tfmq_fx.lowering.plan import final_graph
+from tfmq_fx.lowering.plan import folded_graph, with_lookups_written_out
 from tfmq_fx.lowering.report.eligibility import classify
 from tfmq_fx.lowering.report.reasons import PER_ROW
 from tfmq_fx.lowering.run.denoiser import Denoiser
@@ -211,7 +211,7 @@ def test_the_range_decides_the_observer():
 
 def denoiser_of_kernels(ours, *, integer=True, max_batch=None, calls=None):
     """A denoiser as the compiling backends make it, but eager; ``calls`` collects the timesteps of its calls."""
-    graph_module = final_graph(ours, tabulate=True)
+    graph_module = with_lookups_written_out(folded_graph(ours))
     UseOneTimestepGroup()(graph_module)
     report = classify(graph_module, ours.kept_float)
     if integer:

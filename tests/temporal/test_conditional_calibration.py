@@ -24,7 +24,7 @@ from tests.conditional_cases import (
 from tests.lowering.test_stages import inputs
 from tests.models import TIMESTEPS, ClassDenoiser, batch, relative
 from tfmq_fx import ConfigError, QuantizationConfig, TFMQQuantizer
-from tfmq_fx.lowering.plan import final_graph, timestep_groups
+from tfmq_fx.lowering.plan import folded_graph, timestep_groups, with_lookups_written_out
 from tfmq_fx.quantization.convert import program_from_graph
 
 # -- what is found --------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_the_reference_mixes_timesteps(temporal):
 
 
 def test_a_batch_of_one_timestep_is_quantized_with_its_parameters():
-    reference = final_graph(tfmq_fx.convert(prepared()), tabulate=True)
+    reference = with_lookups_written_out(folded_graph(tfmq_fx.convert(prepared())))
     assert timestep_groups(reference).tolist() == list(range(10))
     one = copy.deepcopy(reference)
     assert UseOneTimestepGroup()(one).modified and not find_grouped_quantizers(one)

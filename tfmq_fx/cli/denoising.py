@@ -46,7 +46,8 @@ def load_program(
     count = steps or (50 if timesteps is None else len(timesteps))
     # Whatever is wrong with the steps is found before the minutes of lowering and sampling.
     wanted = ddim_scheduler(program.scheduler, count).timesteps
-    if timesteps is not None and program.config.unknown_timestep == "error":
+    rows_alone = program.config.unknown_timestep == "extend" and program.config.tabulates
+    if timesteps is not None and (rows_alone or program.config.unknown_timestep == "error"):
         check_timesteps(wanted, timesteps)
     return program, count
 

@@ -87,14 +87,16 @@ TemporalOption = Annotated[
 UnknownTimestepOption = Annotated[
     UnknownTimestep,
     typer.Option(
-        "--unknown-timestep", help="A timestep outside the table: an error, or its nearest.", rich_help_panel=SETTINGS
+        "--unknown-timestep",
+        help="A timestep outside the table: computed exactly and kept, an error, or its nearest.",
+        rich_help_panel=SETTINGS,
     ),
 ]
 ServedTimesteps = Annotated[
     UnknownTimestep | None,
     typer.Option(
         "--unknown-timestep",
-        help="A timestep outside the artefact's table: an error, or its nearest.  [default: as quantized]",
+        help="A timestep outside the artefact's table: computed, an error, or its nearest.  [default: as quantized]",
         show_default=False,
     ),
 ]

@@ -52,7 +52,7 @@ def quantize(
     weight_bits: WeightBits = 8,
     activation_bits: ActivationBits = 8,
     temporal: TemporalOption = "fsc",
-    unknown_timestep: UnknownTimestepOption = "error",
+    unknown_timestep: UnknownTimestepOption = "extend",
     keep_float: KeepFloat = ["input", "output"],  # noqa: B006  (typer shows the default; nothing changes it)
     steps: Steps = 50,
     calibration_samples: CalibrationSamples = 64,

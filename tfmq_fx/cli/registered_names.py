@@ -72,5 +72,5 @@ class RegisteredNamesCommand(TyperCommand):
         """Write the help."""
         for parameter in self.params:
             if parameter.name in REGISTRIES:
-                parameter.metavar = f"<{'|'.join(REGISTRIES[parameter.name]())}>"  # type: ignore[attr-defined]
+                parameter.metavar = f"<{'|'.join(REGISTRIES[parameter.name]())}>"
         super().format_help(ctx, formatter)

@@ -10,6 +10,7 @@ from typing import Literal
 
 __all__ = [
     "Granularity",
+    "Lookup",
     "Precision",
     "TableStorage",
     "Temporal",
@@ -25,7 +26,9 @@ TableStorage = Literal["float32", "float16", "int8"]
 #: How the range of a weight channel is chosen.
 WeightRange = Literal["minmax", "mse"]
 #: What a timestep outside the table does.
-UnknownTimestep = Literal["error", "nearest"]
+UnknownTimestep = Literal["extend", "error", "nearest"]
+#: What a lookup inside a graph does with a timestep outside the table: nothing is computed there.
+Lookup = Literal["error", "nearest"]
 
 #: What is reconstructed as one unit.
 Granularity = Literal["block", "layer", "none"]

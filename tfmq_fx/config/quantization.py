@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from tfmq_fx.config.checks import check_choice, check_whole
-from tfmq_fx.config.choices import TableStorage, Temporal, UnknownTimestep, WeightRange
+from tfmq_fx.config.choices import Lookup, TableStorage, Temporal, UnknownTimestep, WeightRange
 from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze, thaw
 from tfmq_fx.config.presets import find_preset
 from tfmq_fx.config.reconstruction import ReconstructionConfig
@@ -71,8 +71,10 @@ class QuantizationConfig:
         overrides: Per pattern of fully qualified names, other values of ``weight_bits``,
             ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
         split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
-        unknown_timestep: What a timestep outside the table does: ``"error"`` names it, ``"nearest"``
-            takes the parameters (lowered: the features) of the closest row.
+        unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it with exact parameters of its
+            own, which takes no data, and keeps the result; ``"error"`` names it; ``"nearest"`` takes the parameters
+            (lowered: the features) of the closest row. A graph that is called by itself, without a denoiser or a
+            program, cannot extend its table: there ``"extend"`` is ``"error"``.
         reconstruction: How weight rounding is learned: a :class:`ReconstructionConfig`, its fields, or a name
             (``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``); None rounds to nearest.
 
@@ -95,7 +97,7 @@ class QuantizationConfig:
     keep_float: tuple[str, ...] = ("input", "output")
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenMapping)
     split_concatenations: bool = True
-    unknown_timestep: UnknownTimestep = "error"
+    unknown_timestep: UnknownTimestep = "extend"
     reconstruction: ReconstructionConfig | None = None
 
     def __post_init__(self) -> None:
@@ -177,6 +179,11 @@ class QuantizationConfig:
             if fnmatch.fnmatchcase(fqn, pattern):
                 return dataclasses.replace(self, overrides={}, **values)
         return self
+
+    @property
+    def lookup(self) -> Lookup:
+        """What a lookup inside a graph does with a timestep outside the table."""
+        return "nearest" if self.unknown_timestep == "nearest" else "error"
 
     @property
     def tabulates(self) -> bool:

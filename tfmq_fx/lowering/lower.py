@@ -48,8 +48,8 @@ def lower(
             when they are installed (``pip install "tfmq-fx[openvino]"``), compiling each batch size when it first
             comes; ``"auto"``: the fastest of Inductor and those, measured here; ``"reference"``: eager
             quantize/dequantize; or what another package registered (:mod:`tfmq_fx.lowering.backends.registry`).
-        tabulate: Whether the temporal block is evaluated once per timestep into a table, so that none of
-            its layers runs at inference. False keeps it in the graph.
+        tabulate: Whether the temporal block becomes a program of its own, which computes each timestep once and keeps
+            it, so that nothing that is compiled depends on a schedule. False keeps it in the graph.
         reuse: Whether what the sample does not reach is kept from call to call: layers that depend on a prompt
             alone run once a prompt, those that depend on the timestep too once a timestep and prompt. A backend that
             compiles no stages (of ours all but ``"inductor"`` and ``"aot"``) runs everything at every call, and so do
@@ -57,8 +57,10 @@ def lower(
         path: Where the package goes, for a backend that writes one (``"aot"``: ``.pt2``).
         precision: What passes between integer kernels: ``"bf16"`` or ``"f32"``. Inductor's backends take the first by
             default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.
-        unknown_timestep: What a timestep outside the table does: ``"error"`` names it, ``"nearest"`` takes the closest
-            one of the table. By default as the program was quantized.
+        unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it as :func:`add_timesteps`
+            does and keeps the result, ``"error"`` names it, ``"nearest"`` takes the closest one of the table. By
+            default as the program was quantized. A program whose features were stored (``temporal="cache"``), or one
+            that is lowered with ``tabulate=False``, has nothing to extend, and names it.
 
     Returns:
         A denoiser that is called like the original model; ``denoiser.report`` says what runs where.

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.graphs import output_structure
+from tfmq_fx.errors import LoweringError
 from tfmq_fx.frontend.examples import example_arguments
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.roles import sample_inputs
@@ -18,23 +19,18 @@ from tfmq_fx.lowering.options import BackendSupport, LoweringOptions
 from tfmq_fx.lowering.report.eligibility import classify, layers
 from tfmq_fx.lowering.report.report import ReportEntry
 from tfmq_fx.lowering.stages import StagedGraph, split_stages
-from tfmq_fx.passes import (
-    FoldWeightZeroPoints,
-    IndexTimesteps,
-    InlineTimestepRows,
-    StripDeadState,
-    TabulateTemporalBlock,
-    UseOneTimestepGroup,
-)
-from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block
+from tfmq_fx.lowering.time_path import TimePath, cut_time_path, with_float_timesteps
+from tfmq_fx.passes import FoldWeightZeroPoints, InlineTimestepRows, StripDeadState, UseOneTimestepGroup
+from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block, row_lookups
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS
 from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.quantization.program import QuantizedProgram
-from tfmq_fx.temporal.table import store_table
+from tfmq_fx.temporal.program import TemporalProgram
 
-__all__ = ["GraphRewrite", "LoweringPlan", "final_graph", "make_plan", "timestep_groups"]
+__all__ = ["GraphRewrite", "LoweringPlan", "folded_graph", "make_plan", "timestep_groups",
+           "with_lookups_written_out"]  # fmt: skip
 
 decomposed = torch.ops.quantized_decomposed
 
@@ -44,9 +40,10 @@ class LoweringPlan:
     """Everything that is decided before something is compiled.
 
     Attributes:
-        program: The quantized program; what is compiled is compared with it.
+        program: The quantized program, taking float timesteps where it can; what is compiled is compared with it.
         options: What was asked for, the precision resolved.
-        graph_module: The graph to compile, with the table in it and rewritten for the backend.
+        graph_module: The graph to compile, rewritten for the backend.
+        temporal: What computes the temporal features that it takes; None where the block is in it.
         staged: The same cut into stages; None where it is compiled whole.
         args: Example inputs, a batch of two; of one timestep where :attr:`graph_module` takes one group a call.
         kwargs: Example inputs by name.
@@ -62,6 +59,7 @@ class LoweringPlan:
     program: QuantizedProgram
     options: LoweringOptions
     graph_module: fx.GraphModule
+    temporal: TemporalProgram | None
     staged: StagedGraph | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -72,6 +70,12 @@ class LoweringPlan:
     nodes: tuple[str, ...]
     temporal_layers: int
     conditioning: str
+
+    @property
+    def served_timesteps(self) -> Tensor | None:
+        """The timesteps that the denoiser looks others up in; None where it takes any and has no use for a table."""
+        any_timestep = self.program.config.unknown_timestep == "extend" and not row_lookups(self.program.graph_module)
+        return None if self.temporal is None and any_timestep else self.program.timesteps
 
 
 class GraphRewrite(Protocol):
@@ -100,9 +104,13 @@ def make_plan(
         support: What the backend can do.
         rewrite: The backend's own rewrites.
     """
-    reference = final_graph(program, tabulate=options.tabulate)
+    program = with_float_timesteps(program) if options.tabulate else program
+    reference = folded_graph(program)
+    path = cut_time_path(program, reference) if options.tabulate else None
     groups = None if support.mixed_groups else timestep_groups(reference)
-    graph_module = reference if groups is None else _with_one_group(reference)
+    graph_module = with_lookups_written_out(reference) if path is None else path.rest
+    if groups is not None:
+        graph_module = _with_one_group(graph_module)
     indexed = program.indexed
     if groups is not None:
         indexed[program.timestep] = indexed[program.timestep][:1]
@@ -111,17 +119,19 @@ def make_plan(
     nodes = tuple(node.name for node in layers(graph_module))
     entries = tuple(classify(graph_module, program.kept_float))
     entries = rewrite(graph_module, entries, one_group=groups is not None)
-    samples = {str(node.target) for node in sample_inputs(graph_module.graph, program.timestep)}
-    part = find_conditional_part(graph_module, samples, program.timestep)
+    samples = {str(node.target) for node in sample_inputs(reference.graph, program.timestep)}
+    features = () if path is None else [entry.name for entry in path.temporal.inputs]
+    part = find_conditional_part(graph_module, samples, program.timestep, features=features)
     splits = options.reuse and support.stages and not find_grouped_quantizers(reference, (GROUPS,))
-    staged = split_stages(graph_module, part) if splits else None
-    if staged is not None and all(stage.by_row for stage in staged.layout.stages[:-1]):
+    staged, reused = _stages(graph_module, part if splits else None, path)
+    if reused and staged is not None and all(stage.by_row for stage in staged.layout.stages[:-1]):
         # The stages that see timesteps take them one by one by themselves, and what is left has one set of parameters.
         groups = None
     return LoweringPlan(
         program=program,
         options=options,
         graph_module=graph_module,
+        temporal=None if path is None else path.temporal,
         staged=staged,
         args=args,
         kwargs=kwargs,
@@ -130,24 +140,42 @@ def make_plan(
         groups=groups,
         entries=entries,
         nodes=nodes,
-        temporal_layers=len(find_temporal_block(reference, program.timestep).linears),
-        conditioning=_describe_conditioning(part, reused=staged is not None),
+        temporal_layers=len(find_temporal_block(reference, program.timestep).linears) if path is None else 0,
+        conditioning=_describe_conditioning(part, reused=reused),
     )
 
 
-def final_graph(program: QuantizedProgram, *, tabulate: bool) -> fx.GraphModule:
-    """The graph that is compiled: a copy with the temporal block as a table and the lookup written out."""
+def folded_graph(program: QuantizedProgram) -> fx.GraphModule:
+    """A copy of the program's graph with the zero points of weights folded into them."""
     graph_module = copy.deepcopy(program.graph_module)
     FoldWeightZeroPoints()(graph_module)
-    if tabulate and program.timesteps is not None:
-        # A program with parameters per timestep has its row already; then this changes nothing.
-        unknown = program.config.unknown_timestep
-        IndexTimesteps(program.timesteps, timestep=program.timestep, unknown=unknown)(graph_module)
-        TabulateTemporalBlock(timestep=program.timestep)(graph_module)
-        store_table(graph_module, program.config)
-    InlineTimestepRows()(graph_module)
     StripDeadState()(graph_module)
     return graph_module
+
+
+def with_lookups_written_out(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """A copy that keeps its temporal block, and searches its table of timesteps with the backend's own operators."""
+    copied = copy.deepcopy(graph_module)
+    InlineTimestepRows()(copied)
+    StripDeadState()(copied)
+    return copied
+
+
+def _stages(
+    graph_module: fx.GraphModule, part: ConditionalPart | None, path: TimePath | None
+) -> tuple[StagedGraph | None, bool]:
+    """The stages of a graph, the temporal program the first of them, and whether some depend on the conditioning."""
+    first = None if path is None else path.first
+    staged = split_stages(graph_module, part, first) if part is not None else None
+    if staged is not None and len(staged.layout.stages) > (1 if first is None else 2):
+        return staged, True
+    if first is None:
+        return None, False
+    whole = split_stages(graph_module, None, first)
+    if whole is None:
+        msg = "the temporal block of this program cannot be cut out of it; lower it with tabulate=False"
+        raise LoweringError(msg)
+    return whole, False
 
 
 def timestep_groups(graph_module: fx.GraphModule) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 ::
 
+    (timestep, labels) ─ temporal program ─▶ features, timestep groups ─┐
     (conditions) ─ per prompt ─▶ values ─┐
     (timestep, conditions, values) ─ per timestep and prompt ─▶ values ─┐
     (all inputs, values) ─ every step ─▶ result
@@ -20,8 +21,9 @@ from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.analysis.conditional_part import ConditionalPart
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.subgraphs import extract_subgraph
+from tfmq_fx.passes.temporal.group_timesteps import GROUPS_INPUT
 
-__all__ = ["Layout", "Stage", "StageRun", "StagedGraph", "split_stages"]
+__all__ = ["FirstStage", "Layout", "Stage", "StageRun", "StagedGraph", "split_stages"]
 
 #: Runs a stage: called with its inputs, it returns its outputs as a tuple.
 StageRun = Callable[..., Any]
@@ -86,27 +88,47 @@ class StagedGraph:
     runs: Mapping[int, StageRun] = field(default_factory=dict)
 
 
-def split_stages(graph_module: fx.GraphModule, part: ConditionalPart) -> StagedGraph | None:
+@dataclass(frozen=True, eq=False)
+class FirstStage:
+    """A stage that was cut out before, and runs by itself: the temporal program.
+
+    Attributes:
+        stage: Its outputs are the last inputs of the graph that is left.
+        graph_module: Its graph.
+        run: What runs it, and keeps its values.
+    """
+
+    stage: Stage
+    graph_module: fx.GraphModule
+    run: StageRun
+
+
+def split_stages(
+    graph_module: fx.GraphModule, part: ConditionalPart | None, first: FirstStage | None = None
+) -> StagedGraph | None:
     """Cut a program in front of what the sample reaches; its last stage computes the results.
 
     Args:
         graph_module: The q/dq graph that is about to be compiled; it is not changed.
-        part: Its conditional part.
+        part: Its conditional part; None leaves the graph in one piece.
+        first: The stage that stands in front of it.
 
     Returns:
-        Two or three stages, or None when no layer would be saved, or a stage cannot be cut out because it
-        needs a size that none of its own inputs has.
+        The stages, or None when no layer would be saved and there is no ``first``, or a stage cannot be cut out because
+        it needs a size that none of its own inputs has.
     """
-    prompt, both = part.layers
-    cuts = [part.per_prompt] if prompt else []
-    cuts += [part.per_timestep if prompt else (*part.per_prompt, *part.per_timestep)] if both else []
+    prompt, both = (0, 0) if part is None else part.layers
+    cuts: list[tuple[fx.Node, ...]] = []
+    if part is not None:
+        cuts += [part.per_prompt] if prompt else []
+        cuts += [part.per_timestep if prompt else (*part.per_prompt, *part.per_timestep)] if both else []
     returned = pytree.tree_leaves(graph_module.graph.output_node().args[0])
-    if not cuts or any(not isinstance(leaf, fx.Node | None) for leaf in returned):
+    if not (cuts or first) or any(not isinstance(leaf, fx.Node | None) for leaf in returned):
         return None
     computed = [node for node in graph_module.graph.nodes if node.op not in ("placeholder", "output")]
     constants = {node for node, inputs in data_dependence(graph_module).items() if not inputs} & set(computed)
     inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    timesteps = [node for node in inputs if str(node.target) == part.timestep]
+    timesteps = _telling_timesteps(inputs, part, first)
     rest = set(computed)
     stages: list[tuple[Stage, fx.GraphModule]] = []
     for cut in cuts:
@@ -122,12 +144,25 @@ def split_stages(graph_module: fx.GraphModule, part: ConditionalPart) -> StagedG
     stages.append(_stage(graph_module, rest, results))
     if any(_takes_sizes(module) for _, module in stages):
         return None
+    computed_before = () if first is None else first.stage.outputs
+    if first is not None:
+        stages.insert(0, (first.stage, first.graph_module))
     layout = Layout(
-        tuple(node.name for node in inputs),
+        tuple(node.name for node in inputs if node.name not in computed_before),
         tuple(stage for stage, _ in stages),
         tuple(leaf.name if isinstance(leaf, fx.Node) else None for leaf in returned),
     )
-    return StagedGraph(layout, tuple(module for _, module in stages))
+    runs = {} if first is None else {0: first.run}
+    return StagedGraph(layout, tuple(module for _, module in stages), runs)
+
+
+def _telling_timesteps(
+    inputs: Sequence[fx.Node], part: ConditionalPart | None, first: FirstStage | None
+) -> list[fx.Node]:
+    """The inputs that tell timesteps with parameters of their own apart: with a ``first`` stage, their groups."""
+    if first is not None:
+        return [node for node in inputs if GROUPS_INPUT in node.meta]
+    return [node for node in inputs if part is not None and str(node.target) == part.timestep]
 
 
 def _stage(

@@ -11,10 +11,11 @@ from torch import Tensor, fx
 
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ArtefactError
-from tfmq_fx.frontend.binding import bind
+from tfmq_fx.frontend.binding import Call, bind
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import row_lookups, row_values
+from tfmq_fx.temporal.extended_graph import ExtendedGraph
 from tfmq_fx.temporal.table import TemporalChoice
 
 __all__ = ["QuantizedProgram"]
@@ -43,6 +44,7 @@ class QuantizedProgram:
     kept_float: dict[str, str] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     temporal_choices: tuple[TemporalChoice, ...] = ()
+    _extended: ExtendedGraph | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def finite(self) -> dict[str, Tensor]:
@@ -61,16 +63,31 @@ class QuantizedProgram:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run the graph eagerly, called like the model that came in.
 
+        With ``unknown_timestep="extend"`` a timestep outside the table gets a row of its own, in a copy that is kept;
+        :attr:`graph_module` stays as it is, and called by itself it names such a timestep.
+
         Raises:
             InputError: The arguments do not fit what was captured.
-            TimestepError: A timestep is outside the table.
+            TimestepError: A timestep is outside the table, and cannot be or was not to be computed.
         """
-        positional, named = bind(self.interface, args, kwargs, self.timestep).arguments()
-        return self.graph_module(*positional, **named)
+        call = bind(self.interface, args, kwargs, self.timestep)
+        positional, named = call.arguments()
+        return self._serving(call)(*positional, **named)
+
+    def _serving(self, call: Call) -> fx.GraphModule:
+        """The graph, with rows for the timesteps of a call where it may extend its table."""
+        index = self.interface.find(self.timestep)
+        extends = self.config.unknown_timestep == "extend" and not self.config.tabulates and index is not None
+        timesteps = call.leaves[index] if extends and index is not None else None
+        if not isinstance(timesteps, Tensor):
+            return self.graph_module
+        if self._extended is None or self._extended.graph_module is not self.graph_module:
+            self._extended = ExtendedGraph(self.graph_module, self.timestep)
+        return self._extended.serving(timesteps)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedProgram:
         """A copy that shares nothing."""
-        values = {entry.name: copy.deepcopy(getattr(self, entry.name), memo) for entry in fields(self)}
+        values = {entry.name: copy.deepcopy(getattr(self, entry.name), memo) for entry in fields(self) if entry.init}
         return QuantizedProgram(**values)
 
     def __reduce__(self) -> NoReturn:

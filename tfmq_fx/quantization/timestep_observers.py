@@ -53,7 +53,7 @@ def insert_timestep_observers(model: fx.GraphModule, options: QuantizerOptions) 
 def _index(model: fx.GraphModule, options: QuantizerOptions) -> None:
     """Give the graph the row of every item's timestep in the table of the schedule."""
     assert options.timesteps is not None
-    finite, unknown = finite_values(model, options.finite), options.config.unknown_timestep
+    finite, unknown = finite_values(model, options.finite), options.config.lookup
     IndexTimesteps(options.timesteps, timestep=options.timestep, unknown=unknown, finite=finite)(model)
 
 

@@ -32,6 +32,6 @@ def with_unknown_timestep(program: QuantizedProgram, unknown: UnknownTimestep | 
     graph_module = program.graph_module
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*graph_module.parameters(), *graph_module.buffers())}
     copied = copy.deepcopy(graph_module, shared)
-    SetUnknownTimesteps(unknown, timestep=program.timestep)(copied)
     config = dataclasses.replace(program.config, unknown_timestep=unknown)
+    SetUnknownTimesteps(config.lookup, timestep=program.timestep)(copied)
     return dataclasses.replace(program, config=config, graph_module=copied)

@@ -87,9 +87,7 @@ def tabulate(
     """
     timestep = domain.timestep
     further = {name: domain.values[name] for name in domain.further}
-    IndexTimesteps(domain.values[timestep], timestep=timestep, unknown=config.unknown_timestep, finite=further)(
-        graph_module
-    )
+    IndexTimesteps(domain.values[timestep], timestep=timestep, unknown=config.lookup, finite=further)(graph_module)
     TabulateTemporalBlock(timestep=timestep)(graph_module)
     choices: list[TemporalChoice] = []
     if config.temporal == "auto":

@@ -196,9 +196,10 @@ class CompilerBackend(Backend):
             run,
             plan.interface,
             timestep=program.timestep,
-            timesteps=program.timesteps,
+            timesteps=plan.served_timesteps,
             groups=plan.groups,
-            unknown=program.config.unknown_timestep,
+            unknown=program.config.lookup,
+            temporal=plan.temporal,
             report=report,
             finite=program.finite,
         )

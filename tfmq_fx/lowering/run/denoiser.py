@@ -18,6 +18,7 @@ from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.report.report import LoweringReport
 from tfmq_fx.passes.support.timestep_row import check_timesteps
 from tfmq_fx.passes.support.timestep_values import ValueSearch, as_captured
+from tfmq_fx.temporal.program import TemporalProgram
 
 __all__ = ["Denoiser"]
 
@@ -48,6 +49,7 @@ class Denoiser(nn.Module):
         timesteps: Tensor | None,
         groups: Tensor | None = None,
         unknown: str,
+        temporal: TemporalProgram | None = None,
         report: LoweringReport,
         finite: Mapping[str, Tensor] | None = None,
     ) -> None:
@@ -63,7 +65,7 @@ class Denoiser(nn.Module):
         #: The timesteps that were looked up so far, as the program takes them.
         self._found: dict[Any, Tensor] = {}
         self._groups = groups
-        self._unknown = unknown
+        self._unknown, self._temporal = unknown, temporal
         self.report = report
         self.config = FrozenDict(interface.config)
         self.eval()
@@ -85,7 +87,10 @@ class Denoiser(nn.Module):
 
     @property
     def timesteps(self) -> Tensor | None:
-        """The timesteps that it serves, ``[K]``; None when it has no table."""
+        """The timesteps that it was quantized for, ``[K]``; None when it has no table.
+
+        A program that was quantized with ``unknown_timestep="extend"`` serves every other one too.
+        """
         return self._timesteps
 
     @in_plain_surroundings
@@ -99,7 +104,8 @@ class Denoiser(nn.Module):
 
         Raises:
             InputError: The inputs do not fit what was captured.
-            TimestepError: A timestep, or the value of another finite input, is outside the table.
+            TimestepError: The value of another finite input is outside the table, or a timestep is and cannot be, or
+            was not to be, computed.
         """
         given = named_arguments(self._interface, args, kwargs)
         as_tuple = self._as_tuple(given)
@@ -146,8 +152,11 @@ class Denoiser(nn.Module):
         if found is None:
             if len(self._found) >= MOST_FOUND:
                 self._found.clear()
-            rows = self._search.rows(value, self._unknown, captured=expected.dtype)
-            found = as_captured(self._search.values[rows], expected.dtype, self._timestep)
+            if self._temporal is not None:
+                found = self._temporal.resolve(value)
+            else:
+                rows = self._search.rows(value, self._unknown, captured=expected.dtype)
+                found = as_captured(self._search.values[rows], expected.dtype, self._timestep)
             self._found[key] = found
         return found.clone()
 
@@ -169,7 +178,7 @@ class Denoiser(nn.Module):
         index = self._interface.find(self._timestep)
         if self._groups is None or self._search is None or index is None or call.leaves[index].ndim == 0:
             return [everything]
-        groups = self._groups[self._search.rows(call.leaves[index])]
+        groups = self._groups[self._search.nearest(call.leaves[index])[0]]
         found = sorted(set(groups.tolist()))
         if len(found) == 1:
             return [everything]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from tfmq_fx._torch import pytree
+from tfmq_fx.artefact.temporal_program import store_temporal_program
 from tfmq_fx.artefact.tree_specs import load_tree_spec
 from tfmq_fx.frontend.graph_export import export_graph
 from tfmq_fx.frontend.interface_json import interface_from_json, interface_to_json
 from tfmq_fx.lowering.backends.aot.package import (
+    Package,
     check_package_path,
     compile_package,
     describe_package,
@@ -62,19 +64,24 @@ class AotBackend(InductorBackend):
 
     def finish(self, plan: LoweringPlan, report: LoweringReport) -> None:
         """Write beside the code how its programs go together and are called."""
-        program = plan.program
+        program, temporal = plan.program, None
+        files: dict[str, bytes] = {}
+        if plan.temporal is not None:
+            stored, files = store_temporal_program(plan.temporal)
+            temporal = stored.to_json()
         manifest = {
             "interface": interface_to_json(plan.interface),
             "timestep": program.timestep,
             "result": pytree.treespec_dumps(plan.result),
             "stages": None if plan.staged is None else plan.staged.layout.to_dict(),
+            "temporal": temporal,
             "report": report.to_dict(),
-            "timesteps": None if program.timesteps is None else program.timesteps.tolist(),
+            "timesteps": None if plan.served_timesteps is None else plan.served_timesteps.tolist(),
             "finite": {name: values.tolist() for name, values in program.finite.items()},
             "groups": None if plan.groups is None else plan.groups.tolist(),
             "unknown_timestep": program.config.unknown_timestep,
         }
-        describe_package(_path_in(plan.options), manifest)
+        describe_package(_path_in(plan.options), manifest, files)
 
     def recognizes(self, path: Path) -> bool:
         """Whether the file has our description in it."""
@@ -86,17 +93,21 @@ class AotBackend(InductorBackend):
         Raises:
             ArtefactError: The file is missing, damaged, not a package of ours, or for another machine.
         """
-        models, manifest = load_package(path)
-        timesteps, groups = manifest["timesteps"], manifest["groups"]
+        policy: Any = unknown_timestep
+        package = load_package(path, policy)
+        manifest = package.manifest
+        timesteps, groups = manifest.timesteps, manifest.groups
+        unknown = unknown_timestep or manifest.unknown_timestep
         return Denoiser(
-            _assemble(models, manifest),
-            interface_from_json(manifest["interface"], load_tree_spec),
-            timestep=manifest["timestep"],
+            _assemble(package),
+            interface_from_json(manifest.interface, load_tree_spec),
+            timestep=manifest.timestep,
             timesteps=None if timesteps is None else torch.tensor(timesteps, dtype=torch.float64),
             groups=None if groups is None else torch.tensor(groups),
-            unknown=unknown_timestep or manifest["unknown_timestep"],
-            report=LoweringReport.from_dict(manifest["report"]),
-            finite={name: torch.tensor(values, dtype=torch.float64) for name, values in manifest["finite"].items()},
+            unknown="nearest" if unknown == "nearest" else "error",
+            temporal=package.temporal,
+            report=LoweringReport.from_dict(manifest.report),
+            finite={name: torch.tensor(values, dtype=torch.float64) for name, values in manifest.finite.items()},
         )
 
 
@@ -105,10 +116,14 @@ def _path_in(options: LoweringOptions) -> Path:
     return options.path
 
 
-def _assemble(models: Mapping[str, Callable[..., Any]], manifest: Mapping[str, Any]) -> Callable[..., Any]:
+def _assemble(package: Package) -> Callable[..., Any]:
     """What runs the programs of a package."""
-    if manifest["stages"] is None:
-        return models[WHOLE]
-    layout = Layout.from_dict(manifest["stages"])
-    runs = [models[stage_name(number)] for number in range(len(layout.stages))]
-    return StagedProgram(layout, pytree.treespec_loads(manifest["result"]), runs)
+    if package.manifest.stages is None:
+        return package.models[WHOLE]
+    layout = Layout.from_dict(package.manifest.stages)
+    own = () if package.temporal is None else (0,)
+    runs = [
+        package.temporal if number in own and package.temporal is not None else package.models[stage_name(number)]
+        for number in range(len(layout.stages))
+    ]
+    return StagedProgram(layout, pytree.treespec_loads(package.manifest.result), runs, own=own)

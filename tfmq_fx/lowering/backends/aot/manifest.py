@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from tfmq_fx.artefact.fields import checked, fields_of, identifier, items, parse_json, whole
+from tfmq_fx.artefact.temporal_program import StoredTemporalProgram
 from tfmq_fx.artefact.tree_specs import check_tree_spec, load_tree_spec
 from tfmq_fx.config.choices import UnknownTimestep
 from tfmq_fx.errors import ArtefactError
@@ -22,7 +23,7 @@ from tfmq_fx.lowering.stages import Layout
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "MOST_BYTES", "PackageManifest"]
 
-FORMAT, FORMAT_VERSION = "tfmq_fx.package", 1
+FORMAT, FORMAT_VERSION = "tfmq_fx.package", 2
 MOST_BYTES = 2**26
 MOST_ROWS, MOST_NAMES, MOST_STAGES = 1_000_000, 100_000, 8
 
@@ -36,6 +37,7 @@ class PackageManifest:
         timestep: Name of the timestep input.
         result: The structure of what they return.
         stages: How its programs go together; None when it has one.
+        temporal: What is said of the temporal program, the first stage; None where the block is compiled.
         report: What lowering did.
         timesteps: The timesteps that it serves.
         finite: The values of further inputs that its table is indexed by.
@@ -48,6 +50,7 @@ class PackageManifest:
     timestep: str
     result: str
     stages: dict[str, Any] | None
+    temporal: dict[str, Any] | None
     report: dict[str, Any]
     timesteps: list[float] | None
     finite: dict[str, list[float]]
@@ -90,6 +93,7 @@ class PackageManifest:
             timestep=identifier(values["timestep"], "'timestep'"),
             result=values["result"],
             stages=None if values["stages"] is None else _stages(values["stages"]),
+            temporal=_temporal(values["temporal"], values["stages"]),
             report=_report(values["report"]),
             timesteps=None if timesteps is None else _numbers(timesteps, "'timesteps'"),
             finite={identifier(name, "a name in 'finite'"): _numbers(row, "'finite'") for name, row in finite.items()},
@@ -119,6 +123,18 @@ def _stages(value: Any) -> dict[str, Any]:
         for name in (*stage["inputs"], *stage["outputs"]):
             identifier(name, "a name in a stage")
     return fields
+
+
+def _temporal(value: Any, stages: Any) -> dict[str, Any] | None:
+    """What is said of the temporal program, which the first stage must be."""
+    if value is None:
+        return None
+    stored = StoredTemporalProgram.from_json(value)
+    first = None if stages is None else Layout.from_dict(stages).stages[0]
+    if first is None or first.outputs != tuple(entry.name for entry in stored.inputs):
+        msg = "'temporal' does not compute what the first of the 'stages' returns; compile the package again"
+        raise ArtefactError(msg)
+    return stored.to_json()
 
 
 def _report(value: Any) -> dict[str, Any]:

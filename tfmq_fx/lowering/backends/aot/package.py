@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,21 @@ import torch
 from torch.export import ExportedProgram
 
 from tfmq_fx._torch.compilation import load_pt2
+from tfmq_fx.artefact.temporal_program import StoredTemporalProgram
+from tfmq_fx.config.choices import UnknownTimestep
 from tfmq_fx.errors import ArtefactError, LoweringError
 from tfmq_fx.lowering.backends.aot.machine import Machine
 from tfmq_fx.lowering.backends.aot.manifest import FORMAT, FORMAT_VERSION, MOST_BYTES, PackageManifest
 from tfmq_fx.lowering.backends.inductor.compiler import freezing
 from tfmq_fx.lowering.backends.inductor.kernels import KernelCounter
+from tfmq_fx.temporal.program import TemporalProgram
 
-__all__ = ["check_package_path", "compile_package", "describe_package", "is_package", "load_models", "load_package"]
+__all__ = ["Package", "check_package_path", "compile_package", "describe_package", "is_package", "load_models",
+           "load_package"]  # fmt: skip
 
 ABOUT = "extra/tfmq_fx.json"
+#: The folder of the temporal program; torch reads every file of "extra" as text.
+TEMPORAL = "temporal"
 
 
 @torch.no_grad()
@@ -74,8 +81,14 @@ def check_package_path(path: Path) -> None:
         raise LoweringError(msg)
 
 
-def describe_package(path: Path, manifest: dict[str, Any]) -> None:
-    """Add ``manifest`` (the fields of a :class:`PackageManifest`, JSON values) and this machine as a file."""
+def describe_package(path: Path, manifest: dict[str, Any], files: Mapping[str, bytes]) -> None:
+    """Add ``manifest`` (the fields of a :class:`PackageManifest`, JSON values) and this machine as a file.
+
+    Args:
+        path: The package.
+        manifest: The fields.
+        files: The files of the temporal program, by name.
+    """
     described = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "machine": Machine.here().to_json()}
     # Through JSON, as it will be read: what could not be loaded is refused now.
     text = json.dumps(described)
@@ -83,6 +96,8 @@ def describe_package(path: Path, manifest: dict[str, Any]) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         root = archive.namelist()[0].split("/")[0]
         archive.writestr(f"{root}/{ABOUT}", text)
+        for name, data in files.items():
+            archive.writestr(f"{root}/{TEMPORAL}/{name}", data)
 
 
 def is_package(path: Path) -> bool:
@@ -99,8 +114,27 @@ def load_models(path: Path) -> dict[str, Callable[..., Any]]:
     return dict(load_pt2(str(path)).aoti_runners)
 
 
-def load_package(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, Any]]:
-    """Load a package; return its compiled programs by name, and what :func:`describe_package` wrote.
+@dataclass(frozen=True)
+class Package:
+    """What was in a package.
+
+    Attributes:
+        models: Its compiled programs by name.
+        manifest: What :func:`describe_package` wrote.
+        temporal: Its temporal program; None where the block is compiled.
+    """
+
+    models: dict[str, Callable[..., Any]]
+    manifest: PackageManifest
+    temporal: TemporalProgram | None
+
+
+def load_package(path: Path, unknown: UnknownTimestep | None = None) -> Package:
+    """Load a package.
+
+    Args:
+        path: The file.
+        unknown: What a timestep outside its table does; None leaves it as it was lowered.
 
     A package is compiled code: trust it as you trust a program. What it says of itself, and of the machine that it was
     compiled for, is checked before any of that code is loaded.
@@ -116,6 +150,7 @@ def load_package(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, A
         raise ArtefactError(msg)
     try:
         manifest = PackageManifest.from_bytes(_description(path))
+        temporal = _temporal_program(path, manifest, unknown)
     except ArtefactError as error:
         msg = f"{path} is not a package of tfmq_fx, or it is damaged: {error}"
         raise ArtefactError(msg) from error
@@ -123,22 +158,39 @@ def load_package(path: Path) -> tuple[dict[str, Callable[..., Any]], dict[str, A
         msg = f"{path} was compiled for {reason}; compile the program again here, from its artefact"
         raise ArtefactError(msg)
     try:
-        return load_models(path), manifest.to_json()
+        return Package(load_models(path), manifest, temporal)
     except (KeyError, OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
         msg = f"{path} is not a package of tfmq_fx, or it is damaged ({type(error).__name__}); compile it again"
         raise ArtefactError(msg) from error
 
 
+def _temporal_program(path: Path, manifest: PackageManifest, unknown: UnknownTimestep | None) -> TemporalProgram | None:
+    """The temporal program, which is data and checked as an artefact is."""
+    if manifest.temporal is None:
+        return None
+    stored = StoredTemporalProgram.from_json(manifest.temporal)
+    files = {name: bytearray(_member(path, f"{TEMPORAL}/{name}", size)) for name, size in stored.sizes.items()}
+    timesteps = None if manifest.timesteps is None else torch.tensor(manifest.timesteps, dtype=torch.float64)
+    policy: Any = unknown or manifest.unknown_timestep
+    return stored.load(files, timesteps, policy)
+
+
 def _description(path: Path) -> bytes:
     """What a package says of itself, never more than such a text has."""
+    return _member(path, ABOUT, MOST_BYTES)
+
+
+def _member(path: Path, name: str, size: int) -> bytes:
+    """A file of the archive; one byte more than ``size`` at the most."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith(f"/{ABOUT}")]
+            names = [found for found in archive.namelist() if found.endswith(f"/{name}")]
             if len(names) == 1:
                 with archive.open(names[0]) as file:
-                    return file.read(MOST_BYTES + 1)
+                    return file.read(size + 1)
     except (EOFError, NotImplementedError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         msg = f"its archive cannot be read ({type(error).__name__}); compile it again"
         raise ArtefactError(msg) from error
-    msg = f"it has {len(names)} descriptions instead of one; compile it again"
+    what = "descriptions" if name == ABOUT else f"files {name}"
+    msg = f"it has {len(names)} {what} instead of one; compile it again"
     raise ArtefactError(msg)

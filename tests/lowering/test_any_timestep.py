@@ -1,0 +1,162 @@
+"""A denoiser serves timesteps that it was not quantized for, with exact features and nothing compiled anew."""
+
+import subprocess
+import sys
+import threading
+import zipfile
+
+import pytest
+import torch
+
+import tfmq_fx
+from tests.models import TIMESTEPS, batch, relative, small_denoiser
+from tests.passes import quantized as with_labels
+from tests.temporal.test_inputs import inputs as labelled
+from tfmq_fx import QuantizationConfig
+from tfmq_fx.errors import ArtefactError, TimestepError
+
+NEW = torch.tensor([55.0, 777.0, 3.5, 908.1818])
+MIXED = torch.tensor([100.0, 55.0, 900.0, 3.5])
+
+
+def program(**config):
+    return tfmq_fx.quantize(
+        small_denoiser(), QuantizationConfig(**config), [batch()], timesteps=TIMESTEPS, progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def made():
+    return program()
+
+
+@pytest.fixture(scope="module")
+def package(made, tmp_path_factory):
+    path = tmp_path_factory.mktemp("package") / "small.pt2"
+    tfmq_fx.lower(made, "aot", path=path)
+    return path
+
+
+def assert_serves(denoiser, grown, exact):
+    """The denoiser and one of a program with these timesteps compute the same."""
+    (x, t), compiled_anew = batch(), tfmq_fx.lower(grown, denoiser.report.backend) if exact else grown
+    for asked in (NEW, MIXED, t, NEW[:1].expand(4)):
+        wanted = compiled_anew(x, asked)
+        assert torch.equal(denoiser(x, asked), wanted) if exact else relative(denoiser(x, asked), wanted) < 2e-2
+
+
+@pytest.mark.parametrize("backend", ["reference", "openvino", "onnxruntime", "inductor"])
+def test_a_new_timestep_is_served_as_if_it_had_been_added(made, backend):
+    if backend not in ("reference", "inductor"):
+        pytest.importorskip(backend)
+    denoiser = tfmq_fx.lower(made, backend)
+    assert_serves(denoiser, tfmq_fx.add_timesteps(made, NEW), exact=True)
+    x, _ = batch()
+    assert torch.equal(denoiser(x, 55), denoiser(x, NEW[:1].expand(4)))
+    with pytest.raises(TimestepError, match="nan is no finite number"):
+        denoiser(x, float("nan"))
+
+
+def test_with_timestep_groups_a_new_one_joins_its_nearest():
+    made = program(activation_groups=3)
+    for backend in ("reference", "inductor"):
+        assert_serves(tfmq_fx.lower(made, backend), tfmq_fx.add_timesteps(made, NEW), exact=True)
+
+
+def test_a_package_serves_new_timesteps(made, package):
+    assert_serves(tfmq_fx.load_denoiser(package), tfmq_fx.add_timesteps(made, NEW), exact=False)
+    x, _ = batch()
+    with pytest.raises(TimestepError, match="timestep 55 is not in the table"):
+        tfmq_fx.load_denoiser(package, unknown_timestep="error")(x, 55)
+    nearest = tfmq_fx.load_denoiser(package, unknown_timestep="nearest")
+    assert torch.equal(nearest(x, 120), nearest(x, 100))
+
+
+def test_a_package_serves_them_in_a_process_of_its_own(package, tmp_path):
+    x, _ = batch()
+    torch.save((x, NEW), tmp_path / "inputs.pt")
+    script = (
+        "import sys, torch, tfmq_fx\n"
+        "x, t = torch.load(sys.argv[2])\n"
+        "torch.save(tfmq_fx.load_denoiser(sys.argv[1])(x, t), sys.argv[3])\n"
+    )
+    arguments = [str(package), str(tmp_path / "inputs.pt"), str(tmp_path / "result.pt")]
+    subprocess.run([sys.executable, "-c", script, *arguments], check=True)
+    assert torch.equal(torch.load(tmp_path / "result.pt"), tfmq_fx.load_denoiser(package)(x, NEW))
+
+
+def changed_package(package, path, change):
+    """A copy of a package with the files of its temporal program changed."""
+    with zipfile.ZipFile(package) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            data = old.read(name)
+            if "/temporal/" in name:
+                data = change(name.rpartition("/")[2], data)
+            if data is not None:
+                new.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("file", ["graph.json.gz", "tensors.safetensors"])
+def test_a_temporal_program_that_was_changed_is_refused(package, tmp_path, file):
+    flipped = lambda name, data: data[:-1] + bytes([data[-1] ^ 1]) if name == file else data  # noqa: E731
+    with pytest.raises(ArtefactError, match="truncated or was changed"):
+        tfmq_fx.load_denoiser(changed_package(package, tmp_path / "flipped.pt2", flipped))
+    longer = lambda name, data: data + b"0" if name == file else data  # noqa: E731
+    with pytest.raises(ArtefactError, match="truncated or was changed"):
+        tfmq_fx.load_denoiser(changed_package(package, tmp_path / "longer.pt2", longer))
+    missing = lambda name, data: None if name == file else data  # noqa: E731
+    with pytest.raises(ArtefactError, match="instead of one"):
+        tfmq_fx.load_denoiser(changed_package(package, tmp_path / "missing.pt2", missing))
+
+
+def test_labels_are_served_at_new_timesteps():
+    made, given = with_labels(), labelled()
+    new = {**given, "timestep": torch.tensor([900, 123, 321, 20, 20, 123])}
+    denoiser, grown = tfmq_fx.lower(made, "reference"), tfmq_fx.add_timesteps(made, [123, 321])
+    assert torch.equal(denoiser(**new), tfmq_fx.lower(grown, "reference")(**new))
+    with pytest.raises(TimestepError, match="class_labels 7 is not among the 4 values"):
+        denoiser(**{**new, "class_labels": torch.full((6,), 7)})
+
+
+def test_two_threads_serve_new_timesteps(made):
+    denoiser, (x, _), wrong = tfmq_fx.lower(made, "reference"), batch(), []
+    alone = tfmq_fx.lower(made, "reference")
+    wanted = {t: alone(x, t) for t in (5, 6.5, 7)}
+
+    def serve():
+        wrong.extend(t for t in (5, 6.5, 7, 5, 6.5, 7) if not torch.equal(denoiser(x, t), wanted[t]))
+
+    threads = [threading.Thread(target=serve) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_rows_alone_name_a_timestep_that_they_lack():
+    denoiser, (x, _) = tfmq_fx.lower(program(temporal="cache"), "reference"), batch()
+    with pytest.raises(TimestepError, match="timestep 55 is not among the 10 whose features this program has"):
+        denoiser(x, 55)
+
+
+def test_a_block_that_stays_in_the_graph_is_searched_there(made):
+    x, t = batch()
+    denoiser = tfmq_fx.lower(made, "reference", tabulate=False)
+    assert relative(denoiser(x, t), made(x, t)) < 1e-5 and denoiser.report.temporal_layers == 4
+    with pytest.raises(TimestepError, match="timestep 55 is not in the table"):
+        denoiser(x, 55)
+    # Without parameters per timestep there is no table to search.
+    shared = program(temporal="shared")
+    assert torch.equal(tfmq_fx.lower(shared, "reference", tabulate=False)(x, NEW.long()), shared(x, NEW.long()))
+
+
+def test_a_program_called_eagerly_extends_its_table_in_a_copy(made):
+    x, t = batch()
+    before, grown = str(made.graph_module.graph), tfmq_fx.add_timesteps(made, [55, 777])
+    asked = torch.tensor([55, 100, 777, 55])
+    assert torch.equal(made(x, asked), grown(x, asked)) and torch.equal(made(x, t), grown(x, t))
+    assert str(made.graph_module.graph) == before and len(made.timesteps) == 10
+    with pytest.raises(TimestepError, match="timestep 55 is not in the table"):
+        made.graph_module(x, asked)

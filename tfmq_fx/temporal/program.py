@@ -1,0 +1,229 @@
+"""The temporal program: a timestep becomes features, computed once and kept."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx
+
+from tfmq_fx.config.choices import TableStorage, UnknownTimestep
+from tfmq_fx.errors import ConfigError, TimestepError
+from tfmq_fx.passes.support.predicates import is_call, node_value
+from tfmq_fx.passes.support.timestep_values import ValueSearch, as_captured, distinct_timesteps, is_low
+from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
+from tfmq_fx.passes.temporal.widen_timesteps import integer_reader
+from tfmq_fx.temporal.extend import evaluate_in_fours, find_row_quantizers, is_indexed_by_row, not_finite
+from tfmq_fx.temporal.split import TemporalInput, TemporalSplit, outputs_of
+from tfmq_fx.temporal.table import stored_rows
+
+__all__ = ["TemporalProgram"]
+
+aten = torch.ops.aten
+#: Memory for values that are kept: a thousand timesteps of Stable Diffusion take 80 MB.
+KEPT_BYTES = 2**29
+
+Key = tuple[float, ...]
+Row = tuple[Tensor, ...]
+
+
+class TemporalProgram:
+    """Turns timesteps, and the values of further finite inputs, into what the rest of a denoiser needs to know of them.
+
+    Values are computed at the first call with a timestep, by the quantized temporal block itself, and kept; the least
+    recently used give way. A timestep of the table has its row's parameters. Another one gets its own, exact ones
+    (:mod:`~tfmq_fx.temporal.extend`), and the timestep group of its nearest row. Several threads may call it.
+
+    Args:
+        time: The time graph (:func:`~tfmq_fx.temporal.split.split_temporal`).
+        names: Names of its inputs: the timestep, then those from a finite set.
+        layers: For each of its outputs, the name of the layer that it comes from.
+        inputs: What it returns.
+        timesteps: The timesteps that it was made for, float64 ``[K]``; None where none are known.
+        unknown: What another timestep does.
+        storage: How precisely features are kept: those of ``"int8"`` and ``"float16"`` are rounded as a table would be.
+        most_bytes: Memory for the values.
+
+    Attributes:
+        computed: Rows that were computed so far.
+    """
+
+    def __init__(
+        self,
+        time: fx.GraphModule,
+        names: Sequence[str],
+        layers: Sequence[str],
+        inputs: Sequence[TemporalInput],
+        *,
+        timesteps: Tensor | None,
+        unknown: UnknownTimestep,
+        storage: TableStorage = "float32",
+        most_bytes: int = KEPT_BYTES,
+    ) -> None:
+        self.time, self.names, self.layers, self.inputs = time, tuple(names), tuple(layers), tuple(inputs)
+        self.timesteps, self.unknown, self.storage, self.most_bytes = timesteps, unknown, storage, most_bytes
+        self.computed = 0
+        self._nodes, self._outputs = set(time.graph.nodes), outputs_of(time)
+        self._quantizers = find_row_quantizers(time, self._nodes)
+        self._search = None if timesteps is None else ValueSearch(timesteps)
+        self._kept: OrderedDict[Key, Row] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    @classmethod
+    def of(
+        cls,
+        split: TemporalSplit,
+        *,
+        timesteps: Tensor | None,
+        unknown: UnknownTimestep,
+        storage: TableStorage = "float32",
+    ) -> TemporalProgram:
+        """The program of a graph that was split; arguments as for the class."""
+        return cls(
+            split.time, split.names, split.layers, split.inputs, timesteps=timesteps, unknown=unknown, storage=storage
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the timestep input."""
+        found = [node for node in self.time.graph.nodes if node.op == "placeholder" and node.target == self.names[0]]
+        dtype: torch.dtype = node_value(found[0]).dtype
+        return dtype
+
+    @property
+    def has_block(self) -> bool:
+        """Whether it computes features; else the rows of its table are all that is left of the temporal block."""
+        groups = {find_groups(self.time, name) for name in (GROUPS, EACH_TIMESTEP)}
+        parameters = {node.args[place] for node in self._quantizers for place in (1, 2)}
+        gathers = [node for node in self.time.graph.nodes if is_call(node, aten.index_select.default)]
+        return not any(is_indexed_by_row(node) for node in gathers if node not in groups | parameters)
+
+    def resolve(self, timestep: Tensor) -> Tensor:
+        """Timesteps as the program has them: those of its table by value, others as they are.
+
+        Args:
+            timestep: Any shape and dtype, as they were given: a cast may round them.
+
+        Returns:
+            The same shape, in the dtype of the timestep input.
+
+        Raises:
+            TimestepError: One is unknown and ``unknown`` is ``"error"``, or it cannot be computed: it is no finite
+                number, or fractional where the model takes integers, or the program has rows alone.
+        """
+        dtype = self.dtype
+        values = timestep.to(dtype if is_low(dtype) else torch.float64)
+        if self._search is None:
+            self._require_computable(values, dtype)
+            return as_captured(values, dtype, self.names[0])
+        if self.unknown != "extend":
+            rows = self._search.rows(timestep, self.unknown, captured=dtype)
+            return as_captured(self._search.values[rows], dtype, self.names[0])
+        rows, known = self._search.find(values)
+        if not bool(known.all()):
+            self._require_computable(values[~known], dtype)
+        table = self._search.values[rows.clamp_max(len(self._search.values) - 1)]
+        return as_captured(torch.where(known, table, values.double()), dtype, self.names[0])
+
+    def __call__(self, timestep: Tensor, *finite: Tensor) -> tuple[Tensor, ...]:
+        """What the rest of the denoiser takes, one tensor per entry of ``inputs``.
+
+        Args:
+            timestep: 0-dim or ``[N]``.
+            *finite: The further inputs in the order of ``names``, 0-dim or ``[N]``.
+
+        Raises:
+            TimestepError: As :meth:`resolve`; or another input is outside its values, or a feature is NaN or infinite.
+        """
+        columns = [value.reshape(-1).tolist() for value in (timestep, *finite)]
+        count = max(map(len, columns))
+        filled = (column * count if len(column) == 1 else column for column in columns)
+        keys: list[Key] = list(zip(*filled, strict=True))
+        with self._lock:  # another thread's rows may push these out; and what it computes is not computed twice
+            missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
+            found = {key: self._kept[key] for key in keys if key in self._kept}
+            found.update(self._computed(missing))
+            for key in found:
+                self._keep(key, found[key])
+        rows = [found[key] for key in keys]
+        return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+
+    @torch.no_grad()
+    def _computed(self, keys: Sequence[Key]) -> dict[Key, Row]:
+        """The values of rows that are not kept."""
+        found: dict[Key, Row] = {}
+        if not keys:
+            return found
+        resolved = self.resolve(torch.tensor([key[0] for key in keys], dtype=torch.float64))
+        known = torch.zeros(len(keys), dtype=torch.bool) if self._search is None else self._search.find(resolved)[1]
+        further = list(zip(*keys, strict=True))[1:]
+        columns = [resolved, *(torch.tensor(column, dtype=torch.float64) for column in further)]
+        for new in (False, True):
+            chosen = [number for number in range(len(keys)) if bool(known[number]) is not new]
+            if chosen:
+                given = {name: column[chosen] for name, column in zip(self.names, columns, strict=True)}
+                own = self._quantizers if new else ()
+                values = evaluate_in_fours(self.time, self._nodes, self._outputs, given, own)
+                found.update(zip((keys[number] for number in chosen), self._rows(values, given), strict=True))
+        self.computed += len(keys)
+        return found
+
+    def _rows(self, values: Sequence[Tensor], given: dict[str, Tensor]) -> list[Row]:
+        """The values of each row, as the rest takes them."""
+        count = len(next(iter(given.values())))
+        if found := not_finite(values, given, [f"the temporal feature of {layer!r}" for layer in self.layers]):
+            msg = f"{found}; check the scheduler"
+            raise TimestepError(msg)
+        flat = [value.reshape(count, -1) for value in values]
+        joined = []
+        for entry in self.inputs:
+            parts = [self._stored(flat[number]) if entry.matrix else flat[number] for number in entry.outputs]
+            joined.append(torch.cat(parts, dim=1) if entry.matrix else parts[0].reshape(-1))
+        return [tuple(value[n : n + 1].clone() for value in joined) for n in range(count)]
+
+    def _stored(self, rows: Tensor) -> Tensor:
+        return stored_rows(rows, self.storage) if rows.dtype == torch.float32 else rows
+
+    def _keep(self, key: Key, row: Row) -> None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+            return
+        self._kept[key] = row
+        self._bytes += _size(row)
+        while self._bytes > self.most_bytes and len(self._kept) > 1:
+            _, dropped = self._kept.popitem(last=False)
+            self._bytes -= _size(dropped)
+
+    def _require_computable(self, new: Tensor, dtype: torch.dtype) -> None:
+        """Raise unless timesteps outside the table can be computed."""
+        if self._search is not None:
+            self._search.rows(new, "nearest")  # names what is no finite number
+        try:
+            distinct = distinct_timesteps(new)
+        except ConfigError as error:
+            raise TimestepError(str(error)) from error
+        if not self.has_block:
+            served = "" if self.timesteps is None else ", ".join(f"{value:g}" for value in self.timesteps[:4].tolist())
+            count = 0 if self.timesteps is None else len(self.timesteps)
+            msg = (
+                f"timestep {float(distinct[0]):g} is not among the {count} whose features this program has ({served}, "
+                "…), and it has no temporal block to compute others: quantize again with all timesteps or with "
+                "temporal='fsc', or lower with unknown_timestep='nearest'"
+            )
+            raise TimestepError(msg)
+        fractional = distinct[distinct != distinct.round()]
+        if len(fractional) and not dtype.is_floating_point:
+            reader = integer_reader(self.time, self.names[0])
+            taken = f" and {reader.name!r} takes them as integers" if reader is not None else ""
+            msg = (
+                f"timestep {float(fractional[0]):g} is fractional, but the model was captured with "
+                f"{str(dtype).removeprefix('torch.')} timesteps{taken}: capture it again with a float timestep"
+            )
+            raise TimestepError(msg)
+
+
+def _size(row: Row) -> int:
+    return sum(value.numel() * value.element_size() for value in row)
