@@ -91,7 +91,7 @@ def compare(
         "samples": samples,
         "steps": count,
         "seed": seed,
-        "backend": backend.value,
+        "backend": backend,
         "psnr": {
             "mean": _finite(decibels.mean().item()),
             "min": _finite(decibels.min().item()),
