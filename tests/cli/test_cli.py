@@ -9,8 +9,11 @@ from typer.testing import CliRunner
 
 import tfmq_fx
 from tfmq_fx.cli.app import app, main
+from tfmq_fx.lowering.backends.backend import CompiledGraphs, CompilerBackend
+from tfmq_fx.lowering.backends.registry import backend_names, register_backend, unregister_backend
+from tfmq_fx.lowering.report.matching import NoKernels
 
-COMMANDS = ("inspect", "presets", "quantize", "sample", "compare", "diagnose", "bisect")
+COMMANDS = ("inspect", "presets", "backends", "quantize", "sample", "compare", "diagnose", "bisect")
 REFERENCE = ("--backend", "reference")
 
 
@@ -314,6 +317,37 @@ def test_an_aot_package_is_compiled_once_and_used_again(monkeypatch, artefact, t
     lower_program(program, "aot", artefact)
     default = artefact.parent / f"{artefact.name}.pt2"
     assert done == [("compile", package), ("load", package), ("compile", default)]
+
+
+# --- backends ---------------------------------------------------------------------------------------
+
+
+class Toy(CompilerBackend):
+    """The graph as it is."""
+
+    name, title, summary = "toy", "Toy", "runs the graph as it is"
+
+    def compile_graphs(self, graphs, plan):
+        return CompiledGraphs(tuple(graph.graph_module for graph in graphs), NoKernels("toys have none"))
+
+
+def test_the_backend_option_takes_what_is_registered(artefact, tmp_path):
+    common = ("sample", "--artefact", artefact, "--out", tmp_path / "a.png", "--samples", 1, "--backend")
+    unknown = tfmq(*common, "toy")
+    assert unknown.exit_code == 2 and "'reference'" in unknown.stderr and not (tmp_path / "a.png").exists()
+    register_backend(Toy())
+    try:
+        result = tfmq(*common, "toy")
+        assert result.exit_code == 0 and "toy: 0 of" in result.stdout, result.output
+        listed = tfmq("backends").stdout
+    finally:
+        unregister_backend("toy")
+    assert all(name in listed for name in (*backend_names(), "toy", "runs the graph as it is"))
+
+
+def test_a_package_is_refused_where_none_is_written(artefact, tmp_path):
+    call = ("sample", "--artefact", artefact, "--out", tmp_path / "a.png", "--package", tmp_path / "a.pt2", *REFERENCE)
+    refused(tfmq(*call), "backend='reference' writes no package")
 
 
 # --- compare ----------------------------------------------------------------------------------------

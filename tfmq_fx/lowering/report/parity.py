@@ -114,13 +114,13 @@ def _limit(floor: float, allowed: float) -> float:
 
 
 def _refusal(error: float, floor: float) -> str:
-    parted = f"the lowered program parts from its reference: relative error {error:.2e}"
+    start = f"the lowered program parts from its reference: relative error {error:.2e}"
     if math.isfinite(error) and ALLOWED_RATIO * floor > CEILING:
         return (
-            f"{parted}, and rounding alone moves its result by {floor:.2e}, so that no result can be told from a wrong "
+            f"{start}, and rounding alone moves its result by {floor:.2e}, so that no result can be told from a wrong "
             "one; quantize with more bits or better calibration, or use backend='reference'"
         )
     return (
-        f"{parted}, where rounding alone explains {floor:.2e}; this is a miscompilation on this machine, "
+        f"{start}, where rounding alone explains {floor:.2e}; this is a miscompilation on this machine, "
         "use backend='reference' and report it"
     )

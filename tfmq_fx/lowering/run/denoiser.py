@@ -63,7 +63,7 @@ class Denoiser(nn.Module):
         self._timesteps = timesteps
         self._search = None if timesteps is None else ValueSearch(timesteps)
         #: The timesteps that were looked up so far, as the program takes them.
-        self._found: dict[Any, Tensor] = {}
+        self._lookups: dict[Any, Tensor] = {}
         self._groups = groups
         self._unknown, self._temporal = unknown, temporal
         self.report = report
@@ -107,11 +107,11 @@ class Denoiser(nn.Module):
             TimestepError: The value of another finite input is outside the table, or a timestep is and cannot be, or
             was not to be, computed.
         """
-        given = named_arguments(self._interface, args, kwargs)
-        as_tuple = self._as_tuple(given)
-        if self._timestep in given:
-            given[self._timestep] = self._looked_up(given[self._timestep])
-        call = bind_named(self._interface, given, self._timestep)
+        arguments = named_arguments(self._interface, args, kwargs)
+        as_tuple = self._as_tuple(arguments)
+        if self._timestep in arguments:
+            arguments[self._timestep] = self._as_table_value(arguments[self._timestep])
+        call = bind_named(self._interface, arguments, self._timestep)
         for name, (index, allowed) in self._finite.items():
             check_timesteps(call.leaves[index], allowed, name)  # type: ignore[index]
         pieces = self._pieces(call)
@@ -121,24 +121,24 @@ class Denoiser(nn.Module):
             output = self._join([self._call(call.take(piece)) for piece in pieces], torch.cat(pieces))
         return tuple(pytree.tree_leaves(output)) if as_tuple else output
 
-    def _as_tuple(self, given: dict[str, Any]) -> bool:
+    def _as_tuple(self, arguments: dict[str, Any]) -> bool:
         """Whether a tuple is asked for; where the program does not say itself, what is asked is taken out."""
-        asked = given.get(RETURN_DICT, True)
-        if not isinstance(asked, bool):
-            msg = f"return_dict={asked!r} must be True or False"
+        return_dict = arguments.get(RETURN_DICT, True)
+        if not isinstance(return_dict, bool):
+            msg = f"return_dict={return_dict!r} must be True or False"
             raise InputError(msg)
         captured = self._interface.find(RETURN_DICT)
         constant = None if captured is None else self._interface.inputs[captured]
         if not isinstance(constant, ConstantInput):
-            given.pop(RETURN_DICT, None)
+            arguments.pop(RETURN_DICT, None)
         elif constant.value is False:
-            given.setdefault(RETURN_DICT, False)
+            arguments.setdefault(RETURN_DICT, False)
         else:
-            given[RETURN_DICT] = constant.value
-        return not asked
+            arguments[RETURN_DICT] = constant.value
+        return not return_dict
 
-    def _looked_up(self, timestep: Any) -> Any:
-        """A timestep as the table has it, looked up as it was given: the cast to the captured dtype may round it."""
+    def _as_table_value(self, timestep: Any) -> Any:
+        """A timestep as the table has it, looked up as it was passed: the cast to the captured dtype may round it."""
         index = self._interface.find(self._timestep)
         expected = None if index is None else self._interface.inputs[index]
         value = timestep
@@ -148,16 +148,16 @@ class Denoiser(nn.Module):
             return timestep  # binding says what is wrong with it
         # The table's own value: what follows, compiled or not, finds exactly that row. A step asks for the same again.
         key = value.dtype, tuple(value.shape), tuple(value.reshape(-1).tolist())
-        found = self._found.get(key)
+        found = self._lookups.get(key)
         if found is None:
-            if len(self._found) >= MOST_FOUND:
-                self._found.clear()
+            if len(self._lookups) >= MOST_FOUND:
+                self._lookups.clear()
             if self._temporal is not None:
                 found = self._temporal.resolve(value)
             else:
                 rows = self._search.rows(value, self._unknown, captured=expected.dtype)
                 found = as_captured(self._search.values[rows], expected.dtype, self._timestep)
-            self._found[key] = found
+            self._lookups[key] = found
         return found.clone()
 
     def _call(self, call: Call) -> Any:
@@ -169,10 +169,10 @@ class Denoiser(nn.Module):
         limit = self._interface.max_batch
         if self._groups is None and (limit is None or (call.batch or 1) <= limit):
             return []
-        pieces = self._one_group_each(call)
+        pieces = self._split_by_group(call)
         return pieces if limit is None else [part for piece in pieces for part in torch.split(piece, limit)]
 
-    def _one_group_each(self, call: Call) -> list[Tensor]:
+    def _split_by_group(self, call: Call) -> list[Tensor]:
         """The items of a batch, those of each timestep group together; all in one piece when groups may mix."""
         everything = torch.arange(call.batch or 1)
         index = self._interface.find(self._timestep)

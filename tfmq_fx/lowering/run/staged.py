@@ -57,13 +57,13 @@ class Reused:
         keys = [_digest(row) for row in rows]
         with self._lock:  # another thread's rows may push these out; and what it computes is not computed twice
             missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
-            found = {key: self._kept[key] for key in keys if key in self._kept}
+            values_by_key = {key: self._kept[key] for key in keys if key in self._kept}
             for together in self._calls(missing):
                 self.computed += len(together)
-                found.update(zip(together, self._compute(list(together.values())), strict=True))
-            for key in found:
-                self._keep(key, found[key])
-        return [found[key] for key in keys]
+                values_by_key.update(zip(together, self._compute(list(together.values())), strict=True))
+            for key in values_by_key:
+                self._keep(key, values_by_key[key])
+        return [values_by_key[key] for key in keys]
 
     def _calls(self, missing: dict[bytes, tuple[Tensor, ...]]) -> list[dict[bytes, tuple[Tensor, ...]]]:
         """The rows of each call: all of them, or those of one timestep."""
@@ -144,9 +144,9 @@ class StagedProgram:
 def stage_inputs(staged: StagedGraph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, ...]]:
     """What each stage is called with for these inputs of the program."""
     values = dict(zip(staged.layout.inputs, pytree.tree_leaves((args, kwargs)), strict=True))
-    seen = []
+    inputs: list[tuple[Any, ...]] = []
     for number, (stage, graph_module) in enumerate(zip(staged.layout.stages, staged.graph_modules, strict=True)):
-        seen.append(tuple(values[name] for name in stage.inputs))
+        inputs.append(tuple(values[name] for name in stage.inputs))
         run = staged.runs.get(number, graph_module)
-        values.update(zip(stage.outputs, _as_tuple(run(*seen[-1])), strict=True))
-    return seen
+        values.update(zip(stage.outputs, _as_tuple(run(*inputs[-1])), strict=True))
+    return inputs

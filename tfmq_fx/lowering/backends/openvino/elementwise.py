@@ -24,9 +24,9 @@ def _unary(function: Callable[[Any], Any]) -> Operator:
 
 def cast(context: Translator, x: Any, dtype: torch.dtype | None = None) -> Any:
     """``x`` in ``dtype``, by default that of the result."""
-    wanted = element_type(dtype or context.dtype)
+    element = element_type(dtype or context.dtype)
     value = context.value(x, dtype)
-    return value if value.get_element_type() == wanted else opset.convert(value, wanted).output(0)
+    return value if value.get_element_type() == element else opset.convert(value, element).output(0)
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Operator:
@@ -115,8 +115,8 @@ def argmin(context: Translator, input: Any, dim: int, keepdim: bool = False) -> 
     """The place of the smallest value along one axis."""
     value = context.value(input)
     axis = dim % len(value.get_shape())
-    found = opset.topk(value, 1, axis, "min", "none", "i64").output(1)
-    return found if keepdim else opset.squeeze(found, [axis]).output(0)
+    index = opset.topk(value, 1, axis, "min", "none", "i64").output(1)
+    return index if keepdim else opset.squeeze(index, [axis]).output(0)
 
 
 OPERATORS: Mapping[Any, Operator] = by_overload(

@@ -26,14 +26,14 @@ def integer_layers(compiled: ov.CompiledModel) -> set[str]:
     The runtime graph gives each node its layer type, the precision that it runs in, and the names of all operators
     of the model that were fused into it.
     """
-    found: set[str] = set()
+    integer: set[str] = set()
     for node in compiled.get_runtime_model().get_ordered_ops():
         if _info(node, "runtimePrecision") not in INTEGERS:
             continue
         names = [node.get_friendly_name(), *_info(node, "originalLayersNames").split(",")]
         if _info(node, "layerType") in MULTIPLYING:
             # What the transformations derive from an operator has its name with a path behind.
-            found.update(name.split("/")[0] for name in names)
+            integer.update(name.split("/")[0] for name in names)
         elif _info(node, "layerType") == FUSED:
-            found.update(names)
-    return found
+            integer.update(names)
+    return integer
