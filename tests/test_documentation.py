@@ -160,13 +160,21 @@ def test_the_interface_table_is_the_interface():
 def test_every_public_room_has_a_reference_page():
     """A room is public when it exports names; the site then has a page that renders it."""
     rendered = {
-        name
-        for page in PAGES
-        for name in re.findall(r"^::: ([\w.]+)", (ROOT / page).read_text(encoding="utf-8"), re.M)
+        name for page in PAGES for name in re.findall(r"^::: ([\w.]+)", (ROOT / page).read_text(encoding="utf-8"), re.M)
     }
     rooms = [path.parent for path in (ROOT / "tfmq_fx").glob("*/__init__.py")]
-    public = {f"tfmq_fx.{room.name}" for room in rooms if "__all__" in (room / "__init__.py").read_text(encoding="utf-8")}
+    public = {
+        f"tfmq_fx.{room.name}" for room in rooms if "__all__" in (room / "__init__.py").read_text(encoding="utf-8")
+    }
     assert public - {"tfmq_fx.cli", "tfmq_fx.kernels"} <= rendered
     assert {"tfmq_fx", "tfmq_fx.passes", "tfmq_fx.passes.analysis", "tfmq_fx.errors"} <= rendered
     site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert all(page.removeprefix("docs/") in site for page in PAGES)
+
+
+def test_every_room_is_in_the_drawing_of_the_house():
+    text = (ROOT / "docs/house.md").read_text(encoding="utf-8")
+    rooms = {path.parent.name for path in (ROOT / "tfmq_fx").glob("*/__init__.py")}
+    rooms |= {path.parent.name + "/" for path in (ROOT / "passes").glob("*/__init__.py")}
+    assert {"temporal", "lowering", "canonical/", "analysis/"} <= rooms
+    assert [room for room in sorted(rooms) if room not in text] == []
