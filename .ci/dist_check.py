@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 DIST = ROOT / "dist"
@@ -49,11 +50,17 @@ inputs = {"sample": torch.randn(2, 1, 8, 8), "timestep": timesteps}
 quantized = tfmq_fx.quantize(model, tfmq_fx.QuantizationConfig(), [inputs], timesteps=timesteps)
 tfmq_fx.save(quantized, "tiny")
 denoiser = tfmq_fx.lower(tfmq_fx.load("tiny"), "reference")
-exact = model.eval()(**inputs).sample
+with torch.no_grad():
+    exact = model.eval()(**inputs).sample
 error = (denoiser(**inputs).sample - exact).norm() / exact.norm()
 assert error < 0.1, error
 print(f"tfmq_fx {tfmq_fx.__version__} from the wheel: a tiny model quantized, relative error {float(error):.4f}")
 """
+
+
+def stop(sentence: str) -> NoReturn:
+    """End with a sentence and a code that says that something is wrong."""
+    raise SystemExit(sentence)
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
@@ -63,7 +70,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
         [str(part) for part in command], cwd=cwd, env=variables, text=True, stdout=subprocess.PIPE, check=False
     )
     if result.returncode:
-        raise SystemExit(f"{result.stdout}\n{' '.join(map(str, command[:4]))} … failed ({result.returncode})")
+        stop(f"{result.stdout}\n{' '.join(map(str, command[:4]))} … failed ({result.returncode})")
     return result.stdout
 
 
@@ -80,9 +87,7 @@ def check_sdist(sdist: Path, into: Path) -> Path:
     (folder,) = into.iterdir()
     held = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     if missing := sorted(tracked() - held - NOT_IN_SDIST):
-        raise SystemExit(
-            f"the sdist lacks {len(missing)} files of the checkout, {missing[0]} among them: see MANIFEST.in"
-        )
+        stop(f"the sdist lacks {len(missing)} files of the checkout, {missing[0]} among them: see MANIFEST.in")
     return folder
 
 
@@ -93,11 +98,9 @@ def check_wheel(wheel: Path) -> None:
     wanted = {name for name in files if name.startswith("tfmq_fx/")}
     wanted |= {f"tfmq_fx/{name}" for name in files if name.startswith("passes/")}
     if missing := sorted(wanted - held):
-        raise SystemExit(
-            f"the wheel lacks {len(missing)} files of the package, {missing[0]} among them: see pyproject.toml"
-        )
+        stop(f"the wheel lacks {len(missing)} files of the package, {missing[0]} among them: see pyproject.toml")
     if other := sorted(name for name in held - wanted if ".dist-info/" not in name):
-        raise SystemExit(f"the wheel holds {other[0]}, which is no file of the package")
+        stop(f"the wheel holds {other[0]}, which is no file of the package")
 
 
 def main() -> None:
@@ -126,7 +129,7 @@ def main() -> None:
         version = wheel.name.split("-")[1]
         print(run(python, "-c", SMOKE, site, version, cwd=scratch / "work"), end="")
         if "quantize" not in run(scratch / "venv/bin/tfmq-fx", "--help", cwd=scratch / "work"):
-            raise SystemExit("tfmq-fx --help does not list its commands")
+            stop("tfmq-fx --help does not list its commands")
         run(scratch / "venv/bin/tfmq-fx", "inspect", cwd=scratch / "work")
         (test_of_a_pass,) = (unpacked / "tests").rglob("test_remove_dropouts.py")
         run(python, "-m", "pytest", "tests/test_packaging.py", test_of_a_pass, cwd=unpacked, OMP_NUM_THREADS="1")
