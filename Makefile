@@ -3,28 +3,36 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+# constraints-oldest.txt holds the oldest versions that pyproject.toml admits.
+CONSTRAINTS ?= constraints.txt
 
-.PHONY: venv test lint types pytest nightly demo bench-peers clean
+.PHONY: venv test lint layout types docs pytest nightly canary dist-check demo bench-peers clean
 
 venv: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) torch
+	$(BIN)/pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
 	touch $@
 
-test: lint types pytest
+test: lint types docs pytest
 
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# mypy does not follow the mapping of passes/ to tfmq_fx.passes, so it gets a copy laid out as installed.
-types: venv
-	rm -rf build/types && mkdir -p build/types
-	cp -r tfmq_fx build/types/ && cp -r passes build/types/tfmq_fx/passes
-	cd build/types && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p tfmq_fx
+# Neither mypy nor mkdocstrings follows the mapping of passes/ to tfmq_fx.passes, so they get a copy laid out as installed.
+layout:
+	rm -rf build/layout && mkdir -p build/layout
+	cp -r tfmq_fx build/layout/ && cp -r passes build/layout/tfmq_fx/passes
+
+types: venv layout
+	cd build/layout && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p tfmq_fx
+
+# The site, into build/site. It needs no network; --strict makes a broken link or name an error.
+docs: venv layout
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 pytest: venv
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n 2 --durations=15
@@ -32,6 +40,16 @@ pytest: venv
 # What draws its cases draws thousands of them instead of dozens, new ones each time. It takes hours.
 nightly: venv
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -n 2 --durations=15 tests/kernels tests/properties
+
+# The tests on the newest torch that installs, whatever pyproject.toml admits: it says what the next version will break.
+canary:
+	$(MAKE) venv VENV=.canary
+	.canary/bin/pip install --quiet --upgrade torch torchao diffusers
+	$(MAKE) pytest VENV=.canary
+
+# A wheel and an sdist, each looked into, the wheel installed into an empty environment and used there.
+dist-check: venv
+	$(BIN)/python .ci/dist_check.py
 
 # The main job on the bundled model: quantize, save, load, lower, sample, compare.
 demo: venv
@@ -50,4 +68,4 @@ bench-peers: $(PEERS:%=.peers/%/.installed)
 	touch $@
 
 clean:
-	rm -rf build $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist $(DEMO) .mypy_cache .ruff_cache .pytest_cache .hypothesis
