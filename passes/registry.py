@@ -7,8 +7,8 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
-import tfmq_fx.passes
 from tfmq_fx.passes.base import GraphPass
 
 from tfmq_fx.errors import ConfigError
@@ -22,7 +22,7 @@ def pass_registry() -> Mapping[str, type[GraphPass]]:
     Raises:
         ConfigError: Two classes have one id.
     """
-    for module in pkgutil.walk_packages(tfmq_fx.passes.__path__, "tfmq_fx.passes."):
+    for module in pkgutil.walk_packages([str(Path(__file__).parent)], "tfmq_fx.passes."):
         importlib.import_module(module.name)
     found: dict[str, type[GraphPass]] = {}
     for kind in _subclasses(GraphPass):  # type: ignore[type-abstract]  # a class to ask, none to make

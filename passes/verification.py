@@ -9,7 +9,7 @@ from tfmq_fx.passes.base import PassError
 from tfmq_fx.passes.support.recomputed_values import recompute_values
 from torch import SymInt, Tensor, fx
 from torch.fx.passes.infra.pass_base import PassResult
-from torch.utils import _pytree as pytree
+from tfmq_fx._torch import pytree
 
 __all__ = ["GraphOutline", "verify_pass"]
 

@@ -130,7 +130,7 @@ _MODULES = {
     "quantization.program": ("QuantizedProgram",),
     "reconstruction.reconstruct": ("reconstruct",),
     "reconstruction.report": ("ReconstructionReport",),
-    "temporal.batch_timesteps": ("recorded_timesteps",),
+    "temporal.values": ("recorded_timesteps",),
     "workflow.quantize": ("quantize",),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}

@@ -79,7 +79,7 @@ class NarrowActivations(GraphPass):
         if node in narrow:
             return narrow[node]
         if node_value(node).dtype == torch.bfloat16:
-            return node  # type: ignore[no-any-return]
+            return node  # type: ignore[no-any-return]  # metadata has no type
         with graph.inserting_before(anchor):
             return insert_call(graph, aten.to.dtype, (node, torch.bfloat16), anchor=anchor)
 

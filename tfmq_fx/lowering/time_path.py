@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from tfmq_fx._torch import pytree
 
 from tfmq_fx.frontend.interface import interface_of, refresh_interface
 from tfmq_fx.lowering.stages import FirstStage, Stage

@@ -38,7 +38,7 @@ from tfmq_fx.temporal.inputs import FiniteInputs, finite_values
 __all__ = ["TFMQQuantizer"]
 
 
-class TFMQQuantizer(Quantizer):  # type: ignore[misc]
+class TFMQQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
     """Annotates a diffusion model for PT2E: ``prepare_pt2e(graph, TFMQQuantizer(config, timesteps=…))``.
 
     Convolutions, linears and the two matrix products of attention get per-tensor activations and

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.passes.infra.pass_base import PassResult
 
 from tfmq_fx._torch import pytree
+from tfmq_fx._torch.graphs import has_calling_convention
 from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.passes.base import PassError
 
@@ -50,7 +51,7 @@ def run_graph(graph_module: fx.GraphModule, inputs: Sequence[Any]) -> Any:
         # Observers write to their buffers; parameters are only read, and a copy would double the memory.
         runnable = copy.deepcopy(graph_module, {id(weight): weight for weight in graph_module.parameters()})
     with torch.no_grad():
-        if type(graph_module.graph._codegen) is fx.graph.CodeGen:
+        if not has_calling_convention(graph_module.graph):
             return runnable(*inputs)
         return pytree.tree_leaves(fx.Interpreter(runnable).run(*inputs, enable_io_processing=False))
 
