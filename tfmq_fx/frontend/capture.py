@@ -52,7 +52,7 @@ def capture(
         A ``GraphModule`` whose placeholders carry the model's own argument names and whose nodes keep
         their ``nn_module_stack``; assertions, guards, dropouts and no-op casts are gone. It is called
         like the model and returns the same structure; ``meta["tfmq_fx.interface"]`` is its
-        :class:`~tfmq_fx.frontend.Interface`. The model itself is not changed. What the model computes in
+        :class:`~tfmq_fx.frontend.interface.Interface`. The model itself is not changed. What the model computes in
         bfloat16, float16 or float64, the graph computes in float32; its inputs and results keep the model's types.
 
     Raises:
