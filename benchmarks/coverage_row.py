@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from architectures import ARCHITECTURES, TRUE_SIZE, Example
-from tfmq_fx.passes.analysis import data_dependence, find_conditional_part
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 import tfmq_fx
 from tfmq_fx.errors import TfmqError
+from tfmq_fx.passes.analysis import data_dependence, find_conditional_part
 
 __all__ = ["measure", "measure_true_size"]
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tfmq_fx.passes import NATIVE_KERNELS, observe_passes
 from timing.machine import machine
 from timing.unets import UNETS
 
 import tfmq_fx
+from tfmq_fx.passes import NATIVE_KERNELS, observe_passes
 
 RESULTS = Path(__file__).parent / "results" / "kernel_passes.json"
 FULL = "all of them"

@@ -6,11 +6,11 @@ from abc import abstractmethod
 from enum import IntEnum
 from typing import ClassVar
 
-from tfmq_fx.passes.observation import observed
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from tfmq_fx.errors import TfmqError
+from tfmq_fx.passes.observation import observed
 
 __all__ = ["GraphPass", "Numerics", "PassError"]
 

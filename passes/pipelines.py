@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from torch import fx
+
+from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.canonical.inline_regions import InlineRegions
 from tfmq_fx.passes.canonical.merge_equal_nodes import MergeEqualNodes
@@ -36,9 +39,6 @@ from tfmq_fx.passes.precision.narrow_activations import NarrowActivations
 from tfmq_fx.passes.quantized.fold_weight_zero_points import FoldWeightZeroPoints
 from tfmq_fx.passes.registry import check_pass_ids
 from tfmq_fx.passes.temporal.share_temporal_nodes import ShareTemporalNodes
-from torch import fx
-
-from tfmq_fx.errors import ConfigError
 
 __all__ = [
     "CANONICALIZE",

@@ -9,9 +9,8 @@ import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tfmq_fx.passes.base import GraphPass
-
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.passes.base import GraphPass
 
 __all__ = ["check_pass_ids", "find_pass", "pass_registry"]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tfmq_fx.passes.base import PassError
-from tfmq_fx.passes.support.recomputed_values import recompute_values
 from torch import SymInt, Tensor, fx
 from torch.fx.passes.infra.pass_base import PassResult
+
 from tfmq_fx._torch import pytree
+from tfmq_fx.passes.base import PassError
+from tfmq_fx.passes.support.recomputed_values import recompute_values
 
 __all__ = ["GraphOutline", "verify_pass"]
 

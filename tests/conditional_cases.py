@@ -3,13 +3,13 @@
 import functools
 
 import torch
-from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
 
 import tfmq_fx
 from tests.lowering.test_stages import inputs
 from tests.models import TIMESTEPS, PromptDenoiser
 from tfmq_fx import QuantizationConfig
 from tfmq_fx.observers import ConditionalObserver
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
 from tfmq_fx.temporal.domain import conditioned_domain
 from tfmq_fx.temporal.inputs import collect_conditionings
 

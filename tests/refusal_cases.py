@@ -1,15 +1,15 @@
 """Calls that must end in a sentence even where asserts are stripped; ``python -O -m tests.refusal_cases`` runs all."""
 
 import torch
-from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
-from tfmq_fx.passes.analysis.reconstruction_units import ReconstructionUnit
-from tfmq_fx.passes.support.predicates import constant_weight
-from tfmq_fx.passes.units.partition_units import _bring_together
 
 from tfmq_fx.data.prediction import predicted
 from tfmq_fx.errors import TfmqError
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer
 from tfmq_fx.observers import MinMaxObserver, PerChannelWeightObserver
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
+from tfmq_fx.passes.analysis.reconstruction_units import ReconstructionUnit
+from tfmq_fx.passes.support.predicates import constant_weight
+from tfmq_fx.passes.units.partition_units import _bring_together
 from tfmq_fx.reconstruction.rounding import RoundingTrainer, StepSize
 from tfmq_fx.testing import GraphBuilder
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tfmq_fx.passes.support.predicates import is_attention, is_conv, is_linear, is_matmul, node_value
 from torch import Tensor, fx
 
 import tfmq_fx
 from tfmq_fx.frontend.roles import find_roles
+from tfmq_fx.passes.support.predicates import is_attention, is_conv, is_linear, is_matmul, node_value
 from timing.unets import UNETS
 
 __all__ = ["BYTES", "Product", "count", "floor_seconds", "products", "totals"]

@@ -10,13 +10,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from tfmq_fx.passes.analysis.dependence import data_dependence, reads_as_parameter
-from tfmq_fx.passes.support.predicates import is_getitem, node_value
-from tfmq_fx.passes.support.sizes import rows_per_item
 from torch import SymInt, Tensor, fx
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload, schema_of
+from tfmq_fx.passes.analysis.dependence import data_dependence, reads_as_parameter
+from tfmq_fx.passes.support.predicates import is_getitem, node_value
+from tfmq_fx.passes.support.sizes import rows_per_item
 
 __all__ = ["batch_axes", "size_ratio"]
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from torch import SymInt, Tensor, fx
+
 from tfmq_fx.passes.analysis.dependence import data_dependence
 from tfmq_fx.passes.analysis.temporal_block import TemporalBlock
 from tfmq_fx.passes.support.predicates import is_weighted, node_value
-from torch import SymInt, Tensor, fx
 
 __all__ = ["ConditionalPart", "conditioning_inputs", "find_conditional_part", "outside_block"]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tfmq_fx.passes.support.predicates import SHAPE_ONLY_ARGUMENTS
 from torch import fx
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload, schema_of
+from tfmq_fx.passes.support.predicates import SHAPE_ONLY_ARGUMENTS
 
 __all__ = ["data_arguments", "data_dependence", "reads_as_parameter"]
 

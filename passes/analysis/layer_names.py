@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
-from tfmq_fx.passes.support.predicates import fqn, module_path, weight_node
 from torch import fx
+
+from tfmq_fx.passes.support.predicates import fqn, module_path, weight_node
 
 __all__ = ["common_path", "layer_name", "seen_through_observers", "weight_source"]
 

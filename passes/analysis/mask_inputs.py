@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.analysis.dependence import data_arguments
 from tfmq_fx.passes.support.predicates import RELABELLINGS, SOFTMAXES, is_attention, is_call, node_value
-from torch import Tensor, fx
 
 __all__ = ["mask_inputs"]
 

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tfmq_fx.passes.support.predicates import node_value
-from tfmq_fx.passes.support.sizes import concrete_size
 from torch import SymInt, Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload
+from tfmq_fx.passes.support.predicates import node_value
+from tfmq_fx.passes.support.sizes import concrete_size
 
 __all__ = ["multiply_adds"]
 

@@ -8,10 +8,10 @@ import operator
 from collections.abc import Collection, Iterable, Sequence
 
 import torch
-from tfmq_fx.passes.support.predicates import is_call, is_idle_dropout
 from torch import fx
 
 from tfmq_fx._torch.operators import OpOverload, schema_of
+from tfmq_fx.passes.support.predicates import is_call, is_idle_dropout
 
 __all__ = ["Reachability", "contracted_order"]
 

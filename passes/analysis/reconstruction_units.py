@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import SymInt, Tensor, fx
+
 from tfmq_fx.passes.analysis.conditional_part import outside_block
 from tfmq_fx.passes.analysis.dependence import data_dependence
 from tfmq_fx.passes.analysis.layer_names import common_path, layer_name
@@ -19,7 +21,6 @@ from tfmq_fx.passes.analysis.reachability import Reachability, contracted_order
 from tfmq_fx.passes.analysis.residual_joins import Modules, find_regions, is_sum, join_modules
 from tfmq_fx.passes.analysis.temporal_block import find_temporal_block
 from tfmq_fx.passes.support.predicates import is_getitem, is_weighted, node_value
-from torch import SymInt, Tensor, fx
 
 __all__ = ["EARLY", "ReconstructionUnit", "find_units"]
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TypeGuard
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.analysis.dependence import data_arguments
 from tfmq_fx.passes.analysis.layer_names import seen_through_observers
 from tfmq_fx.passes.analysis.reachability import Reachability
 from tfmq_fx.passes.support.predicates import is_call, is_conv, is_weighted, node_value
-from torch import Tensor, fx
 
 __all__ = ["Modules", "find_regions", "is_sum", "is_sum_of_parts", "join_modules"]
 

@@ -9,10 +9,11 @@ labels, every combination has a row, the timestep's changing slowest::
 from __future__ import annotations
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
-from torch import Tensor, fx
 
 __all__ = ["find_row", "row_columns", "row_inputs", "row_lookups", "row_values", "several_timesteps"]
 

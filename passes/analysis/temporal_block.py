@@ -12,14 +12,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence, reads_as_parameter
-from tfmq_fx.passes.analysis.table_row import row_columns
-from tfmq_fx.passes.base import PassError
-from tfmq_fx.passes.support.predicates import fqn, is_idle_dropout, is_weighted, module_path, node_value, repeats_rows
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from tfmq_fx._torch.operators import OpOverload, schema_of
+from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence, reads_as_parameter
+from tfmq_fx.passes.analysis.table_row import row_columns
+from tfmq_fx.passes.base import PassError
+from tfmq_fx.passes.support.predicates import fqn, is_idle_dropout, is_weighted, module_path, node_value, repeats_rows
 
 __all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block", "repeated_last"]
 

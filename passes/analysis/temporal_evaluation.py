@@ -10,6 +10,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import SymInt, Tensor, fx
+
+from tfmq_fx._torch import pytree
 from tfmq_fx.passes.analysis.batch_axis import size_ratio
 from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence
 from tfmq_fx.passes.base import PassError
@@ -17,9 +20,6 @@ from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.sizes import concrete_size
 from tfmq_fx.passes.support.subgraphs import known_value
 from tfmq_fx.passes.support.timestep_values import as_captured
-from torch import SymInt, Tensor, fx
-
-from tfmq_fx._torch import pytree
 
 __all__ = ["NodeHook", "evaluate_temporal_nodes"]
 

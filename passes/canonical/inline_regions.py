@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import fx, nn
+
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import erase_unread_attribute, read_attribute
 from tfmq_fx.passes.support.predicates import is_getitem
-from torch import fx, nn
 
 __all__ = ["InlineRegions", "changes_numerics", "region_body"]
 

@@ -6,11 +6,11 @@ from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.nodes import replace_node
 from torch import fx
 
 from tfmq_fx._torch.operators import find_schema
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.nodes import replace_node
 
 __all__ = ["MergeEqualNodes"]
 

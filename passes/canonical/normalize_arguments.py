@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from tfmq_fx.passes.base import GraphPass, Numerics
 from torch import fx
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload, schema_of
+from tfmq_fx.passes.base import GraphPass, Numerics
 
 __all__ = ["NormalizeArguments"]
 

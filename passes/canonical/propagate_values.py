@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import fx
+
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, read_attribute
-from torch import fx
 
 __all__ = ["PropagateValues"]
 

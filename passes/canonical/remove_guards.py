@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, Numerics
 from torch import fx
 
 from tfmq_fx._torch.modules import GUARDS as GUARDS_MODULE
 from tfmq_fx._torch.operators import CHECK
+from tfmq_fx.passes.base import GraphPass, Numerics
 
 __all__ = ["RemoveGuards"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
-from torch import Tensor, fx
 
 __all__ = ["RemoveNoopCasts"]
 

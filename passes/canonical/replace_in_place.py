@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of
 from torch import Tensor, fx
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload, functional_twin, schema_of
 from tfmq_fx._torch.tensors import storage_id
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of
 
 __all__ = ["ReplaceInPlace"]
 

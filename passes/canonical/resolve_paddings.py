@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
-from torch import Tensor, fx
 
 __all__ = ["ResolvePaddings", "named_padding"]
 

@@ -6,12 +6,12 @@ import re
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.nodes import read_attribute
 from torch import fx, nn
 
 from tfmq_fx._torch.modules import children_by_name
 from tfmq_fx._torch.operators import OpOverload, schema_of
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.nodes import read_attribute
 
 __all__ = ["StripDeadState"]
 

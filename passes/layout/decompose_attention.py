@@ -6,10 +6,11 @@ import math
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import insert_call, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import is_attention, node_value
-from torch import Tensor, fx
 
 __all__ = ["DecomposeAttention"]
 

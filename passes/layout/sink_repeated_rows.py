@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import fx
+
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value, repeats_rows
-from torch import fx
 
 __all__ = ["SinkRepeatedRows"]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import (
     add_buffer,
@@ -15,7 +17,6 @@ from tfmq_fx.passes.support.nodes import (
     replace_node,
 )
 from tfmq_fx.passes.support.predicates import constant_weight, is_call, is_conv, node_value, weight_node
-from torch import Tensor, fx
 
 __all__ = ["SplitConcatenatedConvs"]
 

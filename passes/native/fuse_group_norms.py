@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
+from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import (
     FIRST,
@@ -19,9 +22,6 @@ from tfmq_fx.passes.support.channels_last import (
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.sizes import is_same_size
-from torch import Tensor, fx
-
-from tfmq_fx.kernels import OPERATORS
 
 __all__ = ["FuseGroupNorms"]
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
+from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import (
     NONE,
@@ -15,9 +18,6 @@ from tfmq_fx.passes.support.channels_last import (
 )
 from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
-from torch import Tensor, fx
-
-from tfmq_fx.kernels import OPERATORS
 
 __all__ = ["FuseQuantizedImages"]
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
+from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import LAST, RELABELLINGS, relabel
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
-from torch import Tensor, fx
-
-from tfmq_fx.kernels import OPERATORS
 
 __all__ = ["FuseResidualAdds"]
 

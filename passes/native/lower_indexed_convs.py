@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.nodes import insert_call, read_attribute, replace_node
-from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
 
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels.checks import MAX_SIGNED_PRODUCTS
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.nodes import insert_call, read_attribute, replace_node
+from tfmq_fx.passes.support.predicates import is_call, node_value
 
 __all__ = ["LowerIndexedConvs"]
 

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
+from tfmq_fx._torch.operators import decomposed
+from tfmq_fx.kernels import MAX_BYTE_PRODUCTS, OPERATORS, weights_fit
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.channels_last import is_byte_quantizer
 from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.sizes import is_same_size
-from torch import Tensor, fx
-
-from tfmq_fx._torch.operators import decomposed
-from tfmq_fx.kernels import MAX_BYTE_PRODUCTS, OPERATORS, weights_fit
 
 __all__ = ["LowerIntegerAttention"]
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
-from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
 from torch import Tensor, fx
 
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels import MAX_SIGNED_PRODUCTS, MAX_TAPS, OPERATORS, block_columns, pack_weight
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
+from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
 
 __all__ = ["LowerIntegerConvs"]
 

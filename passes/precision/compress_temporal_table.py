@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
-from torch import Tensor, fx
 
 __all__ = ["CompressTemporalTable", "feature_columns", "find_feature_tables", "half_rows", "quantize_rows"]
 

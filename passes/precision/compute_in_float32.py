@@ -6,12 +6,12 @@ from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, Numerics, PassError
-from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call, read_attribute
-from tfmq_fx.passes.support.predicates import is_attention, is_call, is_matmul, is_weighted, node_value
 from torch import Tensor, fx, nn
 
 from tfmq_fx._torch import pytree
+from tfmq_fx.passes.base import GraphPass, Numerics, PassError
+from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call, read_attribute
+from tfmq_fx.passes.support.predicates import is_attention, is_call, is_matmul, is_weighted, node_value
 
 __all__ = ["ComputeInFloat32", "foreign_dtypes"]
 

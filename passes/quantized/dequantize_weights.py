@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import fx
+
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.nodes import add_buffer, insert_get_attr, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import is_weighted
-from torch import fx
 
 __all__ = ["DequantizeWeights"]
 

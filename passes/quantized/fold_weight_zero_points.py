@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 from torch import Tensor, fx
 
 from tfmq_fx._torch.operators import OpOverload, schema_of
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 
 __all__ = ["FoldWeightZeroPoints", "fold_zero_points"]
 

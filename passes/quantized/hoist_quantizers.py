@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
-from tfmq_fx.passes.support.predicates import is_call
 from torch import fx
 
 from tfmq_fx._torch.operators import decomposed
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
+from tfmq_fx.passes.support.predicates import is_call
 
 __all__ = ["HoistQuantizers"]
 

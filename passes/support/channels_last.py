@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tfmq_fx.passes.support.nodes import insert_call
-from tfmq_fx.passes.support.predicates import is_call, node_value
 from torch import Tensor, fx
 
 from tfmq_fx._torch.operators import decomposed
+from tfmq_fx.passes.support.nodes import insert_call
+from tfmq_fx.passes.support.predicates import is_call, node_value
 
 __all__ = [
     "FIRST",

@@ -6,11 +6,11 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
-from tfmq_fx.passes.support.strides import axis_order, layout, refuses
 from torch import Tensor, fx, nn
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.tensors import FakeTensor, FakeTensorMode, enable_python_dispatcher
+from tfmq_fx.passes.support.strides import axis_order, layout, refuses
 
 __all__ = [
     "add_buffer",

@@ -6,8 +6,9 @@ import operator
 from typing import Any, TypeGuard
 
 import torch
-from tfmq_fx.passes.base import PassError
 from torch import Tensor, fx
+
+from tfmq_fx.passes.base import PassError
 
 __all__ = [
     "SHAPE_ONLY_ARGUMENTS",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tfmq_fx.passes.base import PassError
-from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, read_attribute
 from torch import Tensor, fx
 
 from tfmq_fx._torch.tensors import FakeTensorMode
+from tfmq_fx.passes.base import PassError
+from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, read_attribute
 
 __all__ = ["recompute_values"]
 

@@ -6,9 +6,10 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from torch import SymInt, Tensor, fx
+
 from tfmq_fx.passes.support.nodes import fake_mode_of, inherit, read_attribute
 from tfmq_fx.passes.support.predicates import node_value
-from torch import SymInt, Tensor, fx
 
 __all__ = ["SIZE_OF", "extract_subgraph", "known_value"]
 

@@ -8,8 +8,9 @@ and solvers may call the model twice a step.
 from __future__ import annotations
 
 import torch
-from tfmq_fx.passes.support.timestep_values import ValueSearch
 from torch import Tensor
+
+from tfmq_fx.passes.support.timestep_values import ValueSearch
 
 __all__ = ["ROW_OP", "check_timesteps", "timestep_row"]
 

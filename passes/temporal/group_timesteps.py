@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.analysis.table_row import row_lookups, row_values
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr
 from tfmq_fx.passes.support.predicates import is_call, node_value
-from torch import Tensor, fx
 
 __all__ = ["EACH_TIMESTEP", "GROUPS", "GROUPS_INPUT", "GroupTimesteps", "find_groups", "group_numbers"]
 

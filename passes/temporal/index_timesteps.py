@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.analysis.table_row import find_row
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 from tfmq_fx.passes.support.timestep_values import distinct_timesteps
-from torch import Tensor, fx
 
 __all__ = ["IndexTimesteps", "distinct_timesteps"]
 

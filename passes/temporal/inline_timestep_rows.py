@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import fx
+
 from tfmq_fx.passes.analysis.table_row import row_columns, row_values
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 from tfmq_fx.passes.support.timestep_values import LARGEST, ValueSearch
-from torch import fx
 
 __all__ = ["InlineTimestepRows"]
 

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
+from torch import Tensor, fx, nn
+
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.analysis.table_row import find_row
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import insert_call, insert_module_call
 from tfmq_fx.passes.support.predicates import node_value
-from torch import Tensor, fx, nn
 
 __all__ = ["ObserveTemporalBlock", "rows_for"]
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Hashable
 from typing import Any, ClassVar
 
 import torch
+from torch import SymInt, Tensor, fx, nn
+
 from tfmq_fx.passes.analysis.batch_axis import batch_axes, size_ratio
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import insert_call, insert_module_call
 from tfmq_fx.passes.support.predicates import fqn, is_conv, is_linear, is_matmul, node_value
 from tfmq_fx.passes.temporal.group_timesteps import GROUPS, find_groups
-from torch import SymInt, Tensor, fx, nn
 
 __all__ = ["ObserveTimestepGroups", "activation_arguments", "ungrouped_layers"]
 

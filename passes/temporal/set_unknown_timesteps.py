@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from torch import fx
+
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.support.timestep_row import ROW_OP
-from torch import fx
 
 __all__ = ["SetUnknownTimesteps"]
 

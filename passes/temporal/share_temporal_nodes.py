@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, ClassVar
 
-from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.nodes import replace_node
 from torch import fx
 
 from tfmq_fx._torch import pytree
+from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.nodes import replace_node
 
 __all__ = ["ShareTemporalNodes"]
 

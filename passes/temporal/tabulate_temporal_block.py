@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import SymInt, Tensor, fx
+
 from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
 from tfmq_fx.passes.analysis.dependence import reads_as_parameter
 from tfmq_fx.passes.analysis.layer_names import layer_name
@@ -13,7 +15,6 @@ from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, redirect_users
 from tfmq_fx.passes.support.predicates import is_weighted, node_value
 from tfmq_fx.passes.temporal.observe_temporal_block import rows_for
-from torch import SymInt, Tensor, fx
 
 __all__ = ["LAYER", "TabulateTemporalBlock", "layer_behind", "shaped_feature"]
 

@@ -6,13 +6,13 @@ from collections.abc import Collection
 from typing import Any, ClassVar
 
 import torch
+from torch import fx
+
+from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
-from torch import fx
-
-from tfmq_fx._torch.operators import decomposed
 
 __all__ = ["UseOneTimestepGroup", "find_grouped_quantizers"]
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx
+
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
-from torch import Tensor, fx
 
 __all__ = ["WidenTimesteps", "integer_reader"]
 

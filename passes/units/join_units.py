@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor, fx, nn
+
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import is_getitem
 from tfmq_fx.passes.support.subgraphs import SIZE_OF
 from tfmq_fx.passes.units.partition_units import UNIT
-from torch import Tensor, fx, nn
 
 __all__ = ["JoinUnits"]
 

@@ -6,12 +6,13 @@ import operator
 from collections.abc import Collection, Sequence
 from typing import ClassVar, Literal
 
+from torch import fx
+
 from tfmq_fx.passes.analysis.reachability import Reachability, contracted_order
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY, ReconstructionUnit, find_units
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
 from tfmq_fx.passes.support.nodes import inherit, insert_call
 from tfmq_fx.passes.support.subgraphs import extract_subgraph, known_value
-from torch import fx
 
 __all__ = ["UNIT", "PartitionUnits"]
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tfmq_fx.passes import FlattenLinearInputs
-from tfmq_fx.passes.support.nodes import insert_call
 
 from tests.cli.test_cli import model, refused, tfmq  # noqa: F401  (a fixture)
+from tfmq_fx.passes import FlattenLinearInputs
+from tfmq_fx.passes.support.nodes import insert_call
 
 BISECT = ("--backend", "reference", "--steps", 4)
 

@@ -4,11 +4,11 @@ from typing import get_args
 
 import pytest
 import torch
-from tfmq_fx.passes import CompressTemporalTable, IndexTimesteps, SetUnknownTimesteps
 
 from tfmq_fx.config.choices import TableStorage, UnknownTimestep
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.config.reconstruction import RECONSTRUCTIONS
+from tfmq_fx.passes import CompressTemporalTable, IndexTimesteps, SetUnknownTimesteps
 
 MAKERS = {
     "index": (lambda choice: IndexTimesteps(torch.arange(3), unknown=choice), get_args(UnknownTimestep)),

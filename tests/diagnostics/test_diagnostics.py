@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-from tfmq_fx.passes.analysis import find_temporal_block
 from torch import nn
 
 import tfmq_fx
@@ -15,6 +14,7 @@ from tests.diagnostics_cases import LAYERS, WEIGHTED, captured, float_program, p
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tfmq_fx import ConfigError, QuantizationConfig, TimestepError, diagnostics
 from tfmq_fx.diagnostics import Diagnosis
+from tfmq_fx.passes.analysis import find_temporal_block
 
 # --- the whole diagnosis ----------------------------------------------------------------------------
 

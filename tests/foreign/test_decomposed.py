@@ -4,12 +4,12 @@ import operator
 
 import pytest
 import torch
-from tfmq_fx.passes import DecomposeAttention, GraphPass, SplitConcatenatedConvs
-from tfmq_fx.passes.support.nodes import insert_call
-from tfmq_fx.passes.support.strides import layout
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
+from tfmq_fx.passes import DecomposeAttention, GraphPass, SplitConcatenatedConvs
+from tfmq_fx.passes.support.nodes import insert_call
+from tfmq_fx.passes.support.strides import layout
 from tfmq_fx.testing import ContractViolation, GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

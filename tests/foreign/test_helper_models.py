@@ -8,13 +8,13 @@ import traceback
 
 import pytest
 import torch
-from tfmq_fx.passes.support.predicates import is_conv, is_linear
 from torch import nn
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import ComposableQuantizer, QuantizationAnnotation, Quantizer
 
 from tests.foreign.helper_models import CASES
 from tfmq_fx import QuantizationConfig, TFMQQuantizer
+from tfmq_fx.passes.support.predicates import is_conv, is_linear
 
 #: Whose quantizer, and whether the graph was traced from bytecode, which names sources, or by running the model.
 ROUTES = {"x86-strict": ("x86", True), "x86": ("x86", False), "xnnpack": ("xnnpack", False)}

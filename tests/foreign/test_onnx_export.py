@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from tfmq_fx.passes import InlineTimestepRows
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
+from tfmq_fx.passes import InlineTimestepRows
 
 pytest.importorskip("onnxscript", reason="torch.onnx.export needs onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")

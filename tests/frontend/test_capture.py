@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DModel
-from tfmq_fx.passes.support.predicates import fqn
 from torch import fx, nn
 
 from tests.models import batch, small_denoiser
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.capture import capture
+from tfmq_fx.passes.support.predicates import fqn
 
 aten = torch.ops.aten
 

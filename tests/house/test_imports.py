@@ -30,9 +30,7 @@ def test_importing_the_package_imports_none_of_what_it_works_with():
     assert not {*HEAVY, "rich", "typer"} & set(loaded)
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["compare", "-h"]], ids=" ".join
-)
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["compare", "-h"]], ids=" ".join)
 def test_help_and_version_import_none_of_it_either(arguments):
     code = (
         "import sys, json\nfrom tfmq_fx.cli import main\n"

@@ -4,7 +4,6 @@ import ast
 
 from tests.house.sources import ROOT, dotted, sources
 
-
 #: Prints graphs when its user asks for it by name.
 ON_REQUEST = "tfmq_fx.passes.observation"
 

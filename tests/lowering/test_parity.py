@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tfmq_fx.passes import FoldWeightZeroPoints, InlineTimestepRows, TabulateTemporalBlock
 
 import tfmq_fx
 from tests.models import TIMESTEPS, ClassDenoiser, batch, small_denoiser
@@ -10,6 +9,7 @@ from tfmq_fx import LoweringError, QuantizationConfig
 from tfmq_fx.lowering.backends.onnxruntime import OnnxRuntimeBackend
 from tfmq_fx.lowering.report.parity import CEILING, check_parity, relative_error
 from tfmq_fx.lowering.report.parity_examples import parity_examples
+from tfmq_fx.passes import FoldWeightZeroPoints, InlineTimestepRows, TabulateTemporalBlock
 
 aten = torch.ops.aten
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))

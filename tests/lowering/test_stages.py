@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tfmq_fx.passes.analysis import find_conditional_part
 
 import tfmq_fx
 from tests.models import TIMESTEPS, PromptDenoiser, batch, relative, small_denoiser
@@ -14,6 +13,7 @@ from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.lowering.plan import folded_graph, with_lookups_written_out
 from tfmq_fx.lowering.run.staged import Reused, StagedProgram, stage_inputs
 from tfmq_fx.lowering.stages import Layout, split_stages
+from tfmq_fx.passes.analysis import find_conditional_part
 
 TOKENS, POOLED = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(7)), torch.linspace(-1, 1, 18).view(3, 6)
 

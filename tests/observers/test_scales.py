@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tfmq_fx.passes.precision.compress_temporal_table import half_rows, quantize_rows
 from torch import nn
 
 import tfmq_fx
@@ -19,6 +18,7 @@ from tfmq_fx.observers import (
     TimestepObserver,
 )
 from tfmq_fx.observers.ranges import fake_quantize
+from tfmq_fx.passes.precision.compress_temporal_table import half_rows, quantize_rows
 
 SPEC = {"dtype": torch.uint8, "quant_min": 0, "quant_max": 255, "qscheme": torch.per_tensor_affine}
 BACKENDS = ["reference", "inductor", *INSTALLED]

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from tfmq_fx.passes import CANONICALIZE, GraphPass, PassError, RemoveDropouts, run_pipeline
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from tfmq_fx.passes import CANONICALIZE, GraphPass, PassError, RemoveDropouts, run_pipeline
 from tfmq_fx.testing import GraphBuilder
 
 aten = torch.ops.aten

@@ -4,12 +4,12 @@ import threading
 
 import pytest
 import torch
-from tfmq_fx.passes import CANONICALIZE, PassError, RemoveDropouts, RemoveIdentityArithmetic, observe_passes
-from tfmq_fx.passes.observation import PRINT_AFTER
-from tfmq_fx.passes.support.nodes import insert_call
 
 from tests.passes.helpers import operators
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.passes import CANONICALIZE, PassError, RemoveDropouts, RemoveIdentityArithmetic, observe_passes
+from tfmq_fx.passes.observation import PRINT_AFTER
+from tfmq_fx.passes.support.nodes import insert_call
 from tfmq_fx.testing import ContractViolation, GraphBuilder, check_passes
 
 aten = torch.ops.aten

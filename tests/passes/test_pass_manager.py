@@ -1,5 +1,8 @@
 import pytest
 import torch
+from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pass_constraint
+
+from tests.passes.helpers import operators
 from tfmq_fx.passes import (
     DecomposeAttention,
     FlattenLinearInputs,
@@ -11,9 +14,6 @@ from tfmq_fx.passes import (
     StripDeadState,
     TabulateTemporalBlock,
 )
-from torch.fx.passes.infra.pass_manager import PassManager, this_before_that_pass_constraint
-
-from tests.passes.helpers import operators
 from tfmq_fx.testing import GraphBuilder, TimePath, build_temporal_graph
 
 aten = torch.ops.aten

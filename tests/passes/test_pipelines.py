@@ -4,6 +4,8 @@ from functools import partial
 
 import pytest
 import torch
+
+from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes import (
     CANONICALIZE,
     PIPELINES,
@@ -18,8 +20,6 @@ from tfmq_fx.passes import (
     find_pipeline,
     run_pipeline,
 )
-
-from tfmq_fx.errors import ConfigError
 from tfmq_fx.testing import GraphBuilder
 
 aten = torch.ops.aten

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-import tfmq_fx.passes
-from tfmq_fx.passes import PIPELINES, Numerics, pass_registry
 
+import tfmq_fx.passes
 from tests.passes import helpers
+from tfmq_fx.passes import PIPELINES, Numerics, pass_registry
 
 PASSES = {pass_id: kind for pass_id, kind in pass_registry().items() if pass_id.startswith("tfmq::")}
 ROOMS = Path(tfmq_fx.passes.__file__).parent

@@ -4,6 +4,9 @@ from typing import ClassVar
 
 import pytest
 import torch
+
+from tests.properties.test_broken_passes import AppliesLiveDropouts, example
+from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes import (
     CANONICALIZE,
     DecomposeAttention,
@@ -13,9 +16,6 @@ from tfmq_fx.passes import (
     RemoveIdentityArithmetic,
 )
 from tfmq_fx.passes.support.nodes import insert_call
-
-from tests.properties.test_broken_passes import AppliesLiveDropouts, example
-from tfmq_fx.errors import ConfigError
 from tfmq_fx.testing import GraphBuilder, bisect_passes
 
 aten = torch.ops.aten

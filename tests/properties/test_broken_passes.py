@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 from hypothesis import Phase, given, settings
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
 from tfmq_fx.passes import FoldWeightZeroPoints, IndexTimesteps, RemoveDropouts, TabulateTemporalBlock
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_idle_dropout
-from torch.fx.passes.infra.pass_base import PassBase, PassResult
-
 from tfmq_fx.testing import (
     ContractViolation,
     GraphBuilder,

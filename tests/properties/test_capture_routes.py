@@ -4,11 +4,11 @@ import copy
 
 import torch
 from hypothesis import assume, given, settings
-from tfmq_fx.passes.analysis import find_conditional_part, find_temporal_block
-from tfmq_fx.passes.support.predicates import weight_node
 from torch import fx
 
 import tfmq_fx
+from tfmq_fx.passes.analysis import find_conditional_part, find_temporal_block
+from tfmq_fx.passes.support.predicates import weight_node
 from tfmq_fx.testing import temporal_graphs
 
 

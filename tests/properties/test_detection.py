@@ -6,6 +6,10 @@ import random
 import torch
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
+from torch._decomp import core_aten_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.passes.dialect.common.cse_pass import CSEPass, get_CSE_banned_ops
+
 from tfmq_fx.passes.analysis import (
     conditioning_inputs,
     data_dependence,
@@ -13,10 +17,6 @@ from tfmq_fx.passes.analysis import (
     find_temporal_block,
 )
 from tfmq_fx.passes.support.nodes import insert_call, read_attribute
-from torch._decomp import core_aten_decompositions
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.passes.dialect.common.cse_pass import CSEPass, get_CSE_banned_ops
-
 from tfmq_fx.testing import temporal_graphs
 
 aten = torch.ops.aten

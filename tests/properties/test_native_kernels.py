@@ -4,6 +4,8 @@ import copy
 
 import torch
 from hypothesis import event, given
+
+from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes import (
     NARROW_ACTIVATIONS,
     NATIVE_KERNELS,
@@ -12,8 +14,6 @@ from tfmq_fx.passes import (
     LowerIntegerConvs,
     NarrowActivations,
 )
-
-from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.testing import assert_pass_contract, quantized_graphs
 
 aten = torch.ops.aten

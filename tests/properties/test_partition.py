@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
+
 from tfmq_fx.passes import JoinUnits, PartitionUnits
 from tfmq_fx.passes.analysis import find_units
 from tfmq_fx.passes.support.predicates import is_weighted
-
 from tfmq_fx.testing import aten_graphs, temporal_graphs
 from tfmq_fx.testing.canonical import state_digests
 from tfmq_fx.testing.run_checks import bytes_of, run_graph

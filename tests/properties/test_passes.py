@@ -7,6 +7,9 @@ import pytest
 import torch
 from hypothesis import event, given, note
 from hypothesis import strategies as st
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
 from tfmq_fx.passes import (
     CANONICALIZE,
     CompressTemporalTable,
@@ -36,9 +39,6 @@ from tfmq_fx.passes.precision.compress_temporal_table import find_feature_tables
 from tfmq_fx.passes.precision.compute_in_float32 import foreign_dtypes
 from tfmq_fx.passes.support.nodes import insert_call
 from tfmq_fx.passes.support.predicates import is_weighted
-from torch import fx, nn
-from torch.utils import _pytree as pytree
-
 from tfmq_fx.testing import assert_pass_contract, aten_graphs, temporal_graphs
 
 #: Each pass that moves or drops nodes, with the operators that it looks for.

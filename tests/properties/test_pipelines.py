@@ -8,10 +8,10 @@ from typing import ClassVar
 import pytest
 import torch
 from hypothesis import Phase, given, settings
+
 from tfmq_fx.passes import CANONICALIZE, PIPELINES, GraphPass, Numerics, PassError, find_pass, observe_passes
 from tfmq_fx.passes.pipelines import Pipeline, pass_class
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
-
 from tfmq_fx.testing import GRAPH_KINDS, ContractViolation, assert_pipeline_contract, graphs_of_kind
 
 aten = torch.ops.aten

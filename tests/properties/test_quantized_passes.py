@@ -2,9 +2,9 @@
 
 import pytest
 from hypothesis import given
+
 from tfmq_fx.passes import DequantizeWeights, FoldWeightZeroPoints, HoistQuantizers
 from tfmq_fx.passes.support.predicates import is_conv, is_weighted
-
 from tfmq_fx.testing import assert_pass_contract, quantized_graphs
 
 REWRITES = {

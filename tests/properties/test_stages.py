@@ -2,10 +2,10 @@
 
 import torch
 from hypothesis import given
-from tfmq_fx.passes.analysis import data_dependence, find_conditional_part
 
 from tests.properties.test_timestep_algebra import assert_close, run
 from tfmq_fx.lowering.stages import split_stages
+from tfmq_fx.passes.analysis import data_dependence, find_conditional_part
 from tfmq_fx.testing import temporal_graphs
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tfmq_fx.passes import IndexTimesteps, ObserveTemporalBlock, TabulateTemporalBlock
 from torch import nn
 
 from tests.properties.naive_reference import IndexedFakeQuantize, NaiveReference, fake_quantize
 from tfmq_fx.errors import TimestepError
+from tfmq_fx.passes import IndexTimesteps, ObserveTemporalBlock, TabulateTemporalBlock
 from tfmq_fx.testing import temporal_graphs
 
 UNSEEN = 123

@@ -5,6 +5,11 @@ import copy
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.passes.temporal.test_use_one_timestep_group import CONVS, VALUES, batch
+from tests.passes.temporal.test_use_one_timestep_group import quantized as quantized_convs
+from tests.properties.naive_reference import IndexedFakeQuantize, NaiveReference, fake_quantize
+from tests.properties.test_timestep_algebra import assert_equal, names, run
 from tfmq_fx.passes import (
     GroupTimesteps,
     IndexTimesteps,
@@ -14,11 +19,6 @@ from tfmq_fx.passes import (
 )
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.temporal.group_timesteps import group_numbers
-
-from tests.passes.temporal.test_use_one_timestep_group import CONVS, VALUES, batch
-from tests.passes.temporal.test_use_one_timestep_group import quantized as quantized_convs
-from tests.properties.naive_reference import IndexedFakeQuantize, NaiveReference, fake_quantize
-from tests.properties.test_timestep_algebra import assert_equal, names, run
 from tfmq_fx.testing import assert_pass_contract, temporal_graphs
 
 aten = torch.ops.aten

@@ -5,10 +5,10 @@ import math
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tfmq_fx.passes import IndexTimesteps, InlineTimestepRows
 from tfmq_fx.passes.analysis import find_row
 from tfmq_fx.passes.support.timestep_values import FLOAT32, GAP_SHARE, ValueSearch, is_low
-
 from tfmq_fx.testing import GraphBuilder
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32)

@@ -6,9 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tfmq_fx.passes import LowerIndexedConvs, UseOneTimestepGroup
-from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from torch import nn
 
 import tfmq_fx
@@ -22,6 +19,9 @@ from tfmq_fx.lowering.report.eligibility import classify
 from tfmq_fx.lowering.report.reasons import PER_ROW
 from tfmq_fx.lowering.run.denoiser import Denoiser
 from tfmq_fx.observers import GroupedMSEObserver, GroupedObserver
+from tfmq_fx.passes import LowerIndexedConvs, UseOneTimestepGroup
+from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 
 
 def noisy(timesteps, *, size=4):

@@ -5,8 +5,6 @@ import functools
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from tfmq_fx.passes.analysis import conditioning_inputs, evaluate_temporal_nodes, find_temporal_block
-from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 
 import tfmq_fx
 from tests.conditional_cases import BATCHES, CONDITIONS, captured, conditional_outputs, observers, prepared
@@ -15,6 +13,8 @@ from tests.models import TIMESTEPS, PromptDenoiser, relative
 from tests.reconstruction_cases import interrupt_after, same, state
 from tfmq_fx import CaptureError, ConfigError, QuantizationConfig, ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, quantizers_of
+from tfmq_fx.passes.analysis import conditioning_inputs, evaluate_temporal_nodes, find_temporal_block
+from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.temporal.domain import conditioned_domain
 from tfmq_fx.temporal.inputs import collect_conditionings
 

@@ -4,8 +4,6 @@ import json
 
 import pytest
 import torch
-from tfmq_fx.passes import PartitionUnits
-from tfmq_fx.passes.support.predicates import fqn
 from torch import fx
 from torch.utils import _pytree as pytree
 
@@ -26,6 +24,8 @@ from tests.reconstruction_cases import (
 from tfmq_fx import CalibrationError, ConfigError, NonFiniteError, QuantizationConfig, TimestepError
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, float_mode, quantizers_of
+from tfmq_fx.passes import PartitionUnits
+from tfmq_fx.passes.support.predicates import fqn
 from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.samples import gather_samples
 from tfmq_fx.reconstruction.time_path import temporal_unit

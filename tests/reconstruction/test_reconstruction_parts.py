@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tfmq_fx.passes import PartitionUnits
 from torch import nn
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tests.reconstruction_cases import BATCHES, SCALAR_BATCHES, calibrated
 from tfmq_fx.errors import ReconstructionError
+from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.reconstruction.checkpoint import Checkpoint, fingerprint
 from tfmq_fx.reconstruction.fisher import fisher_information
 from tfmq_fx.reconstruction.report import ReconstructionReport, UnitResult

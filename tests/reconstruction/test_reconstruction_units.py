@@ -3,13 +3,13 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
-from tfmq_fx.passes import SplitConcatenatedConvs
-from tfmq_fx.passes.analysis import find_temporal_block, find_units, layer_name
-from tfmq_fx.passes.support.predicates import is_weighted
 from torch import nn
 
 import tfmq_fx
 from tests.models import TIMESTEPS, Block, TimePath, batch, small_denoiser
+from tfmq_fx.passes import SplitConcatenatedConvs
+from tfmq_fx.passes.analysis import find_temporal_block, find_units, layer_name
+from tfmq_fx.passes.support.predicates import is_weighted
 from tfmq_fx.testing import GraphBuilder
 from tfmq_fx.testing.canonical import canonical_text
 

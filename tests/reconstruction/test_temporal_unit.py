@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 from diffusers import UNet2DModel
-from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch
@@ -19,6 +18,7 @@ from tfmq_fx.fake_quantizers import (
     float_mode,
     quantizers_of,
 )
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
 from tfmq_fx.reconstruction.time_path import reconstruct_time_path, temporal_quantizers, temporal_unit
 from tfmq_fx.temporal.domain import finite_domain
 

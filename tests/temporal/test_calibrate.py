@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
 
 import tfmq_fx
 from tests.conditional_cases import all_pairs, observers
@@ -12,6 +11,7 @@ from tests.conditional_cases import prepared as conditional
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tests.reconstruction_cases import calibrated, same, state
 from tfmq_fx.observers import MinMaxObserver, TimestepObserver
+from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
 from tfmq_fx.temporal.calibrate import (
     block_sites,
     calibrate_conditional_part,

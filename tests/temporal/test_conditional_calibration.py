@@ -4,11 +4,6 @@ import copy
 
 import pytest
 import torch
-from tfmq_fx.passes import UseOneTimestepGroup
-from tfmq_fx.passes.analysis import conditioning_inputs, evaluate_temporal_nodes, find_temporal_block, layer_name
-from tfmq_fx.passes.support.predicates import is_weighted
-from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP
-from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 import tfmq_fx
@@ -25,6 +20,11 @@ from tests.lowering.test_stages import inputs
 from tests.models import TIMESTEPS, ClassDenoiser, batch, relative
 from tfmq_fx import ConfigError, QuantizationConfig, TFMQQuantizer
 from tfmq_fx.lowering.plan import folded_graph, timestep_groups, with_lookups_written_out
+from tfmq_fx.passes import UseOneTimestepGroup
+from tfmq_fx.passes.analysis import conditioning_inputs, evaluate_temporal_nodes, find_temporal_block, layer_name
+from tfmq_fx.passes.support.predicates import is_weighted
+from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP
+from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.quantization.convert import program_from_graph
 
 # -- what is found --------------------------------------------------------------------

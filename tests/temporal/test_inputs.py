@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tfmq_fx.passes.analysis import find_temporal_block, row_columns
 
 import tfmq_fx
 from tests.models import ClassDenoiser, relative
@@ -11,6 +10,7 @@ from tfmq_fx.diagnostics import temporal_features
 from tfmq_fx.errors import ConfigError, TimestepError
 from tfmq_fx.fake_quantizers import quantizers_of
 from tfmq_fx.observers import TimestepObserver
+from tfmq_fx.passes.analysis import find_temporal_block, row_columns
 
 TIMESTEPS = [900, 500, 20]
 CLASSES = 4

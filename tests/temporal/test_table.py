@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from tfmq_fx.passes import TabulateTemporalBlock
-from tfmq_fx.passes.precision.compress_temporal_table import find_feature_tables
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tfmq_fx import QuantizationConfig, ReconstructionConfig
 from tfmq_fx.lowering.report.report import LoweringReport
+from tfmq_fx.passes import TabulateTemporalBlock
+from tfmq_fx.passes.precision.compress_temporal_table import find_feature_tables
 from tfmq_fx.quantization.convert import program_from_graph
 
 

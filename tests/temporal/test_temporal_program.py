@@ -7,9 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tfmq_fx.passes import IndexTimesteps, PassError
-from tfmq_fx.passes.analysis import row_lookups
-from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 
 import tfmq_fx
 from tests.conditional_cases import BATCHES
@@ -19,6 +16,9 @@ from tests.passes import quantized as with_labels
 from tests.temporal.test_inputs import inputs as labelled
 from tfmq_fx import QuantizationConfig
 from tfmq_fx.errors import TimestepError
+from tfmq_fx.passes import IndexTimesteps, PassError
+from tfmq_fx.passes.analysis import row_lookups
+from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 from tfmq_fx.temporal.program import TemporalProgram
 from tfmq_fx.temporal.split import split_temporal
 from tfmq_fx.testing import GraphBuilder, temporal_graphs

@@ -5,15 +5,15 @@ import functools
 
 import pytest
 import torch
-from tfmq_fx.passes import IndexTimesteps, InlineTimestepRows
-from tfmq_fx.passes.analysis import find_row
-from tfmq_fx.passes.support.timestep_values import ValueSearch
 from torch import nn
 
 import tfmq_fx
 from tests.models import TIMESTEPS, TimePath, batch, relative, small_denoiser
 from tfmq_fx import ConfigError, QuantizationConfig, TimestepError
 from tfmq_fx.lowering.backends.registry import available_backends, find_backend
+from tfmq_fx.passes import IndexTimesteps, InlineTimestepRows
+from tfmq_fx.passes.analysis import find_row
+from tfmq_fx.passes.support.timestep_values import ValueSearch
 from tfmq_fx.testing import GraphBuilder
 
 SIGMAS = [80.0, 10.0, 1.0, 0.1, 0.02, 0.002, 0.0002, 1e-5, 0.0]

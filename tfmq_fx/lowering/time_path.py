@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx
-from tfmq_fx._torch import pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.frontend.interface import interface_of, refresh_interface
 from tfmq_fx.lowering.stages import FirstStage, Stage
 from tfmq_fx.passes import WidenTimesteps

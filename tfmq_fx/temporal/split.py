@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 from torch import SymInt, Tensor, fx
-from tfmq_fx._torch import pytree
 
+from tfmq_fx._torch import pytree
 from tfmq_fx.passes import SetUnknownTimesteps, StripDeadState
 from tfmq_fx.passes.analysis import data_dependence, find_temporal_block, row_columns
 from tfmq_fx.passes.analysis.temporal_block import repeated_last

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tfmq_fx.passes.analysis.batch_axis import batch_axes, size_ratio
 from torch import nn
 from torch.export import Dim
 
 from tfmq_fx import capture
+from tfmq_fx.passes.analysis.batch_axis import batch_axes, size_ratio
 
 
 class Shaped(nn.Module):

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from tfmq_fx.passes import DecomposeAttention
-from tfmq_fx.passes.analysis.mask_inputs import mask_inputs
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 import tfmq_fx
+from tfmq_fx.passes import DecomposeAttention
+from tfmq_fx.passes.analysis.mask_inputs import mask_inputs
 
 X = torch.randn(2, 4, 8)
 MASK = torch.zeros(2, 1, 4, 4)

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tfmq_fx.passes.analysis.multiply_adds import multiply_adds
 
+from tfmq_fx.passes.analysis.multiply_adds import multiply_adds
 from tfmq_fx.testing import GraphBuilder
 
 aten = torch.ops.aten

@@ -6,13 +6,13 @@ import functools
 import pytest
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
-from tfmq_fx.passes import IndexTimesteps, RemoveGuards, TabulateTemporalBlock
-from tfmq_fx.passes.analysis import data_dependence, evaluate_temporal_nodes, find_temporal_block
 from torch import nn
 
 import tfmq_fx
 from tests.models import TIMESTEPS, small_denoiser
 from tfmq_fx.frontend.capture import capture
+from tfmq_fx.passes import IndexTimesteps, RemoveGuards, TabulateTemporalBlock
+from tfmq_fx.passes.analysis import data_dependence, evaluate_temporal_nodes, find_temporal_block
 from tfmq_fx.testing import GraphBuilder, TimePath, build_temporal_graph
 
 aten = torch.ops.aten

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tfmq_fx.passes import InlineRegions
 from torch import fx, nn
 
 from tests.passes.helpers import operators, unchanged
+from tfmq_fx.passes import InlineRegions
 from tfmq_fx.testing import assert_pass_contract
 
 aten, higher_order = torch.ops.aten, torch.ops.higher_order

@@ -1,7 +1,7 @@
 import torch
-from tfmq_fx.passes import MergeEqualNodes
 
 from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.passes import MergeEqualNodes
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

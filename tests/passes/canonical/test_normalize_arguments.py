@@ -1,8 +1,8 @@
 import torch
-from tfmq_fx.passes import NormalizeArguments
 from torch import fx
 
 from tests.passes.helpers import calls, unchanged
+from tfmq_fx.passes import NormalizeArguments
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

@@ -2,10 +2,10 @@ import operator
 
 import pytest
 import torch
-from tfmq_fx.passes import PassError, PropagateValues
 from torch import nn
 
 from tests.passes.helpers import unchanged
+from tfmq_fx.passes import PassError, PropagateValues
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

@@ -3,10 +3,10 @@ import warnings
 
 import pytest
 import torch
-from tfmq_fx.passes import RemoveGuards
-from tfmq_fx.passes.canonical.remove_guards import is_guard
 
 from tests.passes.helpers import operators, unchanged
+from tfmq_fx.passes import RemoveGuards
+from tfmq_fx.passes.canonical.remove_guards import is_guard
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

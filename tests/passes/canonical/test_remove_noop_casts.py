@@ -1,8 +1,8 @@
 import pytest
 import torch
-from tfmq_fx.passes import RemoveNoopCasts
 
 from tests.passes.helpers import operators, unchanged
+from tfmq_fx.passes import RemoveNoopCasts
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tfmq_fx.passes import ReplaceInPlace
-from tfmq_fx.passes.canonical.replace_in_place import functional_overload
 
 from tests.passes.helpers import operators, unchanged
+from tfmq_fx.passes import ReplaceInPlace
+from tfmq_fx.passes.canonical.replace_in_place import functional_overload
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from tfmq_fx.passes import ResolvePaddings
 
 from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.passes import ResolvePaddings
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

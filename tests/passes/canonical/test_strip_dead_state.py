@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tfmq_fx.passes import StripDeadState
 from torch import fx, nn
 
 from tests.passes.helpers import operators, unchanged
+from tfmq_fx.passes import StripDeadState
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

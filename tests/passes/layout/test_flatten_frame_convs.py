@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tfmq_fx.passes import FlattenFrameConvs
 from torch import nn
 
 import tfmq_fx
 from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.passes import FlattenFrameConvs
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

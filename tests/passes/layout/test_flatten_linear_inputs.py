@@ -1,8 +1,8 @@
 import pytest
 import torch
-from tfmq_fx.passes import FlattenLinearInputs
 
 from tests.passes.helpers import calls, unchanged
+from tfmq_fx.passes import FlattenLinearInputs
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

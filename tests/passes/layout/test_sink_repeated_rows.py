@@ -1,12 +1,12 @@
 import pytest
 import torch
-from tfmq_fx.passes import SinkRepeatedRows
-from tfmq_fx.passes.support.predicates import repeats_rows
 from torch import Tensor, nn
 
 import tfmq_fx
 from tests.models import Block, TimePath, relative
 from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.passes import SinkRepeatedRows
+from tfmq_fx.passes.support.predicates import repeats_rows
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

@@ -2,9 +2,9 @@ import warnings
 
 import pytest
 import torch
-from tfmq_fx.passes import SplitConcatenatedConvs
 
 from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.passes import SplitConcatenatedConvs
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

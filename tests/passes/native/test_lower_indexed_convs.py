@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tfmq_fx.passes import LowerIndexedConvs, UseOneTimestepGroup
 
 from tests.passes.helpers import calls, operators, unchanged
 from tests.passes.temporal.test_use_one_timestep_group import CONVS, batch, quantized
+from tfmq_fx.passes import LowerIndexedConvs, UseOneTimestepGroup
 from tfmq_fx.testing import assert_pass_contract
 
 aten = torch.ops.aten

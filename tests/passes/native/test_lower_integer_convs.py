@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tfmq_fx.passes import LowerIntegerConvs
 
 from tests.passes.helpers import calls, operators, unchanged
 from tfmq_fx.kernels import OPERATORS
+from tfmq_fx.passes import LowerIntegerConvs
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 from tfmq_fx.testing.quantized_layers import QUANTIZE, conv, linear, quantized, weight
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tfmq_fx.passes import CompressTemporalTable, IndexTimesteps, TabulateTemporalBlock
-from tfmq_fx.passes.precision.compress_temporal_table import find_feature_tables, quantize_rows
 
 from tests.passes.helpers import operators, unchanged
+from tfmq_fx.passes import CompressTemporalTable, IndexTimesteps, TabulateTemporalBlock
+from tfmq_fx.passes.precision.compress_temporal_table import find_feature_tables, quantize_rows
 from tfmq_fx.testing import TimePath, build_temporal_graph
 
 aten = torch.ops.aten

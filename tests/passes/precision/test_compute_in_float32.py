@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tfmq_fx.passes import ComputeInFloat32, PassError
-from tfmq_fx.passes.precision.compute_in_float32 import foreign_dtypes
 
 from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.passes import ComputeInFloat32, PassError
+from tfmq_fx.passes.precision.compute_in_float32 import foreign_dtypes
 from tfmq_fx.testing import GraphBuilder
 
 aten = torch.ops.aten

@@ -1,5 +1,8 @@
 import pytest
 import torch
+
+from tests.passes.helpers import calls, unchanged
+from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes import (
     FuseGroupNorms,
     FuseQuantizedImages,
@@ -8,9 +11,6 @@ from tfmq_fx.passes import (
     LowerIntegerConvs,
     NarrowActivations,
 )
-
-from tests.passes.helpers import calls, unchanged
-from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 from tfmq_fx.testing.quantized_layers import SILU, attention, conv, group_norm, linear, quantized
 

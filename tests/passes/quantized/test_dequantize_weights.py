@@ -1,8 +1,8 @@
 import torch
-from tfmq_fx.passes import DequantizeWeights, StripDeadState
 
 from tests.passes.helpers import calls, unchanged
 from tests.passes.quantized.test_fold_weight_zero_points import DEQUANTIZE, INTEGERS, ZEROS, quantized_linear
+from tfmq_fx.passes import DequantizeWeights, StripDeadState
 from tfmq_fx.testing import assert_pass_contract
 
 aten = torch.ops.aten

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tfmq_fx.passes import FoldWeightZeroPoints, StripDeadState
-from tfmq_fx.passes.quantized.fold_weight_zero_points import fold_zero_points
 
 from tests.passes.helpers import calls, unchanged
+from tfmq_fx.passes import FoldWeightZeroPoints, StripDeadState
+from tfmq_fx.passes.quantized.fold_weight_zero_points import fold_zero_points
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

@@ -1,10 +1,10 @@
 import pytest
 import torch
 import torchao.quantization.pt2e.quantize_pt2e  # noqa: F401
-from tfmq_fx.passes import HoistQuantizers
 
 import tfmq_fx
 from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.passes import HoistQuantizers
 from tfmq_fx.testing import assert_pass_contract
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed

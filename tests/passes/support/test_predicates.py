@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from tfmq_fx.passes.support.predicates import (
     fqn,
     is_attention,
@@ -14,7 +15,6 @@ from tfmq_fx.passes.support.predicates import (
     module_path,
     weight_node,
 )
-
 from tfmq_fx.testing import GraphBuilder
 
 aten = torch.ops.aten

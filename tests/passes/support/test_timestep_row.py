@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tfmq_fx.passes.support.timestep_row import check_timesteps, timestep_row
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tfmq_fx.errors import TimestepError
+from tfmq_fx.passes.support.timestep_row import check_timesteps, timestep_row
 
 VALUES = torch.tensor([999.0, 500.0, 3.0, 0.0], dtype=torch.float64)
 

@@ -3,9 +3,9 @@ import re
 
 import pytest
 import torch
-from tfmq_fx.passes.support.timestep_values import ValueSearch, as_captured, distinct_timesteps
 
 from tfmq_fx.errors import ConfigError, TimestepError
+from tfmq_fx.passes.support.timestep_values import ValueSearch, as_captured, distinct_timesteps
 
 #: The noise levels of a schedule that ends small, as EDM's do.
 SIGMAS = [80.0, 10.0, 1.0, 0.1, 0.02, 0.002, 0.0002, 1e-5, 0.0]

@@ -2,10 +2,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, PassError
-from tfmq_fx.passes.temporal.group_timesteps import find_groups, group_numbers
 
 from tests.passes.helpers import unchanged
+from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, PassError
+from tfmq_fx.passes.temporal.group_timesteps import find_groups, group_numbers
 from tfmq_fx.testing import TimePath, assert_pass_contract, build_temporal_graph
 
 VALUES = [999, 3, 500, 7]

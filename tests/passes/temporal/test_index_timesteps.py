@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tfmq_fx.passes import IndexTimesteps, PassError
-from tfmq_fx.passes.analysis import find_row, find_temporal_block, row_columns, row_values
 
 from tests.passes.helpers import unchanged
 from tfmq_fx.errors import TimestepError
+from tfmq_fx.passes import IndexTimesteps, PassError
+from tfmq_fx.passes.analysis import find_row, find_temporal_block, row_columns, row_values
 from tfmq_fx.testing import GraphBuilder, TimePath, assert_pass_contract, build_temporal_graph
 
 aten = torch.ops.aten

@@ -1,10 +1,10 @@
 import pytest
 import torch
+
+from tests.passes.helpers import operators, unchanged
 from tfmq_fx.passes import IndexTimesteps, InlineTimestepRows, TabulateTemporalBlock
 from tfmq_fx.passes.analysis import find_row
 from tfmq_fx.passes.support.timestep_row import ROW_OP
-
-from tests.passes.helpers import operators, unchanged
 from tfmq_fx.testing import TimePath, assert_pass_contract, build_temporal_graph
 
 VALUES = [999, 500, 7, 3]

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tfmq_fx.passes import IndexTimesteps, ObserveTemporalBlock, PassError
 from torch import nn
 
 from tests.passes.helpers import calls, unchanged
+from tfmq_fx.passes import IndexTimesteps, ObserveTemporalBlock, PassError
 from tfmq_fx.testing import GraphBuilder, TimePath, assert_pass_contract, build_temporal_graph
 
 aten = torch.ops.aten

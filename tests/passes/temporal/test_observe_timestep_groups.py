@@ -1,11 +1,11 @@
 import pytest
 import torch
-from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTimestepGroups, PassError
-from tfmq_fx.passes.temporal.observe_timestep_groups import ungrouped_layers
 from torch import nn
 
 from tests.passes.helpers import calls, unchanged
 from tests.passes.temporal.test_observe_temporal_block import Recorder
+from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTimestepGroups, PassError
+from tfmq_fx.passes.temporal.observe_timestep_groups import ungrouped_layers
 from tfmq_fx.testing import GraphBuilder, TimePath, assert_pass_contract, build_temporal_graph
 
 aten = torch.ops.aten

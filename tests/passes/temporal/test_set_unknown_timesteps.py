@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tfmq_fx.passes import IndexTimesteps, SetUnknownTimesteps
-from tfmq_fx.passes.analysis import find_row, row_lookups
 
 from tests.passes.helpers import unchanged
 from tfmq_fx.errors import TimestepError
+from tfmq_fx.passes import IndexTimesteps, SetUnknownTimesteps
+from tfmq_fx.passes.analysis import find_row, row_lookups
 from tfmq_fx.testing import TimePath, assert_pass_contract, build_temporal_graph
 
 VALUES = [999, 500, 7, 3]

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tfmq_fx.passes import ShareTemporalNodes
 
 import tfmq_fx
 from tests.models import batch, small_denoiser
 from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.passes import ShareTemporalNodes
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten = torch.ops.aten

@@ -1,9 +1,9 @@
 import pytest
 import torch
-from tfmq_fx.passes import IndexTimesteps, PassError, TabulateTemporalBlock
 
 from tests.passes.helpers import operators, unchanged
 from tfmq_fx.errors import TimestepError
+from tfmq_fx.passes import IndexTimesteps, PassError, TabulateTemporalBlock
 from tfmq_fx.testing import GraphBuilder, TimePath, assert_pass_contract, build_temporal_graph
 
 aten = torch.ops.aten

@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
-from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTimestepGroups, UseOneTimestepGroup
-from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 
 from tests.passes.helpers import calls, operators, unchanged
 from tfmq_fx.observers import GroupedMinMaxObserver, PerChannelWeightObserver
+from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTimestepGroups, UseOneTimestepGroup
+from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.testing import GraphBuilder, assert_pass_contract
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed

@@ -2,10 +2,10 @@ import copy
 
 import pytest
 import torch
-from tfmq_fx.passes import IndexTimesteps, PassError, WidenTimesteps
-from tfmq_fx.passes.temporal.widen_timesteps import integer_reader
 
 from tests.passes.helpers import unchanged
+from tfmq_fx.passes import IndexTimesteps, PassError, WidenTimesteps
+from tfmq_fx.passes.temporal.widen_timesteps import integer_reader
 from tfmq_fx.testing import GraphBuilder
 
 aten = torch.ops.aten

@@ -3,13 +3,13 @@ import operator
 
 import pytest
 import torch
-from tfmq_fx.passes import JoinUnits, PartitionUnits, PassError, StripDeadState
 from torch import nn
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tests.passes.helpers import operators, unchanged
 from tests.passes.units.test_partition_units import block, image, unit_calls
+from tfmq_fx.passes import JoinUnits, PartitionUnits, PassError, StripDeadState
 from tfmq_fx.testing.canonical import canonical_text, state_digests
 
 

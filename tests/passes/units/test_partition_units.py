@@ -3,13 +3,13 @@ import operator
 
 import pytest
 import torch
-from tfmq_fx.passes import PartitionUnits, PassError, extract_subgraph
-from tfmq_fx.passes.analysis import find_units
 from torch import nn
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tests.passes.helpers import calls, operators, unchanged
+from tfmq_fx.passes import PartitionUnits, PassError, extract_subgraph
+from tfmq_fx.passes.analysis import find_units
 from tfmq_fx.testing import GraphBuilder
 from tfmq_fx.testing.canonical import canonical_text, value_signature
 
