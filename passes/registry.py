@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import tfmq_fx.passes
 from tfmq_fx.passes.base import GraphPass
@@ -67,7 +68,7 @@ def check_pass_ids(pass_ids: Iterable[str], *, where: str = "") -> None:
             raise ConfigError(msg)
 
 
-def _subclasses(kind: type[GraphPass]) -> Iterator[type[GraphPass]]:
+def _subclasses(kind: Any) -> Iterator[type[GraphPass]]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)

@@ -154,7 +154,8 @@ class _Search:
         self.nodes = _lines(application.graph_module)
 
     def after(self, application: PassApplication) -> None:
-        rewrite, outputs, errors = application.rewrite, None, (None, None)
+        rewrite, outputs = application.rewrite, None
+        errors: tuple[float, float] | tuple[None, None] = (None, None)
         if self.outputs is not None:
             outputs = self._outputs(application.graph_module)
         if outputs is not None:

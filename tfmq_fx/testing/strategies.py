@@ -10,8 +10,8 @@ except ImportError as error:
     msg = "the strategies of tfmq_fx.testing need hypothesis: pip install 'tfmq-fx[testing]'"
     raise ImportError(msg) from error
 
-from .quantized_graphs import QUANTIZED_LAYERS, quantized_graphs
 from .random_graphs import OPERATORS, SPECIAL_OPERATORS, GeneratedGraph, aten_graphs
+from .random_quantized_graphs import QUANTIZED_LAYERS, quantized_graphs
 from .tensors import TensorSpec, tensor_specs
 from .time_path import TemporalGraph, TimePath, build_temporal_graph
 
