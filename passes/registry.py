@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.base import GraphPass
@@ -66,7 +67,7 @@ def check_pass_ids(pass_ids: Iterable[str], *, where: str = "") -> None:
             raise ConfigError(msg)
 
 
-def _subclasses(kind: type[GraphPass]) -> Iterator[type[GraphPass]]:
+def _subclasses(kind: Any) -> Iterator[type[GraphPass]]:
     for child in kind.__subclasses__():
         yield child
         yield from _subclasses(child)

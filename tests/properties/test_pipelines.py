@@ -21,8 +21,8 @@ MAY_SET = {"tfmq::propagate_values": ("val",)}
 ROUNDING, STEP = 1e-3, 0.15
 
 
-#: Graphs drawn per kind, and how often a pass is held to its promise where it changes a graph.
-DRAWN, ENOUGH = 8, 6
+#: Graphs drawn per kind, and how often a pass is held to its promise where it changes a graph: 8 and 6 of 20.
+DRAWN, ENOUGH = settings.default.max_examples * 2 // 5, settings.default.max_examples * 3 // 10
 
 
 def check(pipeline, kinds=GRAPH_KINDS, drawn=DRAWN):
@@ -41,12 +41,13 @@ def check_kind(pipeline, kind, drawn, fired):
     tolerance = STEP if kind.startswith("quantized_") else ROUNDING
     first = True
 
-    @settings(max_examples=drawn, phases=[Phase.generate], database=None, derandomize=True)
+    @settings(max_examples=drawn, phases=[Phase.generate], database=None)
     # bfloat16 rounds so coarsely that only what is equal to the bit can be told from what is not.
     @given(graphs_of_kind(kind, half=pipeline.numerics is Numerics.EXACT))
     def holds(generated):
         nonlocal first
-        if not first and all(fired[pass_id] >= ENOUGH for pass_id in changes(pipeline, generated.graph_module)):
+        seldom = {pass_id for pass_id in pipeline.ids if fired[pass_id] < ENOUGH}
+        if not first and not (seldom and seldom & changes(pipeline, generated.graph_module)):
             return
         first = False
         inputs, more = generated.example_inputs, generated.more_inputs

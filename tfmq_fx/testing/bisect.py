@@ -155,7 +155,7 @@ class _Search:
 
     def after(self, application: PassApplication) -> None:
         rewrite, outputs = application.rewrite, None
-        errors: tuple[float | None, float | None] = (None, None)
+        errors: tuple[float, float] | tuple[None, None] = (None, None)
         if self.outputs is not None:
             outputs = self._outputs(application.graph_module)
         if outputs is not None:

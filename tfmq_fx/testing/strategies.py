@@ -27,8 +27,10 @@ __all__ = [
     "time_paths",
 ]
 
+#: The time paths of diffusion models, by whether a class or a prompt enters them.
+TEMPORAL_KINDS = {"temporal": False, "temporal_conditional": True}
 #: What generated graphs are made of: an operator, a quantized layer, or a diffusion model's time path.
-GRAPH_KINDS = (*OPERATORS, *SPECIAL_OPERATORS, *(f"quantized_{layer}" for layer in QUANTIZED_LAYERS), "temporal")
+GRAPH_KINDS = (*OPERATORS, *SPECIAL_OPERATORS, *(f"quantized_{layer}" for layer in QUANTIZED_LAYERS), *TEMPORAL_KINDS)
 
 
 def graphs_of_kind(kind: str, *, half: bool = True) -> st.SearchStrategy[GeneratedGraph]:
@@ -41,8 +43,10 @@ def graphs_of_kind(kind: str, *, half: bool = True) -> st.SearchStrategy[Generat
     Raises:
         ValueError: There is no such kind.
     """
-    if kind == "temporal":
-        return time_paths().map(_with_usual_name).map(build_temporal_graph).map(_generated)
+    if kind in TEMPORAL_KINDS:
+        return (
+            time_paths(conditional=TEMPORAL_KINDS[kind]).map(_with_usual_name).map(build_temporal_graph).map(_generated)
+        )
     if kind.startswith("quantized_") and kind.removeprefix("quantized_") in QUANTIZED_LAYERS:
         return quantized_graphs(max_layers=2, favour=(kind.removeprefix("quantized_"),))
     if kind in (*OPERATORS, *SPECIAL_OPERATORS):
