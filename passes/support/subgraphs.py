@@ -44,7 +44,7 @@ def extract_subgraph(
 
     Returns:
         The module, and the nodes outside that are its inputs, in order. It *shares* parameters, buffers and
-        submodules with ``graph_module``, under the same names. Metadata is copied. A symbolic size from
+        submodules with ``graph_module``, under the same names. Metadata is copied, that of its placeholders too. A symbolic size from
         outside is read off an input that has it, so the module runs on a batch of any size by itself; only
         a size that no input has stays an input.
     """
@@ -57,6 +57,8 @@ def extract_subgraph(
 
     def add_input(node: fx.Node) -> None:
         copies[node] = inner.placeholder(node.name)
+        if node.op == "placeholder":
+            copies[node].meta.update(node.meta)
         copies[node].meta["val"] = known_value(graph_module, node)
 
     inputs = [node for node in outside if not isinstance(node_value(node), SymInt)]

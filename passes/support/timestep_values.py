@@ -168,7 +168,7 @@ class ValueSearch:
             )
         return (
             f"timestep {first} is not in the table of {count} timesteps (nearest: {close}); "
-            "add it with add_timesteps, or lower with unknown_timestep='nearest'"
+            "add it with add_timesteps, or lower with unknown_timestep='extend' or 'nearest'"
         )
 
 

@@ -257,15 +257,14 @@ def test_sample_takes_the_nearest_timestep_where_it_is_asked_to(artefact, tmp_pa
     nearest = tfmq(*common, *REFERENCE, "--unknown-timestep", "nearest")
     assert nearest.exit_code == 0, nearest.output
     assert "1 samples, 3 steps" in nearest.stdout
-    assert tfmq_fx.load(artefact).config.unknown_timestep == "error"
+    assert tfmq_fx.load(artefact).config.unknown_timestep == "extend"
 
     def never(*_, **__):
         raise AssertionError
 
     # Refused before anything is compiled.
     monkeypatch.setattr("tfmq_fx.cli.denoising.lower_program", never)
-    for options in ((), ("--unknown-timestep", "error")):
-        refused(tfmq(*common, *REFERENCE, *options), "timestep 666 is not in the table")
+    refused(tfmq(*common, *REFERENCE, "--unknown-timestep", "error"), "timestep 666 is not in the table")
 
 
 def test_a_compiled_package_is_loaded_with_the_policy_that_was_asked_for(artefact, tmp_path, monkeypatch):
@@ -281,13 +280,15 @@ def test_a_compiled_package_is_loaded_with_the_policy_that_was_asked_for(artefac
     for options in (("--steps", 3, "--unknown-timestep", "nearest"), ()):
         result = tfmq(*common, "--package", package, *options)
         assert result.exit_code == 0, result.output
-    assert asked == [(package, "nearest"), (package, "error")]
+    assert asked == [(package, "nearest"), (package, "extend")]
 
 
 def test_sample_refuses_bad_input(artefact, tmp_path):
     out = tmp_path / "samples.png"
     refused(tfmq("sample", "--artefact", tmp_path, *REFERENCE), "is not an artefact")
-    refused(tfmq("sample", "--artefact", artefact, "--out", out, "--steps", 3, *REFERENCE), "not in the table")
+    refuses = ("--unknown-timestep", "error")
+    common = ("sample", "--artefact", artefact, "--out", out, "--steps", 3)
+    refused(tfmq(*common, *REFERENCE, *refuses), "not in the table")
     refused(tfmq("sample", "--artefact", artefact, "--out", out, "--steps", 2000, *REFERENCE), "use 1 to 1000")
     refused(tfmq("sample", "--artefact", artefact, "--out", tmp_path / "samples.xyz", *REFERENCE), ".png")
     (tmp_path / "file").touch()
@@ -379,7 +380,7 @@ def test_compare_takes_the_nearest_timestep_where_it_is_asked_to(model, artefact
     out = tmp_path / "side-by-side.png"
     common = ("compare", model, "--artefact", artefact, "--out", out, "--samples", 1, "--rounds", 0, "--steps", 3)
     assert tfmq(*common, *REFERENCE, "--unknown-timestep", "nearest").exit_code == 0
-    refused(tfmq(*common, *REFERENCE), "timestep 666 is not in the table")
+    refused(tfmq(*common, *REFERENCE, "--unknown-timestep", "error"), "timestep 666 is not in the table")
 
 
 def test_compare_times_both_in_turns(monkeypatch, model, artefact, tmp_path):

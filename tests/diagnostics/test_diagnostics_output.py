@@ -244,7 +244,7 @@ def test_diagnose_refuses_bad_input_before_the_work(model, artefacts, tmp_path, 
     refused(tfmq(*common, artefacts[1]), "is an artefact; choose another folder")
     refused(tfmq(*common, out, "--artefact", artefacts[0]), "is named twice")
     refused(tfmq(*common, out, "--artefact", tmp_path), "is not an artefact")
-    refused(tfmq(*common, out, "--steps", 3), "is not in the table")
+    refused(tfmq(*common, out, "--steps", 3, "--unknown-timestep", "error"), "is not in the table")
     other = save_pipeline(tmp_path / "other", block_out_channels=(8, 24))
     result = tfmq("diagnose", other, "--artefact", artefacts[0], "--out", out)
     refused(result, "its block_out_channels is [8, 16], this model's [8, 24]")

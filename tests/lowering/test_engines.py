@@ -29,7 +29,8 @@ INSTALLED = [
 
 @pytest.fixture(scope="module")
 def program():
-    return tfmq_fx.quantize(small_denoiser(), None, [batch()], timesteps=TIMESTEPS, progress=False)
+    config = QuantizationConfig(unknown_timestep="error")
+    return tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
 
 
 @pytest.fixture(scope="module")

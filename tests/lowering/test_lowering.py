@@ -19,7 +19,8 @@ from tfmq_fx.lowering.report.report import ReportEntry
 
 @pytest.fixture(scope="module")
 def program():
-    return tfmq_fx.quantize(small_denoiser(), None, [batch()], timesteps=TIMESTEPS, progress=False)
+    config = QuantizationConfig(unknown_timestep="error")
+    return tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_unknown_backends_are_refused(program):
 
 
 def test_a_kernel_that_the_compiler_missed_is_reported(program):
-    entries = classify(tfmq_fx.lower(program, "reference")._compiled[0], program.kept_float)
+    entries = classify(tfmq_fx.lower(program, "reference")._compiled[0].runs[-1], program.kept_float)
     names = [e.name for e in entries if e.eligible]
     matched = match_kernels(entries, Counter(names[1:]))
     assert [e.name for e in matched if e.reason == MISSED] == [names[0]]

@@ -41,6 +41,7 @@ def description():
         "timestep": "timestep",
         "result": pytree.treespec_dumps(pytree.tree_structure({"sample": 0})),
         "stages": Layout(("sample", "timestep"), stages, ("out", None)).to_dict(),
+        "temporal": None,
         "report": LoweringReport("aot", (ReportEntry("conv", "conv2d", "integer", eligible=True),)).to_dict(),
         "timesteps": [0.0, 1.5],
         "finite": {"guidance": [3.5]},
@@ -49,12 +50,25 @@ def description():
     }
 
 
+#: What is said of a temporal program.
+TEMPORAL = {
+    "names": ["timestep"],
+    "layers": ["time.two"],
+    "inputs": [{"name": "emb", "outputs": [0], "matrix": True}],
+    "storage": "float32",
+    "parameters": ["weight"],
+    "expanded": 100,
+    "digests": {"graph.json.gz": "0" * 64, "tensors.safetensors": "1" * 64},
+    "sizes": {"graph.json.gz": 50, "tensors.safetensors": 200},
+}
+
+
 @pytest.fixture
 def package(tmp_path):
     path = tmp_path / "package.pt2"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("package/version", "0")
-    describe_package(path, description())
+    describe_package(path, description(), {})
     return path
 
 
@@ -79,8 +93,9 @@ def loaded(monkeypatch):
 
 
 def test_the_round_trip(package, loaded):
-    _, about = package_file.load_package(package)
-    assert loaded == [package]
+    found = package_file.load_package(package)
+    about = found.manifest.to_json()
+    assert loaded == [package] and found.temporal is None
     wanted = json.loads(json.dumps(description()))
     assert {name: about[name] for name in wanted} == wanted
     assert Machine.from_json(about["machine"]) == Machine.here()
@@ -89,6 +104,7 @@ def test_the_round_trip(package, loaded):
 def test_every_field(package, loaded):
     """Another type, no value, another name: a sentence, before anything runs; or it says the same."""
     values = json.loads(zipfile.ZipFile(package).read(f"package/{ABOUT}"))
+    values["temporal"] = TEMPORAL
     refused = total = 0
     for path in positions(values):
         old = parent(values, path)[path[-1]]
@@ -155,6 +171,26 @@ def test_machines():
         del broken[name]
         with pytest.raises(ArtefactError, match=name):
             Machine.from_json(broken)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("inputs", [{"name": "features", "outputs": [0], "matrix": True}], "what the first of the 'stages' returns"),
+        ("inputs", [{"name": "emb", "outputs": [1], "matrix": True}], "'outputs' is 1, outside 0 to 0"),
+        ("inputs", [{"name": "emb", "outputs": [0, 0], "matrix": False}], "several that are no matrix"),
+        ("names", [], "'names' of the temporal program is empty"),
+        ("storage", "int4", "'storage' of the temporal program is none of float32"),
+    ],
+)
+def test_what_is_said_of_a_temporal_program(package, loaded, field, value, words):
+    rewrite(package, lambda values: {**values, "temporal": {**TEMPORAL, field: value}})
+    with pytest.raises(ArtefactError, match=words):
+        load_denoiser(package)
+    rewrite(package, lambda values: {**values, "temporal": TEMPORAL})
+    with pytest.raises(ArtefactError, match="0 files temporal/graph.json.gz instead of one"):
+        load_denoiser(package)
+    assert not loaded
 
 
 def test_files_that_are_no_package(package, loaded, tmp_path):

@@ -64,7 +64,7 @@ def test_fractional_timesteps_are_added_to_a_program_of_whole_ones(tmp_path):
     tfmq_fx.save(grown, tmp_path / "grown")
     loaded = tfmq_fx.load(tmp_path / "grown")
     assert torch.equal(loaded(x, new), grown(x, new))
-    denoiser = tfmq_fx.lower(loaded, "reference")
+    denoiser = tfmq_fx.lower(loaded, "reference", unknown_timestep="error")
     assert relative(denoiser(x, new), wanted) < 0.05
     assert torch.equal(denoiser(x, t), denoiser(x, t.float()))
     with pytest.raises(tfmq_fx.TimestepError, match="timestep 908 is not in the table"):

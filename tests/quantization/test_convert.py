@@ -88,7 +88,7 @@ def test_a_model_without_a_temporal_block_is_refused_with_a_sentence():
 def test_unknown_timesteps():
     x, t = batch()
     with pytest.raises(tfmq_fx.TimestepError, match="timestep 101 is not in the table"):
-        program()(x, t * 0 + 101)
+        program(QuantizationConfig(unknown_timestep="error"))(x, t * 0 + 101)
     nearest = program(QuantizationConfig(unknown_timestep="nearest"))
     assert relative(nearest(x, t * 0 + 101), nearest(x, t * 0 + 100)) < 0.1
     lowered = tfmq_fx.lower(nearest, "reference")

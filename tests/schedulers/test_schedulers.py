@@ -48,7 +48,7 @@ def test_every_call_of_a_sampling_run_finds_its_row(scheduler):
     batches = [(torch.randn(4, 1, 8, 8), times[torch.arange(i, i + 4) % len(times)]) for i in (0, 3)]
     program = tfmq_fx.quantize(small_denoiser(), None, batches, timesteps=times, progress=False)
     assert program.timesteps.tolist() == list(dict.fromkeys(times.double().tolist()))
-    denoiser = tfmq_fx.lower(program, backend="reference")
+    denoiser = tfmq_fx.lower(program, backend="reference", unknown_timestep="error")
     asked = []
 
     def predict(x, t):

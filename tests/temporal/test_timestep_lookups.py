@@ -17,6 +17,7 @@ from tfmq_fx.passes.support.timestep_values import ValueSearch
 from tfmq_fx.testing import GraphBuilder
 
 SIGMAS = [80.0, 10.0, 1.0, 0.1, 0.02, 0.002, 0.0002, 1e-5, 0.0]
+REFUSES = QuantizationConfig(unknown_timestep="error")
 ENGINES = [
     pytest.param(name, marks=pytest.mark.skipif(name not in available_backends(), reason=f"{name} is not installed"))
     for name in ("openvino", "onnxruntime")
@@ -28,12 +29,12 @@ def sigma_program():
     """A model that sees noise levels, small ones too."""
     x, _ = batch(len(SIGMAS))
     sigmas = torch.tensor(SIGMAS)
-    return tfmq_fx.quantize(small_denoiser(), None, [(x, sigmas)], timesteps=sigmas, progress=False)
+    return tfmq_fx.quantize(small_denoiser(), REFUSES, [(x, sigmas)], timesteps=sigmas, progress=False)
 
 
 @functools.cache
 def program(**changes):
-    config = QuantizationConfig(**changes)
+    config = QuantizationConfig(**{"unknown_timestep": "error", **changes})
     return tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
 
 
@@ -119,7 +120,7 @@ def test_a_bfloat16_timestep_is_matched_where_the_model_was_captured_with_one_an
     assert relative(made(x, rounded), wanted) < 0.03 and relative(denoiser(x, rounded), wanted) < 0.03
     assert relative(denoiser(x, schedule), wanted) < 0.03
     # Captured with whole timesteps, 980 is not 981: the float model computes with 980, the table would with 981.
-    made = tfmq_fx.quantize(small_denoiser(), None, [(x, schedule)], timesteps=schedule, progress=False)
+    made = tfmq_fx.quantize(small_denoiser(), REFUSES, [(x, schedule)], timesteps=schedule, progress=False)
     with pytest.raises(TimestepError, match="timestep 980 is not in the table"):
         made(x, rounded)
     with pytest.raises(TimestepError, match=r"timestep 980 in bfloat16 is not .*nearest: 981\), and bfloat16 rounds"):
@@ -147,7 +148,7 @@ def test_the_policy_is_chosen_when_the_program_is_lowered(config):
         nearest(x, float("nan"))
     assert made.config.unknown_timestep == "error" and str(made.graph_module.graph) == before
     for denoiser in (tfmq_fx.lower(made, "reference"), tfmq_fx.lower(made, "reference", unknown_timestep="error")):
-        with pytest.raises(TimestepError, match=r"104.*or lower with unknown_timestep='nearest'"):
+        with pytest.raises(TimestepError, match=r"104.*or lower with unknown_timestep='extend'"):
             denoiser(x, 104)
 
 
@@ -175,7 +176,7 @@ class Linears(nn.Module):
 def linears():
     torch.manual_seed(0)
     model, sigmas = Linears().eval(), torch.tensor(SIGMAS)
-    made = tfmq_fx.quantize(model, None, [(torch.randn(9, 16), sigmas)], timesteps=sigmas, progress=False)
+    made = tfmq_fx.quantize(model, REFUSES, [(torch.randn(9, 16), sigmas)], timesteps=sigmas, progress=False)
     return model, made
 
 

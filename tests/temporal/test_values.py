@@ -75,7 +75,7 @@ def test_the_recorded_timesteps_are_the_table(dtype):
     assert timesteps.dtype == torch.float64 and len(timesteps) == 10
     assert timesteps.tolist() == sorted(timesteps.tolist(), reverse=True)
     program = tfmq_fx.quantize(model, None, batches, timesteps=timesteps, progress=False)
-    denoiser = tfmq_fx.lower(program, "reference")
+    denoiser = tfmq_fx.lower(program, "reference", unknown_timestep="error")
     for one in batches:
         with torch.no_grad():
             assert relative(denoiser(**one), model(**one)) < 0.06
