@@ -25,7 +25,7 @@ def pass_registry() -> Mapping[str, type[GraphPass]]:
     for module in pkgutil.walk_packages([str(Path(__file__).parent)], "tfmq_fx.passes."):
         importlib.import_module(module.name)
     found: dict[str, type[GraphPass]] = {}
-    for kind in _subclasses(GraphPass):  # type: ignore[type-abstract]  # a class to ask, none to make
+    for kind in _subclasses(GraphPass):
         # A class that inherits its id is a variant of a pass, such as one of a test, and no pass of its own.
         if inspect.isabstract(kind) or "id" not in vars(kind):
             continue
