@@ -26,12 +26,13 @@ types: venv
 	cp -r tfmq_fx build/types/ && cp -r passes build/types/tfmq_fx/passes
 	cd build/types && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) -p tfmq_fx
 
+# Each worker takes neighbouring tests (worksteal), so that what a file shares is made by one of them and not by both.
 pytest: venv
-	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n 2 --durations=15
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n 2 --dist worksteal --durations=15
 
 # What draws its cases draws thousands of them instead of dozens, new ones each time. It takes hours.
 nightly: venv
-	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -n 2 --durations=15 tests/kernels tests/properties
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -n 2 --dist worksteal --durations=15 tests/kernels tests/properties
 
 # The main job on the bundled model: quantize, save, load, lower, sample, compare.
 demo: venv

@@ -39,9 +39,9 @@ def save_pipeline(folder, **changes):
             "layers_per_block": 1,
             "block_out_channels": (8, 16),
             "norm_num_groups": 4,
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-            "attention_head_dim": 8,
+            "down_block_types": ("DownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "UpBlock2D"),
+            "add_attention": False,
             **changes,
         }
     )
