@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from tfmq_fx.passes.analysis import find_conditional_part
+from torch import nn
 
 import tfmq_fx
-from tests.models import TIMESTEPS, PromptDenoiser, batch, relative, small_denoiser
+from tests.models import TIMESTEPS, PromptDenoiser, TimePath, batch, relative, small_denoiser
 from tfmq_fx._torch.core import output_structure
 from tfmq_fx.lowering.lower import _final_graph
 from tfmq_fx.lowering.run.staged import Reused, StagedProgram, stage_inputs
@@ -166,6 +167,28 @@ def test_a_package_reuses_what_it_computed_for_a_prompt(program, tmp_path):
     for given in (inputs(), inputs((2,), (900,)), inputs((1, 0, 1), (0, 0, 500))):
         assert relative(loaded(*given), program(*given)) < 0.02
     assert [reused.computed for reused in loaded._compiled[0].runs[:2]] == [3, 4]
+
+
+class Conditioned(nn.Module):
+    """Two convs, and between them what depends on the timestep and on a prompt."""
+
+    def __init__(self):
+        super().__init__()
+        self.time, self.pool = TimePath(), nn.Linear(6, 16)
+        self.enter, self.leave = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)
+
+    def forward(self, sample, timestep, pooled):
+        emb = self.time(timestep) + self.pool(pooled)
+        return self.leave(nn.functional.silu(self.enter(sample) + emb[:, :, None, None]))
+
+
+def test_a_package_without_reuse_is_one_graph(tmp_path):
+    torch.manual_seed(0)
+    sample, timestep, _, pooled = inputs()
+    given = (sample, timestep, pooled)
+    program = tfmq_fx.quantize(Conditioned().eval(), None, [given], timesteps=TIMESTEPS, progress=False)
+    graph = _final_graph(program, tabulate=True)
+    assert split_stages(graph, find_conditional_part(graph, {"sample"})) is not None
     whole = tfmq_fx.lower(program, "aot", path=tmp_path / "whole.pt2", reuse=False)
     assert not whole.report.conditioning.endswith("reused from call to call")
-    assert relative(tfmq_fx.load_denoiser(tmp_path / "whole.pt2")(*inputs()), program(*inputs())) < 0.02
+    assert relative(tfmq_fx.load_denoiser(tmp_path / "whole.pt2")(*given), program(*given)) < 0.02
