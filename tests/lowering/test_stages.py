@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from tfmq_fx.passes.analysis import find_conditional_part
-from torch import nn
 
 import tfmq_fx
-from tests.models import TIMESTEPS, PromptDenoiser, TimePath, batch, relative, small_denoiser
+from tests.models import TIMESTEPS, PromptDenoiser, batch, relative, small_denoiser
 from tfmq_fx._torch.core import output_structure
 from tfmq_fx.lowering.lower import _final_graph
 from tfmq_fx.lowering.run.staged import Reused, StagedProgram, stage_inputs
@@ -169,17 +168,17 @@ def test_a_package_reuses_what_it_computed_for_a_prompt(program, tmp_path):
     assert [reused.computed for reused in loaded._compiled[0].runs[:2]] == [3, 4]
 
 
-class Conditioned(nn.Module):
+class Conditioned(torch.nn.Module):
     """Two convs, and between them what depends on the timestep and on a prompt."""
 
     def __init__(self):
         super().__init__()
-        self.time, self.pool = TimePath(), nn.Linear(6, 16)
-        self.enter, self.leave = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 1, 3, padding=1)
+        self.time, self.pool = small_denoiser().time, torch.nn.Linear(6, 16)
+        self.enter, self.leave = torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.Conv2d(16, 1, 3, padding=1)
 
     def forward(self, sample, timestep, pooled):
         emb = self.time(timestep) + self.pool(pooled)
-        return self.leave(nn.functional.silu(self.enter(sample) + emb[:, :, None, None]))
+        return self.leave(torch.nn.functional.silu(self.enter(sample) + emb[:, :, None, None]))
 
 
 def test_a_package_without_reuse_is_one_graph(tmp_path):
@@ -187,8 +186,8 @@ def test_a_package_without_reuse_is_one_graph(tmp_path):
     sample, timestep, _, pooled = inputs()
     given = (sample, timestep, pooled)
     program = tfmq_fx.quantize(Conditioned().eval(), None, [given], timesteps=TIMESTEPS, progress=False)
-    graph = _final_graph(program, tabulate=True)
-    assert split_stages(graph, find_conditional_part(graph, {"sample"})) is not None
+    _, stages = cut(program)
+    assert stages is not None
     whole = tfmq_fx.lower(program, "aot", path=tmp_path / "whole.pt2", reuse=False)
     assert not whole.report.conditioning.endswith("reused from call to call")
     assert relative(tfmq_fx.load_denoiser(tmp_path / "whole.pt2")(*given), program(*given)) < 0.02
