@@ -85,12 +85,18 @@ def test_configurations(backend, config):
     assert relative(denoiser(x, t), reference(x, t)) < 0.05
 
 
-@pytest.mark.parametrize("backend", INSTALLED)
-def test_a_diffusers_unet_and_its_saved_artefact(backend, tmp_path):
+@pytest.fixture(scope="module")
+def saved_unet(tmp_path_factory):
+    """A model, its inputs, and the folder that its program was saved in."""
     model, x, t = tiny_unet().eval(), torch.randn(2, 1, 8, 8), TIMESTEPS[[2, 5]]
     program = tfmq_fx.quantize(model, None, [(x, t)], timesteps=TIMESTEPS, progress=False)
-    tfmq_fx.save(program, tmp_path / "unet")
-    denoiser = tfmq_fx.lower(tfmq_fx.load(tmp_path / "unet"), backend)
+    return model, x, t, tfmq_fx.save(program, tmp_path_factory.mktemp("artefacts") / "unet")
+
+
+@pytest.mark.parametrize("backend", INSTALLED)
+def test_a_diffusers_unet_and_its_saved_artefact(backend, saved_unet):
+    model, x, t, folder = saved_unet
+    denoiser = tfmq_fx.lower(tfmq_fx.load(folder), backend)
     assert denoiser.report.integer_kernels == denoiser.report.eligible
     with torch.no_grad():
         assert relative(denoiser(x, t).sample, model(x, t).sample) < 0.15
