@@ -53,4 +53,4 @@ def test_the_graph_is_printed_after_a_pass(model, tmp_path):  # noqa: F811
 )
 def test_an_unknown_pass_is_one_sentence(arguments, model):  # noqa: F811
     result = tfmq(arguments[0], model, *arguments[1:])
-    refused(result, "there is no pass 'remove_dropouts'; did you mean tfmq::remove_dropouts?")
+    refused(result, "there is no pass 'remove_dropouts'; did you mean tfmq::remove_dropouts")
