@@ -43,9 +43,9 @@ def extract_subgraph(
 
     Returns:
         The module, and the nodes outside that are its inputs, in order. It *shares* parameters, buffers and
-        submodules with ``graph_module``, under the same names. Metadata is copied, that of its placeholders too. A symbolic size from
-        outside is read off an input that has it, so the module runs on a batch of any size by itself; only
-        a size that no input has stays an input.
+        submodules with ``graph_module``, under the same names. Metadata is copied, that of its placeholders too. A
+        symbolic size from outside is read off an input that has it, so the module runs on a batch of any size by
+        itself; only a size that no input has stays an input.
     """
     members = set(nodes)
     ordered = [node for node in graph_module.graph.nodes if node in members]

@@ -187,7 +187,7 @@ def test_what_is_said_of_a_temporal_program(package, loaded, field, value, words
     with pytest.raises(ArtefactError, match=words):
         load_denoiser(package)
     rewrite(package, lambda values: {**values, "temporal": TEMPORAL})
-    with pytest.raises(ArtefactError, match="0 files temporal/graph.json.gz instead of one"):
+    with pytest.raises(ArtefactError, match=r"0 files temporal/graph\.json\.gz instead of one"):
         load_denoiser(package)
     assert not loaded
 
