@@ -10,9 +10,10 @@ import torch
 import tfmq_fx
 from tests.models import TIMESTEPS, PromptDenoiser, batch, relative, small_denoiser
 from tfmq_fx._torch.graphs import output_structure
-from tfmq_fx.lowering.plan import folded_graph, with_lookups_written_out
+from tfmq_fx.lowering.plan import folded_graph
 from tfmq_fx.lowering.run.staged import Reused, StagedProgram, stage_inputs
 from tfmq_fx.lowering.stages import Layout, split_stages
+from tfmq_fx.lowering.time_path import cut_time_path
 from tfmq_fx.passes.analysis import find_conditional_part
 
 TOKENS, POOLED = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(7)), torch.linspace(-1, 1, 18).view(3, 6)
@@ -36,44 +37,54 @@ def program():
     return prompted()
 
 
+def parted(program):
+    """The graph that is compiled, cut off the temporal program, and its conditional part."""
+    path = cut_time_path(program, folded_graph(program))
+    features = [entry.name for entry in path.temporal.inputs]
+    return path, lambda samples: find_conditional_part(path.rest, samples, features=features)
+
+
 def cut(program):
-    graph = with_lookups_written_out(folded_graph(program))
-    return graph, split_stages(graph, find_conditional_part(graph, {"sample"}))
+    path, part = parted(program)
+    return program.graph_module, split_stages(path.rest, part({"sample"}), path.first)
 
 
 def staged(program):
     graph, stages = cut(program)
-    return graph, StagedProgram(stages.layout, output_structure(graph.graph), stages.graph_modules)
+    runs = [stages.runs.get(number, graph_module) for number, graph_module in enumerate(stages.graph_modules)]
+    return graph, StagedProgram(stages.layout, output_structure(graph.graph), runs, own=tuple(stages.runs))
 
 
 def test_the_part_says_which_case_a_model_is(program):
-    graph = with_lookups_written_out(folded_graph(program))
-    part = find_conditional_part(graph, {"sample"})
+    _, parts = parted(program)
+    part = parts({"sample"})
     assert part.conditions == ("tokens", "pooled") and part.layers == (3, 2)
     assert str(part) == ("3 layers depend on (tokens, pooled) alone and 2 on timestep and them, never on the sample")
-    everything = find_conditional_part(graph, {"sample", "tokens", "pooled"})
+    everything = parts({"sample", "tokens", "pooled"})
     assert everything.layers == (0, 0) and not everything.conditions
     assert str(everything) == "no layer depends on the conditioning without the sample"
 
 
 def test_a_model_without_conditions_stays_whole():
     program = tfmq_fx.quantize(small_denoiser(), None, [batch(16)], timesteps=TIMESTEPS, progress=False)
-    graph = with_lookups_written_out(folded_graph(program))
-    assert split_stages(graph, find_conditional_part(graph, {"sample"})) is None
+    path, part = parted(program)
+    assert split_stages(path.rest, part({"sample"})) is None
+    assert len(split_stages(path.rest, part({"sample"}), path.first).layout.stages) == 2
 
 
 @pytest.mark.parametrize("changes", [{}, {"temporal": "shared"}, {"weight_bits": 4, "temporal": "cache"}])
 def test_the_stages_are_the_program(changes):
     graph, run = staged(prompted(**changes))
-    assert len(run.layout.stages) == 3 and all(stage.by_row for stage in run.layout.stages)
+    assert len(run.layout.stages) == 4 and all(stage.by_row for stage in run.layout.stages)
     with torch.no_grad():
         for given in (inputs(), inputs((1,), (500,)), inputs((2, 2), (0, 900)), inputs(seed=5)):
             assert relative(run(*given), graph(*given)) < 1e-5
+    assert run.runs[0].computed == len(set(inputs()[1].tolist()) | {500, 0, 900} | set(inputs(seed=5)[1].tolist()))
 
 
 def test_a_prompt_is_computed_once(program):
     graph, run = staged(program)
-    prompts, both = run.runs[:2]
+    prompts, both = run.runs[1:3]
     with torch.no_grad():
         run(*inputs((0, 1, 0, 1), (900, 900, 900, 900)))
         assert (prompts.computed, both.computed) == (2, 2)
@@ -98,8 +109,8 @@ def test_a_prompt_that_was_changed_in_place_is_another(program):
 
 def test_the_least_recently_used_gives_way(program):
     _, stages = cut(program)
-    stage, run = stages.layout.stages[0], stages.graph_modules[0]
-    given = stage_inputs(stages, inputs(), {})[0]
+    stage, run = stages.layout.stages[1], stages.graph_modules[1]
+    given = stage_inputs(stages, inputs(), {})[1]
     ask = [[value[n : n + 1] for value in given] for n in range(3)]
     size = sum(value.numel() * 4 for value in run(*ask[0]))
     reused = Reused(stage, run, most_bytes=2 * size)
@@ -112,13 +123,13 @@ def test_the_least_recently_used_gives_way(program):
 
 def test_threads_that_ask_for_the_same_compute_it_once(program):
     _, stages = cut(program)
-    given = stage_inputs(stages, inputs((1,), (500,)), {})[0]
+    given = stage_inputs(stages, inputs((1,), (500,)), {})[1]
 
     def run(*values):
         time.sleep(0.05)  # long enough for the other threads to ask
-        return stages.graph_modules[0](*values)
+        return stages.graph_modules[1](*values)
 
-    reused = Reused(stages.layout.stages[0], run)
+    reused = Reused(stages.layout.stages[1], run)
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: reused(*given), range(4)))
     assert reused.computed == 1
@@ -132,12 +143,12 @@ def test_a_fixed_batch_is_kept_as_one():
     prepared = tfmq_fx.prepare(captured, timesteps=TIMESTEPS)
     tfmq_fx.calibrate(prepared, [inputs()], progress=False)
     graph, run = staged(tfmq_fx.convert(prepared))
-    assert not any(stage.by_row for stage in run.layout.stages)
+    assert not any(stage.by_row for stage in run.layout.stages[1:])
     with torch.no_grad():
         for seed in (1, 2):
             given = inputs(seed=seed)
             assert relative(run(*given), graph(*given)) < 1e-5
-    assert [reused.computed for reused in run.runs[:2]] == [1, 1]
+    assert [reused.computed for reused in run.runs[1:3]] == [1, 1]
 
 
 def test_compiled(program):

@@ -130,7 +130,7 @@ def _temporal(value: Any, stages: Any) -> dict[str, Any] | None:
     if value is None:
         return None
     stored = StoredTemporalProgram.from_json(value)
-    first = None if stages is None else Layout.from_dict(stages).stages[0]
+    first = next(iter(Layout.from_dict(stages).stages), None) if stages is not None else None
     if first is None or first.outputs != tuple(entry.name for entry in stored.inputs):
         msg = "'temporal' does not compute what the first of the 'stages' returns; compile the package again"
         raise ArtefactError(msg)
