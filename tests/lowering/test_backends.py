@@ -79,7 +79,7 @@ def program():
 
 
 def test_the_modules_beside_the_registry_are_the_backends():
-    assert backend_names() == ("aot", "auto", "inductor", "onnxruntime", "openvino", "reference")
+    assert {"aot", "auto", "inductor", "onnxruntime", "openvino", "reference"} <= set(backend_names())
     for name in backend_names():
         backend = find_backend(name)
         assert backend.name == name and backend.title and backend.summary
@@ -91,7 +91,7 @@ def test_listing_names_imports_no_backend():
         "import sys, types; package = types.ModuleType('tfmq_fx'); "
         f"package.__path__ = {list(tfmq_fx.__path__)!r}; sys.modules['tfmq_fx'] = package; "
         "from tfmq_fx.lowering.backends.registry import backend_names; "
-        "assert len(backend_names()) == 6 and 'torch' not in sys.modules"
+        "assert 'inductor' in backend_names() and 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -118,7 +118,7 @@ def test_a_toy_lowers_reports_and_is_compared(toy, program):
     assert 0.0 <= report.parity_error < 1e-3 and report.parity_floor > 0.0 and report.temporal_layers == 0
     x, t = batch(3)
     assert relative(denoiser(x, t), program(x, t)) < 1e-3
-    assert toy.names == ["model"]
+    assert toy.names == ["stage_1"]  # stage_0 is the temporal program, which runs by itself
     toy.factor = 1.5
     with pytest.raises(LoweringError, match="parts from its reference"):
         tfmq_fx.lower(program, backend="toy")
@@ -282,11 +282,11 @@ def test_one_new_file_beside_ours_is_a_backend(program, tmp_path):
         "import sys, torch, tfmq_fx; from pathlib import Path; assert Path.cwd() in Path(tfmq_fx.__file__).parents; "
         "denoiser = tfmq_fx.lower(tfmq_fx.load('program'), 'toy'); assert denoiser.report.parity_error < 1e-3; "
         "denoiser(torch.zeros(1, 1, 8, 8), 100); print(denoiser.report.backend); "
-        "from tfmq_fx.cli.options import BackendOption; print(BackendOption.__metadata__[0].help)"
+        "from tfmq_fx.cli.registered_names import backends; print(*backends())"
     )
     shown = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.startswith("toy\n") and "reference, toy" in shown.stdout
+    assert shown.stdout.startswith("toy\n") and "reference toy" in shown.stdout
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 from collections import Counter
 from typing import ClassVar
 
@@ -95,7 +96,8 @@ class ScaleByReciprocal(GraphPass):
         found = [
             node
             for node in graph_module.graph.find_nodes(op="call_function", target=aten.div.Tensor)
-            if not isinstance(node.args[1], torch.fx.Node) and node.args[1] != 1
+            # The reciprocal of a power of two is exact, and graphs that are right hide those that are not.
+            if not isinstance(node.args[1], torch.fx.Node) and math.frexp(abs(node.args[1]))[0] != 0.5
         ]
         for node in found:
             with graph_module.graph.inserting_before(node):
