@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -66,10 +67,16 @@ def inherit(node: fx.Node, anchor: fx.Node) -> None:
 
 def _own_source(node: fx.Node, anchor: fx.Node) -> tuple[str, Any]:
     source = _source(anchor) if node.target is anchor.target else None
-    if source is None:
-        return node.name, node.target
-    taken = any(_claims(other, source) for other in node.graph.nodes if other is not anchor)
-    return (node.name, source[1]) if taken else source
+    if source is not None and not _is_taken(source, node, anchor):
+        return source
+    kind = node.target if source is None else source[1]
+    # fx gives names of erased nodes away again; one that replaced the erased node may go on under its name.
+    names = itertools.chain([node.name], (f"{node.name}_{number}" for number in itertools.count(1)))
+    return next((name, kind) for name in names if not _is_taken((name, kind), node))
+
+
+def _is_taken(source: tuple[str, Any], *but: fx.Node) -> bool:
+    return any(_claims(other, source) for other in but[0].graph.nodes if other not in but)
 
 
 def _source(node: fx.Node) -> tuple[str, Any] | None:
