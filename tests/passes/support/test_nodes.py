@@ -2,8 +2,8 @@
 
 import torch
 
-from tfmq_fx.passes import FlattenFrameConvs, SplitConcatenatedConvs
-from tfmq_fx.testing import GraphBuilder
+from tfmq_fx.passes import REWRITE_FOR_ANNOTATION
+from tfmq_fx.testing import GraphBuilder, assert_pipeline_contract
 
 aten = torch.ops.aten
 
@@ -20,9 +20,5 @@ def test_a_name_that_fx_gives_away_again_is_no_second_source():
         weight = builder.weight("f.weight", (2, 2, 3, 1, 1))
         result = builder.call(aten.conv3d.default, video, weight, None, [1, 1, 1], [1, 0, 0], [1, 1, 1], 1)
     graph_module = builder.build(result)
-    assert SplitConcatenatedConvs()(graph_module).modified
-    assert FlattenFrameConvs()(graph_module).modified
-    sources = [
-        node.meta["source_fn_stack"][-1][0] for node in graph_module.graph.nodes if "source_fn_stack" in node.meta
-    ]
-    assert len(sources) == len(set(sources))
+    inputs = (torch.randn(2, 1, 1, 1, generator=torch.Generator().manual_seed(0)),)
+    assert_pipeline_contract(REWRITE_FOR_ANNOTATION, graph_module, inputs, rtol=1e-3, atol=1e-3)
