@@ -21,8 +21,8 @@ settings.register_profile("nightly", max_examples=1000, **SHARED)
 PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 settings.load_profile(PROFILE)
 
-# Hypothesis also draws constants that it reads in whatever modules are loaded; ``derandomize`` does not cover them. So a
-# run of one file, or any edit of any file, drew other cases than the whole run. There is no public switch for this.
+# Hypothesis also draws constants that it reads in whatever modules are loaded; ``derandomize`` does not cover them. So
+# a run of one file, or any edit of any file, drew other cases than the whole run. There is no public switch for this.
 if PROFILE == "ci":
     providers._get_local_constants = lambda: Constants()
 
