@@ -16,7 +16,7 @@ import typer
 from diffusers import DDIMScheduler, UNet2DModel
 
 import tfmq_fx
-from tfmq_fx.cli import app
+from tfmq_fx.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -14,7 +14,7 @@ def test_bisect_accuses_no_pass_of_a_sound_model(model):  # noqa: F811
     result = tfmq("bisect", model, *BISECT)
     assert result.exit_code == 0, result.output
     assert "no pass parts from the reference" in result.stdout
-    assert "tfmq::tabulate_temporal_block: 0 -> " in result.stdout
+    assert "tfmq::index_timesteps: 0 -> " in result.stdout
 
 
 def test_bisect_finds_a_planted_fault(model, monkeypatch):  # noqa: F811

@@ -5,14 +5,14 @@ from typing import get_args
 import pytest
 import torch
 
-from tfmq_fx.config.choices import TableStorage, UnknownTimestep
+from tfmq_fx.config.choices import Lookup, TableStorage
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.config.reconstruction import RECONSTRUCTIONS
 from tfmq_fx.passes import CompressTemporalTable, IndexTimesteps, SetUnknownTimesteps
 
 MAKERS = {
-    "index": (lambda choice: IndexTimesteps(torch.arange(3), unknown=choice), get_args(UnknownTimestep)),
-    "set": (SetUnknownTimesteps, get_args(UnknownTimestep)),
+    "index": (lambda choice: IndexTimesteps(torch.arange(3), unknown=choice), get_args(Lookup)),
+    "set": (SetUnknownTimesteps, get_args(Lookup)),
     # Float32 is how a table lies in the graph: there is nothing to compress.
     "compress": (CompressTemporalTable, tuple(set(get_args(TableStorage)) - {"float32"})),
 }

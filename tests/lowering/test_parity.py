@@ -6,10 +6,12 @@ import torch
 import tfmq_fx
 from tests.models import TIMESTEPS, ClassDenoiser, batch, small_denoiser
 from tfmq_fx import LoweringError, QuantizationConfig
+from tfmq_fx.lowering import time_path
 from tfmq_fx.lowering.backends.onnxruntime import OnnxRuntimeBackend
 from tfmq_fx.lowering.report.parity import CEILING, check_parity, relative_error
 from tfmq_fx.lowering.report.parity_examples import parity_examples
-from tfmq_fx.passes import FoldWeightZeroPoints, InlineTimestepRows, TabulateTemporalBlock
+from tfmq_fx.passes import FoldWeightZeroPoints
+from tfmq_fx.temporal.program import TemporalProgram
 
 aten = torch.ops.aten
 X = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
@@ -165,30 +167,11 @@ def plant(monkeypatch, rewrite, fault):
     monkeypatch.setattr(rewrite, "rewrite", wrong)
 
 
-def gelu_for_silu(graph_module):
+def minus_for_silu(graph_module):
     for node in graph_module.graph.nodes:
         if node.target is aten.silu.default:
-            node.target = aten.gelu.default
+            node.target = aten.neg.default
     graph_module.recompile()
-
-
-def tables(graph_module):
-    return [value for name, value in graph_module.named_buffers() if name.startswith("temporal_features")]
-
-
-def wrong_rows(graph_module):
-    for table in tables(graph_module):
-        table.copy_(table.roll(len(table) // 2, 0))
-
-
-def one_wrong_row(graph_module):
-    for table in tables(graph_module):
-        table[5] = -table[5]
-
-
-def last_row_lost(graph_module):
-    for table in tables(graph_module):
-        table[-1] = 0
 
 
 def wrong_scales(graph_module):
@@ -197,13 +180,26 @@ def wrong_scales(graph_module):
             value.mul_(1.2)
 
 
-FAULTS = [
-    (InlineTimestepRows, gelu_for_silu),
-    (TabulateTemporalBlock, wrong_rows),
-    (TabulateTemporalBlock, one_wrong_row),
-    (TabulateTemporalBlock, last_row_lost),
-    (FoldWeightZeroPoints, wrong_scales),
-]
+def plant_in_features(monkeypatch, fault):
+    """Let the temporal program give features out that ``fault`` has changed: ``(timestep, features, program)``."""
+    right = TemporalProgram.__call__
+
+    def wrong(self, timestep, *finite):
+        return tuple(fault(timestep.reshape(-1), value, self) for value in right(self, timestep, *finite))
+
+    monkeypatch.setattr(TemporalProgram, "__call__", wrong)
+
+
+def wrong_features(timestep, value, program):
+    return -value
+
+
+def one_wrong_timestep(timestep, value, program):
+    return torch.where((timestep == program.timesteps[5])[:, None], -value, value)
+
+
+def last_timestep_lost(timestep, value, program):
+    return torch.where((timestep == program.timesteps[-1])[:, None], 0 * value, value)
 
 
 def test_the_program_without_faults_passes(program, monkeypatch):
@@ -211,9 +207,28 @@ def test_the_program_without_faults_passes(program, monkeypatch):
     assert report.parity_error < 1e-3 and report.parity_floor < 0.01
 
 
-@pytest.mark.parametrize(("rewrite", "fault"), FAULTS, ids=[fault.__name__ for _, fault in FAULTS])
-def test_a_fault_in_a_rewrite_of_the_lowering_is_refused(rewrite, fault, program, monkeypatch):
-    plant(monkeypatch, rewrite, fault)
+def test_a_fault_in_a_rewrite_of_the_lowering_is_refused(program, monkeypatch):
+    plant(monkeypatch, FoldWeightZeroPoints, wrong_scales)
+    with pytest.raises(LoweringError, match="parts from its reference"):
+        lower(program, monkeypatch)
+
+
+def test_a_fault_in_the_cut_of_the_time_path_is_refused(program, monkeypatch):
+    right = time_path.split_temporal
+
+    def wrong(*args):
+        split = right(*args)
+        minus_for_silu(split.time)
+        return split
+
+    monkeypatch.setattr(time_path, "split_temporal", wrong)
+    with pytest.raises(LoweringError, match="parts from its reference"):
+        lower(program, monkeypatch)
+
+
+@pytest.mark.parametrize("fault", [wrong_features, one_wrong_timestep, last_timestep_lost])
+def test_a_fault_in_the_temporal_program_is_refused(fault, program, monkeypatch):
+    plant_in_features(monkeypatch, fault)
     with pytest.raises(LoweringError, match="parts from its reference"):
         lower(program, monkeypatch)
 

@@ -138,7 +138,7 @@ def test_the_directory_of_another_run_is_refused(tmp_path, other, batches):
 def test_the_directory_of_other_code_is_refused(tmp_path, monkeypatch):
     """The version number is not raised with every change; what is written in the files is."""
     rec(calibrated(), granularity="none", directory=tmp_path / "state")
-    monkeypatch.setattr(sys.modules["tfmq_fx.reconstruction.reconstruct"], "code_digest", lambda: "other")
+    monkeypatch.setattr(sys.modules["tfmq_fx.reconstruction.run"], "code_digest", lambda: "other")
     with pytest.raises(ReconstructionError, match=r"another reconstruction .*code"):
         rec(calibrated(), granularity="none", directory=tmp_path / "state")
 

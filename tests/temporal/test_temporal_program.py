@@ -12,8 +12,8 @@ import tfmq_fx
 from tests.conditional_cases import BATCHES
 from tests.conditional_cases import prepared as prompted
 from tests.models import TIMESTEPS, SmallDenoiser, batch, small_denoiser, tiny_unet
-from tests.passes import quantized as with_labels
 from tests.temporal.test_inputs import inputs as labelled
+from tests.temporal.test_inputs import quantized as with_labels
 from tfmq_fx import QuantizationConfig
 from tfmq_fx.errors import TimestepError
 from tfmq_fx.passes import IndexTimesteps, PassError
@@ -279,8 +279,16 @@ def test_memory_is_bounded_and_what_gave_way_is_computed_again():
 
 def test_two_threads_compute_nothing_twice():
     parts, (x, _) = InTwoParts(made()), batch()
-    wanted = {t: InTwoParts(made())(x, torch.full((4,), t)) for t in (5, 6, 7)}
-    wrong = []
+    wanted, wrong = {}, []
+
+    def serve_alone():
+        # In a thread as well: a new one has the process's own number of cores, whatever this one was told.
+        alone = InTwoParts(made())
+        wanted.update((t, alone(x, torch.full((4,), t))) for t in (5, 6, 7))
+
+    first = threading.Thread(target=serve_alone)
+    first.start()
+    first.join()
 
     def serve():
         for t in (5, 6, 7, 5, 6, 7):
