@@ -77,7 +77,7 @@ def test_sound_passes_are_not_accused():
     assert str(result).startswith(f"no pass parts from the reference: {len(CANONICALIZE)} of {len(CANONICALIZE)} ")
 
 
-@pytest.mark.parametrize("factor, found", [(1 + 1e-6, False), (1.2, True), (float("nan"), True)])
+@pytest.mark.parametrize("factor, found", [(1 + 1e-6, False), (10.0, True), (float("nan"), True)])
 def test_a_pass_that_promises_less_has_the_tolerance(factor, found):
     graph_module, (x,) = example()
     result = bisect_passes(lambda: Scale(factor)(graph_module), [x])
