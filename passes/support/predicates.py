@@ -32,7 +32,6 @@ aten = torch.ops.aten
 
 CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.convolution.default)
 TRANSPOSED_CONVS = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-LINEARS = (aten.linear.default, aten.addmm.default)
 MATMULS = (aten.matmul.default, aten.bmm.default)
 SOFTMAXES = (aten.softmax.int, aten._softmax.default, aten._safe_softmax.default)
 #: Operators whose result holds the values of their first argument and no others.

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor, fx, nn
 
-from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload
 from tfmq_fx._torch.tensors import FakeTensor
 from tfmq_fx.passes.support.strides import layout
 
-__all__ = ["canonical_text", "leaf_tensors", "state_digests", "tensor_bytes", "value_signature"]
+__all__ = ["canonical_text", "state_digests", "tensor_bytes", "value_signature"]
 
 
 def value_signature(value: Any, *, strides: bool = False) -> str:
@@ -92,8 +91,3 @@ def tensor_bytes(tensor: Tensor) -> bytes:
     """The elements of ``tensor`` in order, as bytes: equal bytes are equal bits, NaN and ``-0.0`` included."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return bytes(flat.view(torch.uint8).numpy().tobytes()) if flat.numel() else b""
-
-
-def leaf_tensors(value: Any) -> list[Tensor]:
-    """The tensors in a nesting, in order."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]

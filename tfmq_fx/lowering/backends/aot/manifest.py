@@ -25,7 +25,7 @@ __all__ = ["FORMAT", "FORMAT_VERSION", "MOST_BYTES", "PackageManifest"]
 
 FORMAT, FORMAT_VERSION = "tfmq_fx.package", 2
 MOST_BYTES = 2**26
-MOST_ROWS, MOST_NAMES, MOST_STAGES = 1_000_000, 100_000, 8
+MOST_ROWS, MOST_STAGES = 1_000_000, 8
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,6 @@ def _faithful(value: dict[str, Any], what: str, kind: type[Layout] | type[Loweri
         msg = f"{what} is not what this version writes; compile the package again"
         raise ArtefactError(msg)
     return written
-
-
-def _names(value: Any, what: str) -> None:
-    for name in items(value, what, MOST_NAMES):
-        identifier(name, f"a name in {what}")
 
 
 def _numbers(value: Any, what: str) -> list[float]:

@@ -14,7 +14,6 @@ __all__ = ["OnnxSession"]
 
 #: Operators that multiply integers, as ONNX Runtime's optimizer leaves them.
 INTEGER_OPERATORS = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
-SUFFIXES = ("", "quant", "_quant")
 
 
 class OnnxSession:
