@@ -29,7 +29,6 @@ def test_every_pass_keeps_the_contract_in_order(generated):
         result = assert_pass_contract(make, graph_module, example, rtol=tolerance, atol=tolerance, more_inputs=more)
         event(f"{make.__name__} {'fired' if result.modified else 'did not fire'}")
         graph_module = copy.deepcopy(result.graph_module)
-    operators = [node.target for node in graph_module.graph.nodes]
-    taken = sum(target in (OPERATORS.integer_conv.default, OPERATORS.integer_attention.default) for target in operators)
-    left = {node.meta["val"].shape[1] for node in graph_module.graph.nodes if node.target is aten.conv2d.default}
-    assert taken or left <= {24}
+    for node in graph_module.graph.nodes:
+        if node.target is aten.conv2d.default:  # 24 channels, read or made, are no multiple of what the kernel takes
+            assert 24 in (node.args[0].meta["val"].shape[1], node.meta["val"].shape[1])
