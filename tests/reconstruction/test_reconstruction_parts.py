@@ -283,8 +283,8 @@ def test_a_fingerprint_changes_with_everything():
 
 def test_a_unit_is_kept_and_found_again(tmp_path):
     state = {"q.up": torch.tensor([True, False]), "q.scale": torch.rand(3)[::2], "q.zero": torch.tensor(3)}
-    Checkpoint(tmp_path / "a" / "b", "key").save(3, RESULT, state)
-    checkpoint = Checkpoint(tmp_path / "a" / "b", "key")
+    Checkpoint(tmp_path / "a" / "b", {"weights": "key"}).save(3, RESULT, state)
+    checkpoint = Checkpoint(tmp_path / "a" / "b", {"weights": "key"})
     result, found = checkpoint.load(3)
     assert result == RESULT and found.keys() == state.keys()
     assert all(torch.equal(found[name], state[name]) for name in state)
@@ -293,7 +293,7 @@ def test_a_unit_is_kept_and_found_again(tmp_path):
 
 
 def test_without_a_folder_nothing_is_kept():
-    checkpoint = Checkpoint(None, "key")
+    checkpoint = Checkpoint(None, {"weights": "key"})
     checkpoint.save(0, RESULT, {})
     assert checkpoint.load(0) is None
 

@@ -124,12 +124,17 @@ def test_a_run_that_was_killed_while_it_wrote_its_plan_can_start(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("other", "batches"), [({"seed": 1}, BATCHES), ({"iterations": 13}, BATCHES), ({}, BATCHES[:1])]
+    ("other", "batches", "parts"),
+    [
+        ({"seed": 1}, BATCHES, "configuration, calibration data"),
+        ({"iterations": 13}, BATCHES, "configuration"),
+        ({}, BATCHES[:1], "calibration data"),
+    ],
 )
-def test_the_directory_of_another_run_is_refused(tmp_path, other, batches):
+def test_the_directory_of_another_run_is_refused(tmp_path, other, batches, parts):
     rec(calibrated(), directory=tmp_path / "state")
     kept = {path.name: path.read_bytes() for path in (tmp_path / "state").iterdir()}
-    with pytest.raises(ReconstructionError, match="another reconstruction") as caught:
+    with pytest.raises(ReconstructionError, match=f"another reconstruction, which differs in its {parts};") as caught:
         rec(calibrated(), batches, directory=tmp_path / "state", **other)
     assert str(tmp_path / "state") in sentence(caught)
     assert {path.name: path.read_bytes() for path in (tmp_path / "state").iterdir()} == kept
@@ -139,21 +144,27 @@ def test_the_directory_of_other_code_is_refused(tmp_path, monkeypatch):
     """The version number is not raised with every change; what is written in the files is."""
     rec(calibrated(), granularity="none", directory=tmp_path / "state")
     monkeypatch.setattr(sys.modules["tfmq_fx.reconstruction.run"], "code_digest", lambda: "other")
-    with pytest.raises(ReconstructionError, match=r"another reconstruction .*code"):
+    with pytest.raises(ReconstructionError, match="another reconstruction, which differs in its code;"):
         rec(calibrated(), granularity="none", directory=tmp_path / "state")
 
 
 def test_the_directory_of_other_weights_or_another_width_is_refused(tmp_path):
     rec(calibrated(), granularity="none", directory=tmp_path)
-    for other in (calibrated(model_seed=1), calibrated(weight_bits=3), calibrated(temporal="shared")):
-        with pytest.raises(ReconstructionError, match="another reconstruction"):
+    others = {
+        r"weights or ranges;": {"model_seed": 1},
+        r"configuration, weights or ranges;": {"weight_bits": 3},
+        r"configuration, .*weights or ranges;": {"temporal": "shared"},
+    }
+    for parts, options in others.items():
+        other = calibrated(**options)
+        with pytest.raises(ReconstructionError, match=f"another reconstruction, which differs in its {parts}"):
             rec(other, granularity="none", directory=tmp_path)
 
 
 def test_timesteps_of_whole_batches_are_part_of_the_run(tmp_path):
     rec(calibrated(scalar=True), SCALAR_BATCHES, directory=tmp_path)
     swapped = [(sample, TIMESTEPS[-1] - t) for sample, t in SCALAR_BATCHES]
-    with pytest.raises(ReconstructionError, match="another reconstruction"):
+    with pytest.raises(ReconstructionError, match="which differs in its calibration data;"):
         rec(calibrated(scalar=True), swapped, directory=tmp_path)
 
 
@@ -196,9 +207,9 @@ def test_a_unit_file_of_something_else_is_named(tmp_path, result):
 
 def test_a_damaged_plan_is_refused(tmp_path):
     rec(calibrated(), granularity="none", directory=tmp_path)
-    for content in ("", "[]", '{"fingerprint": 3}'):
+    for content in ("", "[]", '{"fingerprints": 3}', '{"fingerprints": {}}'):
         (tmp_path / "plan.json").write_text(content)
-        with pytest.raises(ReconstructionError, match="remove it to start over"):
+        with pytest.raises(ReconstructionError, match=r"plan\.json cannot be read; remove .* to start over"):
             rec(calibrated(), granularity="none", directory=tmp_path)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ __all__ = ["Checkpoint", "fingerprint"]
 PLAN = "plan.json"
 
 
-def fingerprint(plain: Any, tensors: Iterable[Tensor]) -> str:
-    """A hash of everything that decides the outcome: plain JSON values, weights and calibration data."""
+def fingerprint(plain: Any, tensors: Iterable[Tensor] = ()) -> str:
+    """A hash of a part of what decides the outcome: plain JSON values and tensors."""
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for tensor in tensors:
         digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
@@ -39,26 +39,26 @@ class Checkpoint:
 
     Args:
         folder: The folder; None keeps nothing.
-        key: The :func:`fingerprint` of the run.
+        fingerprints: The :func:`fingerprint` of each part of what decides the outcome, by the name of the part.
 
     Raises:
         ReconstructionError: The folder holds the state of another run, or something else.
     """
 
-    def __init__(self, folder: Path | None, key: str) -> None:
+    def __init__(self, folder: Path | None, fingerprints: Mapping[str, str]) -> None:
         self.folder = folder
         if folder is None:
             return
         plan = folder / PLAN
         if plan.is_file():
-            try:
-                known = json.loads(plan.read_text(encoding="utf-8")).get("fingerprint")
-            except (ValueError, AttributeError):
-                known = None
-            if known != key:
+            recorded = _recorded(plan)
+            if not recorded:
+                msg = f"{plan} cannot be read; remove {folder} to start over, or name another directory"
+                raise ReconstructionError(msg)
+            if different := [part for part, value in fingerprints.items() if recorded.get(part) != value]:
                 msg = (
-                    f"{folder} holds the state of another reconstruction (other weights, calibration data, code or "
-                    "configuration); remove it to start over, or name another directory"
+                    f"{folder} holds the state of another reconstruction, which differs in its "
+                    f"{', '.join(different)}; remove it to start over, or name another directory"
                 )
                 raise ReconstructionError(msg)
             return
@@ -73,7 +73,7 @@ class Checkpoint:
         except OSError as error:
             msg = f"the directory {folder} cannot be made: {error.strerror}"
             raise ReconstructionError(msg) from error
-        self._write(PLAN, json.dumps({"fingerprint": key}).encode())
+        self._write(PLAN, json.dumps({"fingerprints": dict(fingerprints)}).encode())
 
     def load(self, index: int) -> tuple[UnitResult, dict[str, Tensor]] | None:
         """The result and the state of a finished unit, or None.
@@ -118,6 +118,15 @@ class Checkpoint:
         except OSError as error:
             msg = f"the state of reconstruction could not be written to {self.folder}: {error.strerror or error}"
             raise ReconstructionError(msg) from error
+
+
+def _recorded(plan: Path) -> Mapping[str, Any]:
+    """The fingerprints in the file of a plan; none where it is no such file."""
+    try:
+        recorded = json.loads(plan.read_text(encoding="utf-8"))["fingerprints"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
 
 
 def _name(index: int) -> str:

@@ -88,7 +88,7 @@ def reconstruct(
         run = ReconstructionRun(prepared, state, config, batches)
         samples = None if config.granularity == "none" else gather_samples(prepared, batches, config.seed)
         folder = None if directory is None else Path(directory)
-        checkpoint = Checkpoint(folder, run.fingerprint(samples))
+        checkpoint = Checkpoint(folder, run.fingerprints(samples))
         store = ActivationStore(cache_bytes, folder)
         with ReconstructionProgress(run.iterations(), enabled=progress) as bar:
             units = run.go(samples, store, checkpoint, bar)

@@ -129,18 +129,21 @@ class ReconstructionRun:
         learning = sum(weight.up.numel() for unit in self._learning() for weight in unit.weights)
         return others * self.config.iterations + learning * self.config.temporal_iterations >= WORTH_COMPILING
 
-    def fingerprint(self, samples: Samples | None) -> str:
-        """A hash of everything that decides the outcome."""
-        plain = {
-            "reconstruction": dataclasses.asdict(self.config),
-            "quantization": {k: v for k, v in self.state.config.to_dict().items() if k != "reconstruction"},
-            "timesteps": self.state.timesteps,
-            "units": [node.meta["tfmq_fx.unit"] for node in self.units],
-            "versions": [torch.__version__, version("torchao"), torch.backends.cpu.get_cpu_capability(), code_digest()],
-        }
-        data = [] if samples is None else samples.tensors()
+    def fingerprints(self, samples: Samples | None) -> dict[str, str]:
+        """A hash of each part of what decides the outcome, by the name of the part."""
+        quantization = {key: value for key, value in self.state.config.to_dict().items() if key != "reconstruction"}
+        units = [node.meta["tfmq_fx.unit"] for node in self.units]
+        versions = [torch.__version__, version("torchao"), torch.backends.cpu.get_cpu_capability()]
         conditionings = [] if self.conditional is None else list(self.conditional.domain.values.values())
-        return fingerprint(plain, [*self.prepared.state_dict().values(), *conditionings, *data])
+        return {
+            "configuration": fingerprint([dataclasses.asdict(self.config), quantization]),
+            "timesteps": fingerprint(self.state.timesteps),
+            "units": fingerprint(units),
+            "code": fingerprint(code_digest()),
+            "libraries or processor": fingerprint(versions),
+            "weights or ranges": fingerprint(None, self.prepared.state_dict().values()),
+            "calibration data": fingerprint(None, [*conditionings, *([] if samples is None else samples.tensors())]),
+        }
 
     def go(
         self, samples: Samples | None, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
