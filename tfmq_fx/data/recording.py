@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tfmq_fx._torch import pytree
 from tfmq_fx.data.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
 from tfmq_fx.errors import CalibrationError, ConfigError
-from tfmq_fx.frontend.evaluation_mode import evaluation_mode
+from tfmq_fx.frontend.surroundings import evaluation_mode
 
 __all__ = ["record_trajectories"]
 

@@ -19,7 +19,7 @@ from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.data.sample_shape import sample_shape
 from tfmq_fx.data.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
 from tfmq_fx.errors import CalibrationError, ConfigError
-from tfmq_fx.frontend.evaluation_mode import evaluation_mode
+from tfmq_fx.frontend.surroundings import evaluation_mode
 
 __all__ = ["sample_trajectories"]
 
