@@ -23,7 +23,8 @@ from tfmq_fx.frontend.graph_export import export_graph
 from tfmq_fx.passes.analysis import row_columns, row_inputs
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.temporal.program import TemporalProgram
-from tfmq_fx.temporal.split import TemporalInput, outputs_of
+from tfmq_fx.temporal.rest_inputs import TemporalInput
+from tfmq_fx.temporal.time_graph import outputs_of
 
 __all__ = ["MOST_FILE_BYTES", "StoredTemporalProgram", "store_temporal_program"]
 
