@@ -69,7 +69,7 @@ class ExportInputs:
             raise CaptureError(msg)
         return axes
 
-    def with_symbolic_batch(self, axes: Mapping[int, int]) -> ExportInputs:
+    def with_batch_of_two(self, axes: Mapping[int, int]) -> ExportInputs:
         """A batch of one repeated: export would take it for a constant."""
         leaves = list(self.leaves)
         for index, axis in axes.items():

@@ -72,7 +72,7 @@ def export(
     """
     example = ExportInputs.of(model, args, kwargs)
     axes = {} if batch.dynamic_shapes is not None or not batch.dynamic else example.batch_axes(batch.batched)
-    example = example.with_symbolic_batch(axes)
+    example = example.with_batch_of_two(axes)
     failure: CaptureError | None = None
     pending = example.number_choices(timestep)
     while pending:
