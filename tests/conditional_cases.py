@@ -31,7 +31,7 @@ def prepared(batches=BATCHES, **config):
 
 def all_pairs():
     conditionings = collect_conditionings(captured(), CONDITIONS, BATCHES)
-    assert len(conditionings.found) == 3
+    assert len(conditionings.values) == 3
     return conditioned_domain("timestep", TIMESTEPS.double(), conditionings)
 
 

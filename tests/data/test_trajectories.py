@@ -16,7 +16,7 @@ import tfmq_fx
 from tests.models import small_denoiser, tiny_unet
 from tfmq_fx import CalibrationError, ConfigError
 from tfmq_fx.data import NormalTimesteps, UniformTimesteps, record_trajectories, sample_trajectories
-from tfmq_fx.data.timestep_samplers import place_rows
+from tfmq_fx.data.timestep_samplers import place_samples
 
 STEPS = torch.arange(980, -1, -20)
 OPTIONS = {"steps": 5, "samples": 6, "batch_size": 4, "keep": 2, "shape": (1, 8, 8), "progress": False}
@@ -48,7 +48,7 @@ class Watcher(nn.Module):
 
 
 def test_uniform_gives_every_step_the_same_number_of_rows():
-    rows = place_rows(UniformTimesteps(), STEPS, 8 * 50, torch.full((50,), 64), 1000, generator())
+    rows = place_samples(UniformTimesteps(), STEPS, 8 * 50, torch.full((50,), 64), 1000, generator())
     assert rows.tolist() == [8] * 50
 
 
@@ -76,7 +76,7 @@ def test_normal_draws_are_truncated_by_redrawing_not_by_clamping():
 def test_full_steps_pass_their_rows_on(sampler):
     capacity = torch.tensor([0, 3, 1, 50, 2])
     for count in (0, 1, 30, 56):
-        rows = place_rows(sampler, torch.tensor([900, 500, 300, 100, 0]), count, capacity, 1000, generator())
+        rows = place_samples(sampler, torch.tensor([900, 500, 300, 100, 0]), count, capacity, 1000, generator())
         assert rows.sum() == count
         assert bool((rows <= capacity).all())
 

@@ -35,7 +35,7 @@ def test_the_domain_of_a_graph_is_that_of_its_table_and_else_the_timesteps():
 
 
 def test_conditionings_of_batches_are_kept_once_in_their_order():
-    found = collect_conditionings(captured(), CONDITIONS, [*BATCHES, *BATCHES]).found
+    found = collect_conditionings(captured(), CONDITIONS, [*BATCHES, *BATCHES]).values
     assert len(found) == 3
     first = [item for _, _, _, pooled in BATCHES for item in pooled]
     naive = [value for n, value in enumerate(first) if not any(torch.equal(value, other) for other in first[:n])]

@@ -36,30 +36,34 @@ def argument(value: Any, tensors: Names, sizes: Names, name: str | None = None) 
     """
     kind, content = _only_field(value)
     what = f"argument {name!r}" if name else "an input or result of the graph"
-    made: Any
+    argument_value: Any
     if kind in ("as_tensor", "as_sym_int", "as_sym_float", "as_sym_bool"):
-        made = _reference(kind, content, tensors, sizes, what)
+        argument_value = _reference(kind, content, tensors, sizes, what)
     elif kind == "as_tensors":
-        made = [_reference("as_tensor", item, tensors, sizes, what) for item in items(content, what, MOST_ITEMS)]
+        argument_value = [
+            _reference("as_tensor", item, tensors, sizes, what) for item in items(content, what, MOST_ITEMS)
+        ]
     elif kind == "as_optional_tensors":
-        made = [_optional(item, tensors, sizes, what) for item in items(content, what, MOST_ITEMS)]
+        argument_value = [_optional(item, tensors, sizes, what) for item in items(content, what, MOST_ITEMS)]
     elif kind == "as_sym_ints":
-        made = [_reference("as_sym_int", item, tensors, sizes, what) for item in items(content, what, MOST_ITEMS)]
+        argument_value = [
+            _reference("as_sym_int", item, tensors, sizes, what) for item in items(content, what, MOST_ITEMS)
+        ]
     elif kind in LISTS:
-        made = [LISTS[kind](item, what) for item in items(content, what, MOST_ITEMS)]
+        argument_value = [LISTS[kind](item, what) for item in items(content, what, MOST_ITEMS)]
     elif kind == "as_string":
-        made = _text(content, name, what)
+        argument_value = _text(content, name, what)
     elif kind in VALUES:
-        made = VALUES[kind](content, what)
+        argument_value = VALUES[kind](content, what)
     else:
         msg = f"{what} is of the kind {kind[:60]!r}, which no quantized program has; do not trust this file"
         raise ArtefactError(msg)
-    return schema.Argument.create(**{kind: made})
+    return schema.Argument.create(**{kind: argument_value})
 
 
-def is_constant(given: Any) -> bool:
+def is_constant(candidate: Any) -> bool:
     """Whether an argument is a plain value."""
-    return str(given.type) in CONSTANTS
+    return str(candidate.type) in CONSTANTS
 
 
 def results(value: Any) -> tuple[Any, list[str]]:
@@ -141,7 +145,7 @@ def _boolean(value: Any, what: str) -> bool:
     return bool(checked(value, bool, what))
 
 
-def _nothing(value: Any, what: str) -> bool:
+def _none(value: Any, what: str) -> bool:
     return _boolean(value, what)
 
 
@@ -183,7 +187,7 @@ REFERENCES = {
 }
 LISTS = {"as_ints": _integer, "as_floats": _number, "as_bools": _boolean}
 VALUES = {
-    "as_none": _nothing,
+    "as_none": _none,
     "as_int": _integer,
     "as_float": _number,
     "as_bool": _boolean,

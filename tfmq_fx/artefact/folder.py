@@ -43,8 +43,8 @@ def check_target(path: str | Path) -> None:
     """
     target = path_of(path, "an artefact")
     try:
-        _refuse_foreign(target)
-        place, prefix = _place(target)
+        _check_replaceable(target)
+        place, prefix = _staging_parent(target)
         while not place.exists():
             place = place.parent
         with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as folder:
@@ -65,17 +65,17 @@ def filled_folder(path: Path) -> Iterator[Path]:
         ArtefactError: ``path`` holds something else.
         OSError: A file cannot be written; what was at ``path`` before is there.
     """
-    _refuse_foreign(path)
+    _check_replaceable(path)
     target = path.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    place, prefix = _place(target)
-    part, lock = _new_part(place, prefix)
+    place, prefix = _staging_parent(target)
+    part, lock = _new_staging_folder(place, prefix)
     try:
         yield part
         for name in FILES:
             _sync(part / name)
-        if place == target or not _moved(part, target):
-            _refuse_foreign(target)
+        if place == target or not _rename_into_place(part, target):
+            _check_replaceable(target)
             with held(target):
                 _switch(part, target)
         _sync(target.parent)
@@ -87,24 +87,24 @@ def filled_folder(path: Path) -> Iterator[Path]:
         _remove_stale(folder, before)
 
 
-def _place(target: Path) -> tuple[Path, str]:
+def _staging_parent(target: Path) -> tuple[Path, str]:
     """Where the files are put together, on the file system of ``target``, and how such a folder's name begins."""
     return (target, f"{MARK}.") if target.is_dir() else (target.parent, f".{target.name}.")
 
 
-def _refuse_foreign(target: Path) -> None:
+def _check_replaceable(target: Path) -> None:
     """Refuse a path that holds anything but an artefact, or what a killed save left of one."""
-    if not target.exists() or (target.is_dir() and (is_artefact(target) or all(map(_is_left, target.iterdir())))):
+    if not target.exists() or (target.is_dir() and (is_artefact(target) or all(map(_is_leftover, target.iterdir())))):
         return
     msg = f"{target} exists and is not an artefact of tfmq_fx; choose another path or remove it first"
     raise ArtefactError(msg)
 
 
-def _is_left(path: Path) -> bool:
+def _is_leftover(path: Path) -> bool:
     return path.name == MARK or (path.name.startswith(f"{MARK}.") and path.is_dir())
 
 
-def _new_part(place: Path, prefix: str) -> tuple[Path, int]:
+def _new_staging_folder(place: Path, prefix: str) -> tuple[Path, int]:
     """A new folder with a locked file in it."""
     while True:
         part = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
@@ -122,7 +122,7 @@ def _new_part(place: Path, prefix: str) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _moved(part: Path, target: Path) -> bool:
+def _rename_into_place(part: Path, target: Path) -> bool:
     """Rename a filled folder to its place; False where another process has put one there meanwhile."""
     # mkdtemp keeps others out; the artefact is as open as any folder that is made here.
     part.chmod(0o777 & ~_umask())

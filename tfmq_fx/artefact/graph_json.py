@@ -11,7 +11,8 @@ from torch.export import ExportedProgram
 
 from tfmq_fx._torch.export_schema import exported_from_schema, exported_to_json
 from tfmq_fx.artefact.fields import parse_json
-from tfmq_fx.artefact.graph_schema import TENSOR_KINDS, exported_program
+from tfmq_fx.artefact.graph_inputs import TENSOR_KINDS
+from tfmq_fx.artefact.graph_schema import exported_program
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.passes import PropagateValues, RemoveDropouts, RemoveGuards, ReplaceInPlace, StripDeadState, run_pipeline
 
@@ -33,11 +34,11 @@ def graph_to_json(program: ExportedProgram) -> bytes:
     values = json.loads(exported_to_json(program))
     module = values["graph_module"]
     graph, inputs = module["graph"], module["signature"]["input_specs"]
-    given = [next(iter(given.values()))["name"] for given in graph["inputs"] if "as_tensor" in given]
+    tensor_inputs = [next(iter(entry.values()))["name"] for entry in graph["inputs"] if "as_tensor" in entry]
     for node in graph["nodes"]:
         # The rest only helps to debug the export; it would be most of the file, and holds local paths.
         node["metadata"] = {key: text for key, text in node["metadata"].items() if key == "nn_module_stack"}
-    slim = {
+    reduced = {
         "schema_version": values["schema_version"],
         # torch.export notes multiples of the batch as symbols of their own, such as "2*s27", that nothing refers to.
         "range_constraints": {name: at for name, at in values["range_constraints"].items() if name.isalnum()},
@@ -47,17 +48,17 @@ def graph_to_json(program: ExportedProgram) -> bytes:
             "graph": {
                 "nodes": graph["nodes"],
                 "outputs": graph["outputs"],
-                "tensor_values": {name: graph["tensor_values"][name] for name in given},
+                "tensor_values": {name: graph["tensor_values"][name] for name in tensor_inputs},
             },
         },
     }
     try:
         # What could not be loaded is refused now, while the program is still there.
-        exported_program(slim, {**program.state_dict, **program.constants})
+        exported_program(reduced, {**program.state_dict, **program.constants})
     except ArtefactError as error:
         msg = f"this program cannot be saved as an artefact: {str(error).partition(';')[0]}; lower it without saving it"
         raise ArtefactError(msg) from error
-    return json.dumps(slim).encode()
+    return json.dumps(reduced).encode()
 
 
 def graph_from_bytes(data: bytes, expanded: int, tensors: dict[str, Tensor]) -> fx.GraphModule:

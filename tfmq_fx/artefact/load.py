@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from tfmq_fx.artefact.graph_json import graph_from_bytes
 from tfmq_fx.artefact.layout import GRAPH, MANIFEST, TENSORS, installed_versions
-from tfmq_fx.artefact.manifest import MOST_MANIFEST_BYTES, Manifest, StoredFile, TensorKind
+from tfmq_fx.artefact.manifest import MOST_MANIFEST_BYTES, Manifest
+from tfmq_fx.artefact.manifest_entries import StoredFile, TensorKind
 from tfmq_fx.artefact.packing import unpack
 from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.artefact.tensor_file import read_tensors
@@ -58,8 +59,8 @@ def load(path: str | Path) -> QuantizedProgram:
 
 def _load(folder: Path, text: bytes) -> QuantizedProgram:
     manifest = Manifest.from_bytes(text, str(folder / MANIFEST))
-    here = installed_versions()
-    differs = [f"{n} {v} (here {here.get(n)})" for n, v in manifest.versions.items() if here.get(n) != v]
+    installed = installed_versions()
+    differs = [f"{n} {v} (here {installed.get(n)})" for n, v in manifest.versions.items() if installed.get(n) != v]
     if differs:
         warnings.warn(f"the artefact {folder} was saved with {', '.join(differs)}", stacklevel=3)
     graph = _read_file(folder, manifest.files[GRAPH])
@@ -100,11 +101,11 @@ def _read_file(folder: Path, stored: StoredFile) -> bytearray:
         # The size first: memory is taken for what is there, not for what the manifest promises.
         data = bytearray(stored.bytes if file.stat().st_size == stored.bytes else 0)
         with file.open("rb", buffering=0) as stream:
-            whole = _fill(stream, data)
+            complete = _fill(stream, data)
     except OSError as error:
         msg = f"{file} cannot be read ({error.strerror or error}); copy or save it again"
         raise ArtefactError(msg) from error
-    if not whole or hashlib.sha256(data).hexdigest() != stored.sha256:
+    if not complete or hashlib.sha256(data).hexdigest() != stored.sha256:
         msg = f"{file} is truncated or was changed: its checksum differs from the manifest's; copy or save it again"
         raise ArtefactError(msg)
     return data
@@ -124,14 +125,17 @@ def _fill(stream: FileIO, data: bytearray) -> bool:
 def _tensors(folder: Path, manifest: Manifest) -> dict[str, Tensor]:
     """The tensors, unpacked; parameters are of their class again."""
     stored = read_tensors(_read_file(folder, manifest.files[TENSORS]), str(folder / TENSORS))
-    found = {name: TensorKind(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in stored.items()}
-    for name in sorted(found.keys() | manifest.tensors.keys()):
-        if found.get(name) != manifest.tensors.get(name):
-            there, said = (
+    actual = {name: TensorKind(tuple(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in stored.items()}
+    for name in sorted(actual.keys() | manifest.tensors.keys()):
+        if actual.get(name) != manifest.tensors.get(name):
+            actual_text, expected_text = (
                 "missing" if kind is None else str(kind.to_json())
-                for kind in (found.get(name), manifest.tensors.get(name))
+                for kind in (actual.get(name), manifest.tensors.get(name))
             )
-            msg = f"tensor {name!r} is {there} in {TENSORS} but {said} in {MANIFEST}; save the program again"
+            msg = (
+                f"tensor {name!r} is {actual_text} in {TENSORS} but {expected_text} in {MANIFEST}; "
+                "save the program again"
+            )
             raise ArtefactError(msg)
     for name, how in manifest.packed.items():
         if name not in stored or f"{name}.lowest" not in stored:

@@ -2,114 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
-from tfmq_fx.artefact.fields import checked, fields_of, identifier, items, parse_json, whole
-from tfmq_fx.artefact.graph_json import MOST_GRAPH_BYTES
-from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, PREVIOUS, TENSORS
-from tfmq_fx.artefact.tensor_file import DTYPES
+from tfmq_fx.artefact.fields import checked, fields_of, identifier, items, parse_json
+from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, TENSORS
+from tfmq_fx.artefact.manifest_entries import Packed, StoredFile, TensorKind
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.temporal.table import TemporalChoice
 
-__all__ = ["Manifest", "Packed", "StoredFile", "TensorKind"]
+__all__ = ["MOST_MANIFEST_BYTES", "Manifest"]
 
 MOST_MANIFEST_BYTES = 2**25
-MOST_TIMESTEPS, MOST_TENSORS, MOST_AXES = 1_000_000, 200_000, 16
-SHA256 = re.compile("[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class StoredFile:
-    """A file of the artefact.
-
-    Attributes:
-        name: Its name in the folder.
-        sha256: Of what is in it.
-        bytes: How long it is.
-        expanded: How long it is when it is decompressed; None for a file that is not compressed.
-    """
-
-    name: str
-    sha256: str
-    bytes: int
-    expanded: int | None = None
-
-    @classmethod
-    def from_json(cls, value: Any, what: str, plain: str) -> StoredFile:
-        """Check a file's entry; ``plain`` is its usual name.
-
-        Raises:
-            ArtefactError: A field is wrong.
-        """
-        compressed = plain == GRAPH
-        entry = fields_of(value, ("name", "sha256", "bytes", *(("expanded",) if compressed else ())), what)
-        name, digest = (checked(entry[key], str, f"{what}.{key}") for key in ("name", "sha256"))
-        if name not in (plain, PREVIOUS[plain]) or SHA256.fullmatch(digest) is None:
-            msg = f"{what} names no file of an artefact and its SHA-256; save the program again"
-            raise ArtefactError(msg)
-        expanded = whole(entry["expanded"], f"{what}.expanded", 1, MOST_GRAPH_BYTES) if compressed else None
-        return cls(name, digest, whole(entry["bytes"], f"{what}.bytes", 1), expanded)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class TensorKind:
-    """What a stored tensor is: its shape, and its dtype by name."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    @classmethod
-    def from_json(cls, value: Any, what: str) -> TensorKind:
-        """Check an entry ``[shape, dtype]``.
-
-        Raises:
-            ArtefactError: It is none.
-        """
-        entry = items(value, what, 2)
-        if len(entry) != 2 or type(entry[1]) is not str or entry[1] not in DTYPES:
-            msg = f"{what} is not a shape and a dtype; it was changed, save the program again"
-            raise ArtefactError(msg)
-        return cls(_shape(entry[0], what), entry[1])
-
-    def to_json(self) -> list[Any]:
-        """Plain JSON values."""
-        return [list(self.shape), self.dtype]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """How an integer weight was packed: the bits of a value, and its shape."""
-
-    bits: int
-    shape: tuple[int, ...]
-
-    @classmethod
-    def from_json(cls, value: Any, what: str) -> Packed:
-        """Check an entry ``{bits, shape}``.
-
-        Raises:
-            ArtefactError: A field is wrong.
-        """
-        entry = fields_of(value, ("bits", "shape"), what)
-        shape = _shape(entry["shape"], f"{what}.shape")
-        if len(shape) < 2 or 0 in shape:
-            msg = f"{what}.shape is {list(shape)}, and a packed weight has two axes or more; save the program again"
-            raise ArtefactError(msg)
-        return cls(whole(entry["bits"], f"{what}.bits", 1, 7), shape)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"bits": self.bits, "shape": list(self.shape)}
+MOST_TIMESTEPS, MOST_TENSORS = 1_000_000, 200_000
 
 
 @dataclass(frozen=True)
@@ -187,15 +95,15 @@ class Manifest:
         """
         fields_of(values, ("format", "format_version", *cls.__dataclass_fields__), "the manifest")
         return cls(
-            versions=_texts(values["versions"], "'versions'"),
+            versions=_string_map(values["versions"], "'versions'"),
             config=_config(values["config"]),
             timestep=identifier(values["timestep"], "'timestep'"),
             timesteps=None if values["timesteps"] is None else _timesteps(values["timesteps"]),
             scheduler=checked(values["scheduler"], dict, "'scheduler'"),
             interface=_interface(values["interface"]),
-            kept_float=_texts(values["kept_float"], "'kept_float'"),
-            temporal_choices=tuple(map(_choice, items(values["temporal_choices"], "'temporal_choices'"))),
-            layers=_texts(values["layers"], "'layers'"),
+            kept_float=_string_map(values["kept_float"], "'kept_float'"),
+            temporal_choices=tuple(map(_temporal_choice, items(values["temporal_choices"], "'temporal_choices'"))),
+            layers=_string_map(values["layers"], "'layers'"),
             packed=_entries(values["packed"], "'packed'", Packed.from_json),
             parameters=tuple(
                 checked(name, str, "a name in 'parameters'")
@@ -226,17 +134,9 @@ class Manifest:
         }
 
 
-def _texts(value: Any, what: str) -> dict[str, str]:
+def _string_map(value: Any, what: str) -> dict[str, str]:
     entries: dict[str, Any] = checked(value, dict, what)
     return {name: checked(text, str, f"{what}[{name[:60]!r}]") for name, text in entries.items()}
-
-
-def _shape(value: Any, what: str) -> tuple[int, ...]:
-    shape = tuple(whole(size, what, 0, 2**40) for size in items(value, what, MOST_AXES))
-    if math.prod(shape) >= 2**48:
-        msg = f"{what} has more numbers than any tensor; do not trust this file"
-        raise ArtefactError(msg)
-    return shape
 
 
 def _entries(value: Any, what: str, read: Any) -> dict[str, Any]:
@@ -248,13 +148,13 @@ def _config(value: Any) -> QuantizationConfig:
     values = checked(value, dict, "'config'")
     try:
         config = QuantizationConfig.from_dict(values)
-        faithful = config.to_dict() == values
+        unchanged = config.to_dict() == values
     except Exception as error:
         msg = f"'config' holds a configuration that is not valid: {error}"
         raise ArtefactError(msg) from error
-    if not faithful:
-        changed = sorted(name for name, found in config.to_dict().items() if values.get(name) != found)
-        msg = f"'config' holds a configuration that is not valid: {changed[0]!r} was changed, save the program again"
+    if not unchanged:
+        differing = sorted(name for name, value in config.to_dict().items() if values.get(name) != value)
+        msg = f"'config' holds a configuration that is not valid: {differing[0]!r} was changed, save the program again"
         raise ArtefactError(msg)
     return config
 
@@ -274,17 +174,18 @@ def _interface(value: Any) -> dict[str, Any]:
     return interface
 
 
-def _choice(value: Any) -> TemporalChoice:
+def _temporal_choice(value: Any) -> TemporalChoice:
     what = "an entry of 'temporal_choices'"
     entry = fields_of(value, ("layer", "kept", "cached_error", "quantized_error"), what)
-    kept = checked(entry["kept"], str, f"'kept' of {what}")
-    if kept not in ("cached", "quantized"):
-        msg = f"'kept' of {what} is {kept[:60]!r} instead of 'cached' or 'quantized'; save the program again"
+    source = checked(entry["kept"], str, f"'kept' of {what}")
+    if source not in ("cached", "quantized"):
+        msg = f"'kept' of {what} is {source[:60]!r} instead of 'cached' or 'quantized'; save the program again"
         raise ArtefactError(msg)
     cached, quantized = (
         float(checked(entry[name], (float, int), f"{name!r} of {what}")) for name in ("cached_error", "quantized_error")
     )
-    return TemporalChoice(checked(entry["layer"], str, f"'layer' of {what}"), kept, cached, quantized)  # type: ignore[arg-type]  # kept is one of the two
+    kept: Literal["cached", "quantized"] = "cached" if source == "cached" else "quantized"
+    return TemporalChoice(checked(entry["layer"], str, f"'layer' of {what}"), kept, cached, quantized)
 
 
 def _files(value: Any) -> dict[str, StoredFile]:

@@ -17,7 +17,7 @@ from tfmq_fx.errors import ArtefactError
 __all__ = ["needed_bits", "pack", "unpack"]
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def _by_channel(tensor: Tensor) -> Tensor:
     return tensor.reshape(tensor.shape[0], -1).to(torch.int16)
 
 
@@ -25,8 +25,8 @@ def needed_bits(tensor: Tensor) -> int:
     """The smallest width that holds ``tensor - min`` for every channel (axis 0); 8 when it saves nothing."""
     if tensor.dtype != torch.int8 or tensor.ndim < 2 or tensor.numel() == 0:
         return 8
-    rows = _rows(tensor)
-    spread = int((rows.amax(1) - rows.amin(1)).max())
+    channels = _by_channel(tensor)
+    spread = int((channels.amax(1) - channels.amin(1)).max())
     return min(8, max(1, spread.bit_length()))
 
 
@@ -36,9 +36,9 @@ def pack(tensor: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     Returns:
         The bit string (uint8, ``[ceil(numel * bits / 8)]``) and the minimum per channel (int8, ``[C]``).
     """
-    rows = _rows(tensor)
-    lowest = rows.amin(1)
-    values = (rows - lowest[:, None]).reshape(-1).to(torch.uint8).numpy()
+    channels = _by_channel(tensor)
+    lowest = channels.amin(1)
+    values = (channels - lowest[:, None]).reshape(-1).to(torch.uint8).numpy()
     planes = np.unpackbits(values[:, None], axis=1)[:, 8 - bits :]
     return torch.from_numpy(np.packbits(planes.reshape(-1))), lowest.to(torch.int8)
 

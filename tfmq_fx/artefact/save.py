@@ -17,7 +17,8 @@ from torch import Tensor, fx
 from tfmq_fx.artefact.folder import filled_folder
 from tfmq_fx.artefact.graph_json import graph_to_json
 from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, MANIFEST, TENSORS, installed_versions
-from tfmq_fx.artefact.manifest import Manifest, StoredFile
+from tfmq_fx.artefact.manifest import Manifest
+from tfmq_fx.artefact.manifest_entries import StoredFile
 from tfmq_fx.artefact.packing import needed_bits, pack
 from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.errors import ArtefactError

@@ -16,14 +16,15 @@ from tfmq_fx.artefact.fields import checked, fields_of, identifier, items, whole
 from tfmq_fx.artefact.graph_json import MOST_GRAPH_BYTES, graph_from_bytes, graph_to_json
 from tfmq_fx.artefact.layout import GRAPH, TENSORS
 from tfmq_fx.artefact.tensor_file import read_tensors
-from tfmq_fx.config.choices import UnknownTimestep
+from tfmq_fx.config.choices import TableStorage, UnknownTimestep
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.examples import example_arguments
 from tfmq_fx.frontend.graph_export import export_graph
-from tfmq_fx.passes.analysis import row_columns, row_lookups, row_values
+from tfmq_fx.passes.analysis import row_columns, row_inputs
 from tfmq_fx.passes.support.predicates import node_value
 from tfmq_fx.temporal.program import TemporalProgram
-from tfmq_fx.temporal.split import TemporalInput, outputs_of
+from tfmq_fx.temporal.rest_inputs import TemporalInput
+from tfmq_fx.temporal.time_graph import outputs_of
 
 __all__ = ["MOST_FILE_BYTES", "StoredTemporalProgram", "store_temporal_program"]
 
@@ -52,7 +53,7 @@ class StoredTemporalProgram:
     names: tuple[str, ...]
     layers: tuple[str, ...]
     inputs: tuple[TemporalInput, ...]
-    storage: str
+    storage: TableStorage
     parameters: tuple[str, ...]
     expanded: int
     digests: Mapping[str, str]
@@ -88,9 +89,9 @@ class StoredTemporalProgram:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as :meth:`from_json` takes them."""
         inputs = [{"name": e.name, "outputs": list(e.outputs), "matrix": e.matrix} for e in self.inputs]
-        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        lists = {name: list(plain[name]) for name in ("names", "layers", "parameters")}
-        return {**plain, **lists, "inputs": inputs, "digests": dict(self.digests), "sizes": dict(self.sizes)}
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        lists = {name: list(values[name]) for name in ("names", "layers", "parameters")}
+        return {**values, **lists, "inputs": inputs, "digests": dict(self.digests), "sizes": dict(self.sizes)}
 
     def load(
         self, files: Mapping[str, bytearray], timesteps: Tensor | None, unknown: UnknownTimestep
@@ -116,12 +117,12 @@ class StoredTemporalProgram:
                 raise ArtefactError(msg)
             tensors[name] = nn.Parameter(tensors[name], requires_grad=False)
         time = graph_from_bytes(bytes(files[GRAPH]), self.expanded, tensors)
-        self._require_fitting(time)
+        self._check_graph(time)
         return TemporalProgram(
-            time, self.names, self.layers, self.inputs, timesteps=timesteps, unknown=unknown, storage=self.storage,  # type: ignore[arg-type]
-        )  # fmt: skip
+            time, self.names, self.layers, self.inputs, timesteps=timesteps, unknown=unknown, storage=self.storage
+        )
 
-    def _require_fitting(self, time: fx.GraphModule) -> None:
+    def _check_graph(self, time: fx.GraphModule) -> None:
         inputs = {str(node.target): node_value(node) for node in time.graph.nodes if node.op == "placeholder"}
         outputs = outputs_of(time)
         fits = (
@@ -139,7 +140,7 @@ class StoredTemporalProgram:
 def store_temporal_program(program: TemporalProgram) -> tuple[StoredTemporalProgram, dict[str, bytes]]:
     """The data of a temporal program: what is said of it, and the content of its files by their names."""
     indexed = {} if program.timesteps is None else {program.names[0]: program.timesteps}
-    indexed.update({str(node.args[0].target): row_values(program.time, node) for node in row_lookups(program.time)})  # type: ignore[union-attr]
+    indexed.update(row_inputs(program.time))
     args, kwargs = example_arguments(program.time, indexed)
     exported = export_graph(program.time, args, kwargs, None)
     graph = graph_to_json(exported)
@@ -164,11 +165,11 @@ def _state(exported: torch.export.ExportedProgram) -> dict[str, Tensor]:
 
 
 def _identifiers(value: Any, what: str, most: int) -> tuple[str, ...]:
-    found = tuple(identifier(name, f"a name in {what}") for name in items(value, what, most))
-    if not found:
+    names = tuple(identifier(name, f"a name in {what}") for name in items(value, what, most))
+    if not names:
         msg = f"{what} of the temporal program is empty; compile the package again"
         raise ArtefactError(msg)
-    return found
+    return names
 
 
 def _input(value: Any, count: int) -> TemporalInput:

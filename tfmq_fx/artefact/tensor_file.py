@@ -40,7 +40,7 @@ def read_tensors(data: bytearray, what: str) -> dict[str, Tensor]:
     header: dict[str, Any] = checked(parse_json(bytes(data[8 : 8 + length]), what, MOST_HEADER_BYTES), dict, what)
     header.pop("__metadata__", None)
     start = end = 8 + length
-    found = {}
+    tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1], item[0])):
         first, last = _offsets(entry, name)
         code = checked(entry["dtype"], str, f"the dtype of {name!r}")
@@ -52,14 +52,14 @@ def read_tensors(data: bytearray, what: str) -> dict[str, Tensor]:
         if end > len(data) or (start + first) % dtype.itemsize:
             _refuse(what, f"tensor {name[:60]!r} at bytes {first} to {last}, where none is")
         if last == first:
-            found[name] = torch.empty(shape, dtype=dtype)
+            tensors[name] = torch.empty(shape, dtype=dtype)
         else:
             count = (last - first) // dtype.itemsize
             flat = torch.frombuffer(data, dtype=dtype, count=count, offset=start + first)
-            found[name] = flat.reshape(shape)
+            tensors[name] = flat.reshape(shape)
     if end != len(data):
         _refuse(what, f"{len(data) - end} bytes after the last tensor")
-    return found
+    return tensors
 
 
 def _offsets(entry: Any, name: str) -> tuple[int, int]:
@@ -71,6 +71,6 @@ def _offsets(entry: Any, name: str) -> tuple[int, int]:
     return first, last
 
 
-def _refuse(what: str, found: str) -> NoReturn:
-    msg = f"{what} cannot be read ({found}); copy or save it again"
+def _refuse(what: str, problem: str) -> NoReturn:
+    msg = f"{what} cannot be read ({problem}); copy or save it again"
     raise ArtefactError(msg)

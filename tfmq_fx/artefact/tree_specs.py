@@ -106,9 +106,9 @@ def _is_keys(context: Any, children: int) -> bool:
 
 def _output_fields(kind: str) -> set[str]:
     """The names of the fields of a registered output dataclass; those of diffusers are imported first."""
-    found = OUTPUT_CLASS.fullmatch(kind)
-    if found is not None and _defines(*found.groups()):
-        importlib.import_module(found.group(1))
+    match = OUTPUT_CLASS.fullmatch(kind)
+    if match is not None and _defines(*match.groups()):
+        importlib.import_module(match.group(1))
     registered = serialized_node_types().get(kind)
     named = f"{registered.__module__}.{registered.__qualname__}" if registered else ""
     if registered is None or named != kind or not is_dataclass(registered):

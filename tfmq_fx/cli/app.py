@@ -9,13 +9,12 @@ import typer
 from typer.core import TyperGroup
 
 from tfmq_fx import __version__
-from tfmq_fx.cli.backends import backends
 from tfmq_fx.cli.bisect import bisect
 from tfmq_fx.cli.compare import compare
 from tfmq_fx.cli.console import print_error, quiet_libraries
 from tfmq_fx.cli.diagnose import diagnose
 from tfmq_fx.cli.inspect import inspect
-from tfmq_fx.cli.presets import presets
+from tfmq_fx.cli.listings import backends, presets
 from tfmq_fx.cli.quantize import quantize
 from tfmq_fx.cli.registered_names import RegisteredNamesCommand
 from tfmq_fx.cli.sample import sample
@@ -54,9 +53,9 @@ app = typer.Typer(
 )
 
 
-def print_version(wanted: bool) -> None:
+def print_version(requested: bool) -> None:
     """Print the version and leave, where it is asked for."""
-    if wanted:
+    if requested:
         typer.echo(f"tfmq-fx {__version__}")
         raise typer.Exit
 

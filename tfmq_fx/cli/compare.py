@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +62,7 @@ def compare(
 
     from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
     from tfmq_fx.data.bundled_model import load_model
-    from tfmq_fx.data.sample_shape import sample_shape
+    from tfmq_fx.data.model_inputs import sample_shape
     from tfmq_fx.diagnostics.comparison import (
         check_image_path,
         ddim_scheduler,
@@ -119,22 +120,22 @@ def _check_same_model(program: QuantizedProgram, module: nn.Module, artefact: Pa
     """
     from tfmq_fx.frontend.plain_config import plain_config
 
-    here = {"model class": type(module).__name__, **_plain(plain_config(module))}
-    there = {"model class": program.interface.model_class, **_plain(program.interface.config)}
-    for name in here:
-        if here[name] != there.get(name):
+    expected = {"model class": type(module).__name__, **_as_json(plain_config(module))}
+    actual = {"model class": program.interface.model_class, **_as_json(program.interface.config)}
+    for name in expected:
+        if expected[name] != actual.get(name):
             msg = (
-                f"{artefact} was made from another model: its {name} is {there.get(name)!r}, "
-                f"this model's {here[name]!r}; name the model that it was made from"
+                f"{artefact} was made from another model: its {name} is {actual.get(name)!r}, "
+                f"this model's {expected[name]!r}; name the model that it was made from"
             )
             raise ConfigError(msg)
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """A diffusers configuration as JSON keeps it, without what only tells where it was loaded from."""
-    shown = {name: value for name, value in config.items() if not name.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps(shown, default=str))
-    return plain
+    fields = {name: value for name, value in config.items() if not name.startswith("_")}
+    values: dict[str, Any] = json.loads(json.dumps(fields, default=str))
+    return values
 
 
 def _time_steps(
@@ -147,19 +148,17 @@ def _time_steps(
 
     stage("compiling the float model, and timing both in turns")
     compiled = torch.compile(module)
-    found = []
+    measurements = []
     with torch.no_grad():
         for batch in TIMED_BATCHES:
             x = torch.randn(batch, *shape)
-            seconds = interleaved_latency(
-                {"float": lambda x=x: compiled(x, timestep), "quantized": lambda x=x: denoiser(x, timestep)},  # type: ignore[misc]  # a lambda with a default has no type
-                rounds,
-            )
+            runs = {"float": partial(compiled, x, timestep), "quantized": partial(denoiser, x, timestep)}
+            seconds = interleaved_latency(runs, rounds)
             latency = {name: Latency.of(values) for name, values in seconds.items()}
             ratio = latency["float"].median / latency["quantized"].median
-            found.append({"batch": batch, "ratio": ratio, "seconds": seconds,
-                          **{name: vars(value) for name, value in latency.items()}})  # fmt: skip
-    return found
+            measurements.append({"batch": batch, "ratio": ratio, "seconds": seconds,
+                                 **{name: vars(value) for name, value in latency.items()}})  # fmt: skip
+    return measurements
 
 
 def _finite(value: float) -> float | None:

@@ -45,10 +45,10 @@ def load_program(
     timesteps = program.timesteps
     count = steps or (50 if timesteps is None else len(timesteps))
     # Whatever is wrong with the steps is found before the minutes of lowering and sampling.
-    wanted = ddim_scheduler(program.scheduler, count).timesteps
-    rows_alone = program.config.unknown_timestep == "extend" and program.config.tabulates
-    if timesteps is not None and (rows_alone or program.config.unknown_timestep == "error"):
-        check_timesteps(wanted, timesteps)
+    visited = ddim_scheduler(program.scheduler, count).timesteps
+    has_table_only = program.config.unknown_timestep == "extend" and program.config.tabulates
+    if timesteps is not None and (has_table_only or program.config.unknown_timestep == "error"):
+        check_timesteps(visited, timesteps)
     return program, count
 
 

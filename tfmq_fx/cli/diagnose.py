@@ -50,7 +50,7 @@ def diagnose(
     from tfmq_fx.frontend.capture import capture
 
     # Everything that can be wrong with the command is found before the minutes of sampling.
-    _refuse_artefact(out)
+    _check_no_artefact(out)
     named = zip(_labels(artefact), artefact, strict=True)
     loaded = [(label, *load_program(path, steps, unknown_timestep)) for label, path in named]
     stage("loading the float model and capturing its graph")
@@ -73,20 +73,20 @@ def diagnose(
                 steps=count,
                 timesteps=range(horizon) if every_timestep else None,
                 seed=seed,
-                progress=_advance(bar),
+                progress=_progress_callback(bar),
             )
-    result = {"samples": samples, "seed": seed, "diagnoses": [found.to_dict() for found in diagnoses.values()]}
+    result = {"samples": samples, "seed": seed, "diagnoses": [diagnosis.to_dict() for diagnosis in diagnoses.values()]}
     text = json.dumps(result, allow_nan=False) + "\n"
     (out / "diagnosis.json").write_text(text, encoding="utf-8")
     written = [out / "diagnosis.json", *_draw(diagnoses, out)]
     console().print(diagnostics.comparison_table(list(diagnoses.values())))
-    for found in diagnoses.values():
-        for table in found.tables()[1:]:
+    for diagnosis in diagnoses.values():
+        for table in diagnosis.tables()[1:]:
             console().print(table)
     console().print(", ".join(f"[bold green]{path}[/]" for path in written), soft_wrap=True)
 
 
-def _refuse_artefact(out: Path) -> None:
+def _check_no_artefact(out: Path) -> None:
     """Keep pictures out of a folder whose content is checked on loading.
 
     Raises:
@@ -105,15 +105,15 @@ def _labels(paths: list[Path]) -> list[str]:
     Raises:
         ConfigError: One artefact is named twice.
     """
-    twice = [path for index, path in enumerate(paths) if path.resolve() in [p.resolve() for p in paths[:index]]]
-    if twice:
-        msg = f"{twice[0]} is named twice; name each artefact once"
+    duplicates = [path for index, path in enumerate(paths) if path.resolve() in [p.resolve() for p in paths[:index]]]
+    if duplicates:
+        msg = f"{duplicates[0]} is named twice; name each artefact once"
         raise ConfigError(msg)
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 
-def _advance(bar: Progress) -> Callable[[str, int, int], None]:
+def _progress_callback(bar: Progress) -> Callable[[str, int, int], None]:
     """A callback that gives every section its own line."""
     tasks: dict[str, Any] = {}
 
@@ -140,7 +140,7 @@ def _draw(diagnoses: dict[str, Diagnosis], out: Path) -> list[Path]:
     )
     written = []
     for name, section, draw in pictures:
-        if all(getattr(found, section) is None for found in diagnoses.values()):
+        if all(getattr(diagnosis, section) is None for diagnosis in diagnoses.values()):
             continue
         written.append(out / f"{name}.png")
         draw(diagnoses).savefig(written[-1], dpi=DOTS)

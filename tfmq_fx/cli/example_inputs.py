@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tfmq_fx.data.sample_shape import sample_shape
+from tfmq_fx.data.model_inputs import sample_shape
 from tfmq_fx.errors import CaptureError, ConfigError
 
 __all__ = ["example_inputs", "unconditional_inputs"]

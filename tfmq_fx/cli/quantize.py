@@ -105,7 +105,7 @@ def quantize(
         iterations=iterations,
         temporal_iterations=temporal_iterations,
     )
-    if method is not None and not _given(context, "sampler"):
+    if method is not None and not _is_set_by_user(context, "sampler"):
         sampler = method.sampler
     strategy = NormalTimesteps(ndtc_mean) if sampler == "ndtc" else sampler
     stage("loading the model")
@@ -138,10 +138,10 @@ def quantize(
     shutil.rmtree(state, ignore_errors=True)
     _print_summary(module, program, out)
     if method is not None:
-        _print_rest(method)
+        _print_remaining_steps(method)
 
 
-def _given(context: typer.Context, name: str) -> bool:
+def _is_set_by_user(context: typer.Context, name: str) -> bool:
     """Whether the user gave this option; a preset's settings go before defaults only."""
     source = context.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
@@ -155,11 +155,11 @@ def _configuration(context: typer.Context, method: Preset | None, seed: int, **o
     fields: dict[str, Any] = {}
     if method is not None:
         fields = dict(method.fields)
-        options = {name: value for name, value in options.items() if _given(context, name)}
-    lengths = {name: options.pop(name) for name in ("iterations", "temporal_iterations") if name in options}
+        options = {name: value for name, value in options.items() if _is_set_by_user(context, name)}
+    iteration_counts = {name: options.pop(name) for name in ("iterations", "temporal_iterations") if name in options}
     reconstruction = ReconstructionConfig.of(options.pop("reconstruction", fields.get("reconstruction")))
     if reconstruction is not None:
-        reconstruction = dataclasses.replace(reconstruction, **lengths, seed=seed)
+        reconstruction = dataclasses.replace(reconstruction, **iteration_counts, seed=seed)
     return QuantizationConfig(**{**fields, **options, "reconstruction": reconstruction})
 
 
@@ -168,25 +168,25 @@ def _print_summary(module: nn.Module, program: QuantizedProgram, out: Path) -> N
 
     before, after = float_bytes(module), path_bytes(out)
     timesteps = program.timesteps
-    rows = 0 if timesteps is None else len(timesteps)
+    timestep_count = 0 if timesteps is None else len(timesteps)
     console().print(
         f"[bold green]{out}[/]: {size_text(after)}, {after / before:.2f} × the fp32 weights ({size_text(before)}); "
-        f"{rows} timesteps, {len(program.kept_float)} layers kept float",
+        f"{timestep_count} timesteps, {len(program.kept_float)} layers kept float",
         soft_wrap=True,
     )
     for choice in program.temporal_choices:
         console().print(f"  table: {choice}", soft_wrap=True, markup=False, highlight=False)
 
 
-def _print_rest(method: Preset) -> None:
+def _print_remaining_steps(method: Preset) -> None:
     """What of a method is not in the artefact."""
     wrappers = [
         name
-        for name, wanted in (
+        for name, needed in (
             ("PTQDScheduler", method.corrects_noise),
             ("QuantizedSampleScheduler", method.quantizes_sample),
         )
-        if wanted
+        if needed
     ]
     if wrappers:
         text = (

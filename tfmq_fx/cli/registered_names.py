@@ -56,9 +56,9 @@ def name_parser(names: Callable[[], Iterable[str]]) -> Callable[[str], str]:
     """A parser that takes the names of a registry and refuses others as wrong usage."""
 
     def parse(value: str) -> str:
-        known = tuple(names())
-        if value not in known:
-            msg = f"{value!r} is not one of {', '.join(map(repr, known))}."
+        choices = tuple(names())
+        if value not in choices:
+            msg = f"{value!r} is not one of {', '.join(map(repr, choices))}."
             raise typer.BadParameter(msg)
         return value
 

@@ -35,7 +35,7 @@ def sample(
     import torch
 
     from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
-    from tfmq_fx.data.sample_shape import sample_shape
+    from tfmq_fx.data.model_inputs import sample_shape
     from tfmq_fx.diagnostics.comparison import check_image_path, image_grid
 
     check_image_path(out)

@@ -124,8 +124,8 @@ def _subclass(name: str, base: Any) -> Any | None:
     """The class of diffusers with this name, if it has one that derives from ``base``."""
     import diffusers
 
-    found = getattr(diffusers, name, None)
-    return found if isinstance(found, type) and issubclass(found, base) else None
+    candidate = getattr(diffusers, name, None)
+    return candidate if isinstance(candidate, type) and issubclass(candidate, base) else None
 
 
 def _load_denoiser(source: str, subfolder: str | None, class_name: str) -> nn.Module:

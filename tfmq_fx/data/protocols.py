@@ -9,7 +9,7 @@ from torch import Tensor
 
 __all__ = ["RecordedBatch", "Scheduler"]
 
-#: Inputs of a denoiser by argument name, tensors with one row per item of the batch among them.
+#: Inputs of a denoiser by argument name, tensors with one entry per item of the batch among them.
 RecordedBatch = Mapping[str, Any]
 
 

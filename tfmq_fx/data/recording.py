@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tfmq_fx._torch import pytree
-from tfmq_fx.data.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
+from tfmq_fx.data.timestep_samplers import TimestepSampler, place_samples, resolve_sampler
 from tfmq_fx.errors import CalibrationError, ConfigError
-from tfmq_fx.frontend.evaluation_mode import evaluation_mode
+from tfmq_fx.frontend.surroundings import evaluation_mode
 
 __all__ = ["record_trajectories"]
 
@@ -42,15 +42,15 @@ def record_trajectories(
             it several times, for more prompts.
         component: Attribute that holds the denoiser: ``"unet"``, ``"transformer"`` …
         timestep: Name of the denoiser's timestep argument: ``"timestep"``, ``"timestep_ratio"`` …
-        batched: The names of the arguments that have one row per item of the batch; by default every tensor whose axis
-            0 is as long as the sample's.
-        keep: Rows kept per distinct timestep on average; with fewer at hand, all are kept.
+        batched: The names of the arguments that have one entry per item of the batch; by default every tensor whose
+            axis 0 is as long as the sample's.
+        keep: Samples kept per distinct timestep on average; with fewer at hand, all are kept.
         sampler: As in :func:`tfmq_fx.sample_trajectories`; it needs a scheduler on the pipeline only
             for its number of training timesteps (1,000 without one).
-        seed: Seed of the choice of rows. The pipeline's own noise is up to ``run``.
+        seed: Seed of the choice of samples. The pipeline's own noise is up to ``run``.
 
     Returns:
-        Batches of the denoiser's inputs by argument name, one per call of which rows are kept, in random
+        Batches of the denoiser's inputs by argument name, one per call of which samples are kept, in random
         order. Inputs that were None and ``return_dict`` are left out. Everything is recorded before the
         choice is made, so for a large model record a few prompts at a time.
 
@@ -71,15 +71,15 @@ def record_trajectories(
         _check_call(index, call, timestep)
     config = getattr(getattr(pipeline, "scheduler", None), "config", None)
     horizon = int(getattr(config, "num_train_timesteps", 1000))
-    return _choose(calls, timestep, batched, strategy, keep, horizon, torch.Generator().manual_seed(seed))
+    return _select_samples(calls, timestep, batched, strategy, keep, horizon, torch.Generator().manual_seed(seed))
 
 
 def _component(pipeline: object, name: str) -> nn.Module:
     module = getattr(pipeline, name, None)
     if not isinstance(module, nn.Module):
         components = getattr(pipeline, "components", None) or vars(pipeline)
-        found = [key for key, value in components.items() if isinstance(value, nn.Module)]
-        msg = f"{type(pipeline).__name__} has no module {name!r}; it has {', '.join(map(repr, found)) or 'none'}"
+        names = [key for key, value in components.items() if isinstance(value, nn.Module)]
+        msg = f"{type(pipeline).__name__} has no module {name!r}; it has {', '.join(map(repr, names)) or 'none'}"
         raise ConfigError(msg)
     return module
 
@@ -94,10 +94,10 @@ def _record(denoiser: nn.Module, timestep: str, run: Callable[[], object]) -> li
         for name, parameter in signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 bound.update(bound.pop(name, {}))
-        given = {name: value for name, value in bound.items() if value is not None and name != "return_dict"}
-        if isinstance(given.get(timestep), (int, float)):  # a number could not be an input of a graph
-            given[timestep] = torch.tensor(given[timestep])
-        calls.append(pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), given))
+        inputs = {name: value for name, value in bound.items() if value is not None and name != "return_dict"}
+        if isinstance(inputs.get(timestep), (int, float)):  # a number could not be an input of a graph
+            inputs[timestep] = torch.tensor(inputs[timestep])
+        calls.append(pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs))
 
     handle = denoiser.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -124,24 +124,24 @@ def _check_call(index: int, call: dict[str, Any], timestep: str) -> None:
 
 
 def _batch_size(call: dict[str, Any], timestep: str) -> int:
-    """Rows of a call: axis 0 of its first tensor that is not the timestep."""
+    """Items of a call: axis 0 of its first tensor that is not the timestep."""
     leaves = pytree.tree_leaves({name: value for name, value in call.items() if name != timestep})
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)
 
 
-def _take(call: dict[str, Any], rows: Tensor, batch: int, batched: Collection[str] | None) -> dict[str, Any]:
-    """These rows of a call of ``batch`` rows; what has no batch axis stays whole."""
+def _take_items(call: dict[str, Any], items: Tensor, batch: int, batched: Collection[str] | None) -> dict[str, Any]:
+    """These items of a call of ``batch`` items; what has no batch axis stays whole."""
 
-    def pick(leaf: Tensor) -> Tensor:
-        return leaf[rows.to(leaf.device)] if leaf.ndim and len(leaf) == batch else leaf
+    def select(leaf: Tensor) -> Tensor:
+        return leaf[items.to(leaf.device)] if leaf.ndim and len(leaf) == batch else leaf
 
     return {
-        name: pytree.tree_map_only(Tensor, pick, value) if batched is None or name in batched else value
+        name: pytree.tree_map_only(Tensor, select, value) if batched is None or name in batched else value
         for name, value in call.items()
     }
 
 
-def _choose(
+def _select_samples(
     calls: list[dict[str, Any]],
     timestep: str,
     batched: Collection[str] | None,
@@ -150,21 +150,23 @@ def _choose(
     horizon: int,
     generator: torch.Generator,
 ) -> list[dict[str, Any]]:
-    """Keep rows of the calls: as many per timestep as the strategy says, drawn at random among them."""
+    """Keep samples, items of the calls: as many per timestep as the strategy says, drawn at random among them."""
     by_timestep: dict[float, list[tuple[int, int]]] = {}
     sizes = [_batch_size(call, timestep) for call in calls]
     for index, call in enumerate(calls):
         value = float(call[timestep].flatten()[0])
-        by_timestep.setdefault(value, []).extend((index, row) for row in range(sizes[index]))
-    capacity = torch.tensor([len(rows) for rows in by_timestep.values()])
+        by_timestep.setdefault(value, []).extend((index, item) for item in range(sizes[index]))
+    capacity = torch.tensor([len(samples) for samples in by_timestep.values()])
     timesteps = torch.tensor(list(by_timestep), dtype=torch.float64)
     count = min(keep * len(timesteps), int(capacity.sum()))
-    counts = place_rows(strategy, timesteps, count, capacity, horizon, generator)
+    counts = place_samples(strategy, timesteps, count, capacity, horizon, generator)
     chosen: dict[int, list[int]] = {}
-    for rows, number in zip(by_timestep.values(), counts.tolist(), strict=True):
-        for position in torch.randperm(len(rows), generator=generator)[:number].tolist():
-            index, row = rows[position]
-            chosen.setdefault(index, []).append(row)
-    batches = [_take(calls[index], torch.tensor(sorted(rows)), sizes[index], batched) for index, rows in chosen.items()]
+    for samples, number in zip(by_timestep.values(), counts.tolist(), strict=True):
+        for position in torch.randperm(len(samples), generator=generator)[:number].tolist():
+            index, item = samples[position]
+            chosen.setdefault(index, []).append(item)
+    batches = [
+        _take_items(calls[index], torch.tensor(sorted(items)), sizes[index], batched) for index, items in chosen.items()
+    ]
     order = torch.randperm(len(batches), generator=generator)
     return [batches[i] for i in order.tolist()]

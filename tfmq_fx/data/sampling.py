@@ -6,7 +6,6 @@ import copy
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,19 +13,19 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from tfmq_fx.config.progress import draws_progress, progress_console
+from tfmq_fx.data.model_inputs import ModelInputs, sample_shape
 from tfmq_fx.data.prediction import predicted
 from tfmq_fx.data.protocols import Scheduler
-from tfmq_fx.data.sample_shape import sample_shape
-from tfmq_fx.data.timestep_samplers import TimestepSampler, place_rows, resolve_sampler
+from tfmq_fx.data.timestep_samplers import TimestepSampler, place_samples, resolve_sampler
 from tfmq_fx.errors import CalibrationError, ConfigError
-from tfmq_fx.frontend.evaluation_mode import evaluation_mode
+from tfmq_fx.frontend.surroundings import evaluation_mode
 
 __all__ = ["sample_trajectories"]
 
 log = logging.getLogger(__name__)
 
-#: Rows kept per step, unless there are fewer trajectories.
-KEPT_ROWS = 8
+#: Samples kept per step, unless there are fewer trajectories.
+SAMPLES_PER_STEP = 8
 
 
 @torch.no_grad()
@@ -58,22 +57,22 @@ def sample_trajectories(
         scheduler: A diffusers scheduler. A copy is used; stochastic ones draw from a seeded generator.
         steps: Sampling steps, as for ``scheduler.set_timesteps``.
         samples: Trajectories.
-        batch_size: Trajectories that are sampled together, and the most rows of a returned batch.
-        keep: Rows kept per step on average, so that ``keep * S`` are kept in total. By default 8, or as many as
-            there are trajectories.
-        sampler: How the rows are spread over the steps: ``"uniform"``; ``"ndtc"`` (PTQ4DM's normal
+        batch_size: Trajectories that are sampled together, and the largest returned batch.
+        keep: Samples of calibration data kept per step on average, so that ``keep * S`` are kept in total. By
+            default 8, or as many as there are trajectories.
+        sampler: How the samples are spread over the steps: ``"uniform"``; ``"ndtc"`` (PTQ4DM's normal
             distribution, :class:`tfmq_fx.NormalTimesteps`); or any :class:`tfmq_fx.TimestepSampler`.
         shape: Shape of one sample, ``[C, ...]``; by default from the model's diffusers configuration.
-        extra: Further inputs by name: tensors with one row per trajectory or a single row, or anything
+        extra: Further inputs by name: tensors with one item per trajectory or a single item, or anything
             else, which is passed as it is.
         timestep: Name of the model's timestep argument.
         timestep_as_batch: Whether the timestep is passed as ``[N]``; otherwise as a 0-dim tensor.
-        seed: Seed of the noise, and of the choice of rows.
+        seed: Seed of the noise, and of the choice of samples.
         progress: Whether to draw a progress bar, where stderr is a terminal; ``TFMQ_FX_PROGRESS=0`` turns all off.
 
     Returns:
         Batches of the model's inputs by name, exactly as the denoiser saw them (after
-        ``scheduler.scale_model_input``), on the model's device. Each holds rows of one step; the steps
+        ``scheduler.scale_model_input``), on the model's device. Each holds samples of one step; the steps
         come in random order, so that an observer that forgets does not favour the last ones.
 
     Raises:
@@ -85,39 +84,39 @@ def sample_trajectories(
     """
     _check_positive(steps=steps, samples=samples, batch_size=batch_size)
     if keep is None:
-        keep = min(KEPT_ROWS, samples)
+        keep = min(SAMPLES_PER_STEP, samples)
     _check_positive(keep=keep)
     if keep > samples:
         msg = f"keep={keep} rows per step cannot come from samples={samples} trajectories; keep fewer or sample more"
         raise ConfigError(msg)
     strategy = resolve_sampler(sampler)
-    timesteps = _started(scheduler, steps).timesteps
-    wanted = _choose_rows(strategy, scheduler, timesteps, samples, keep, seed)
-    inputs = _ModelInputs.of(model, timestep, extra or {}, samples, timestep_as_batch)
+    timesteps = _started_copy(scheduler, steps).timesteps
+    selection = _select_samples(strategy, scheduler, timesteps, samples, keep, seed)
+    inputs = ModelInputs.of(model, timestep, extra or {}, samples, timestep_as_batch)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn((samples, *_shape(model, shape)), generator=generator)
 
-    kept: list[list[tuple[Tensor, Tensor]]] = [[] for _ in timesteps]
+    recorded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in timesteps]
     starts = range(0, samples, batch_size)
     log.info("sampling %d trajectories of %d steps with %s", samples, len(timesteps), type(scheduler).__name__)
     bar = Progress(console=progress_console(), disable=not draws_progress(progress), transient=True)
     with evaluation_mode(model), bar:
         task = bar.add_task("sampling trajectories", total=len(starts) * len(timesteps))
         for start in starts:
-            rows = torch.arange(start, min(start + batch_size, samples))
-            walk = _Walk(model, _started(scheduler, steps), inputs, generator)
-            x = noise[rows].to(device) * walk.scheduler.init_noise_sigma
-            for step, now in enumerate(walk.scheduler.timesteps):
-                seen, x = walk.advance(x, now.to(device), rows)
-                here = wanted[step, rows].nonzero().flatten()
-                if len(here):
-                    kept[step].append((rows[here], seen[here.to(device)]))
+            trajectories = torch.arange(start, min(start + batch_size, samples))
+            batch = _TrajectoryBatch(model, _started_copy(scheduler, steps), inputs, generator)
+            x = noise[trajectories].to(device) * batch.scheduler.init_noise_sigma
+            for step, now in enumerate(batch.scheduler.timesteps):
+                model_input, x = batch.advance(x, now.to(device), trajectories)
+                selected = selection[step, trajectories].nonzero().flatten()
+                if len(selected):
+                    recorded[step].append((trajectories[selected], model_input[selected.to(device)]))
                 bar.advance(task)
     batches = [
-        inputs.bind(x, timesteps[step].to(device), rows)
-        for step, pieces in enumerate(kept)
-        for rows, x in _rebatch(pieces, batch_size)
+        inputs.bind(x, timesteps[step].to(device), trajectories)
+        for step, pieces in enumerate(recorded)
+        for trajectories, x in _rebatch(pieces, batch_size)
     ]
     order = torch.randperm(len(batches), generator=generator)
     return [batches[i] for i in order.tolist()]
@@ -130,7 +129,7 @@ def _check_positive(**numbers: int) -> None:
             raise ConfigError(msg)
 
 
-def _started(scheduler: Scheduler, steps: int) -> Scheduler:
+def _started_copy(scheduler: Scheduler, steps: int) -> Scheduler:
     """A copy of the scheduler that stands at the start; solvers keep a history, so each walk needs its own."""
     if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
         msg = f"a {type(scheduler).__name__} is no scheduler: it has no set_timesteps and step"
@@ -148,7 +147,7 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _choose_rows(
+def _select_samples(
     strategy: TimestepSampler, scheduler: Scheduler, timesteps: Tensor, samples: int, keep: int, seed: int
 ) -> Tensor:
     """Which trajectories are kept at which step: bool ``[S, samples]``."""
@@ -156,13 +155,14 @@ def _choose_rows(
     steps = len(timesteps)
     horizon = int(scheduler.config.get("num_train_timesteps", 1000))
     capacity = torch.full((steps,), samples)
-    counts = place_rows(strategy, timesteps, keep * steps, capacity, horizon, generator)
+    counts = place_samples(strategy, timesteps, keep * steps, capacity, horizon, generator)
     # Dealt like cards from one shuffled deck, round and round, so no trajectory is used much more than others.
-    deck, wanted, dealt = torch.randperm(samples, generator=generator), torch.zeros(steps, samples, dtype=torch.bool), 0
+    deck, dealt = torch.randperm(samples, generator=generator), 0
+    selection = torch.zeros(steps, samples, dtype=torch.bool)
     for step, count in enumerate(counts.tolist()):
-        wanted[step, deck[(dealt + torch.arange(count)) % samples]] = True
+        selection[step, deck[(dealt + torch.arange(count)) % samples]] = True
         dealt += count
-    return wanted
+    return selection
 
 
 def _shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -171,92 +171,44 @@ def _shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
     return sample_shape(getattr(model, "config", None), type(model).__name__)
 
 
-@dataclass(frozen=True)
-class _ModelInputs:
-    """How the denoiser is called: the names of its sample and timestep, and the rows of its further inputs."""
-
-    sample: str
-    timestep: str
-    extra: Mapping[str, Any]
-    samples: int
-    timestep_as_batch: bool
-
-    @classmethod
-    def of(
-        cls, model: nn.Module, timestep: str, extra: Mapping[str, Any], samples: int, timestep_as_batch: bool
-    ) -> _ModelInputs:
-        """Check the model's signature and the extra inputs.
-
-        Raises:
-            ConfigError: The model takes no timestep, or an extra tensor has another number of rows.
-        """
-        names = list(inspect.signature(model.forward).parameters)
-        if timestep not in names[1:]:
-            msg = (
-                f"{type(model).__name__}.forward takes ({', '.join(names)}), not a sample and a {timestep}; "
-                "name the timestep that it takes with timestep="
-            )
-            raise ConfigError(msg)
-        for name, value in extra.items():
-            if isinstance(value, Tensor) and (value.ndim == 0 or len(value) not in (1, samples)):
-                msg = f"extra input {name!r} has shape {list(value.shape)}: its axis 0 must be 1 or samples={samples}"
-                raise ConfigError(msg)
-        return cls(names[0], timestep, {k: v for k, v in extra.items() if v is not None}, samples, timestep_as_batch)
-
-    def bind(self, x: Tensor, timestep: Tensor, rows: Tensor) -> dict[str, Any]:
-        """The inputs by name for these rows (trajectories) at one timestep."""
-
-        def pick(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
-            if len(value) == 1:
-                return value.expand(len(rows), *value.shape[1:]).contiguous().to(x.device)
-            return value[rows.to(value.device)].to(x.device)
-
-        t = timestep.expand(len(rows)).clone() if self.timestep_as_batch else timestep.clone()
-        return {self.sample: x, self.timestep: t, **{name: pick(value) for name, value in self.extra.items()}}
-
-
-class _Walk:
+class _TrajectoryBatch:
     """One batch of trajectories on its way from noise to image."""
 
-    def __init__(
-        self, model: nn.Module, scheduler: Scheduler, inputs: _ModelInputs, generator: torch.Generator
-    ) -> None:
+    def __init__(self, model: nn.Module, scheduler: Scheduler, inputs: ModelInputs, generator: torch.Generator) -> None:
         self.model, self.scheduler, self.inputs = model, scheduler, inputs
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         self.options = {"generator": generator} if takes_generator else {}
         # Of diffusers' schedulers only those with this attribute read a learned variance.
         self.keep_variance = str(scheduler.config.get("variance_type", "")).startswith("learned")
 
-    def advance(self, x: Tensor, timestep: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def advance(self, x: Tensor, timestep: Tensor, trajectories: Tensor) -> tuple[Tensor, Tensor]:
         """Go one step; return what the denoiser saw and the next ``x``.
 
         Raises:
             CalibrationError: The model cannot be called so, or the next ``x`` is NaN or infinite.
         """
-        seen = self.scheduler.scale_model_input(x, timestep)
-        arguments = self.inputs.bind(seen, timestep, rows)
+        model_input = self.scheduler.scale_model_input(x, timestep)
+        arguments = self.inputs.bind(model_input, timestep, trajectories)
         try:
             output = self.model(**arguments)
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            given = ", ".join(arguments)
-            msg = f"{type(self.model).__name__} cannot be called with ({given}): {_first_line(error)}"
+            names = ", ".join(arguments)
+            msg = f"{type(self.model).__name__} cannot be called with ({names}): {_first_line(error)}"
             raise CalibrationError(msg) from error
         prediction = predicted(output, x.shape[1], keep_variance=self.keep_variance)
-        following = self.scheduler.step(prediction, timestep, x, **self.options).prev_sample
-        if not bool(torch.isfinite(following).all()):
+        next_x = self.scheduler.step(prediction, timestep, x, **self.options).prev_sample
+        if not bool(torch.isfinite(next_x).all()):
             msg = (
                 f"a trajectory became NaN or infinite at timestep {float(timestep):g}; "
                 "check the model's weights and that the scheduler is the one it was trained with"
             )
             raise CalibrationError(msg)
-        return seen, following
+        return model_input, next_x
 
 
 def _rebatch(pieces: list[tuple[Tensor, Tensor]], batch_size: int) -> list[tuple[Tensor, Tensor]]:
-    """Join one step's kept rows and cut them into batches."""
+    """Join one step's samples and cut them into batches."""
     if not pieces:
         return []
-    rows, x = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-    return list(zip(torch.split(rows, batch_size), torch.split(x, batch_size), strict=True))
+    trajectories, x = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+    return list(zip(torch.split(trajectories, batch_size), torch.split(x, batch_size), strict=True))

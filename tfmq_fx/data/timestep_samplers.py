@@ -11,12 +11,12 @@ from torch import Tensor
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.support.timestep_values import ValueSearch
 
-__all__ = ["NormalTimesteps", "TimestepSampler", "UniformTimesteps", "place_rows", "resolve_sampler"]
+__all__ = ["NormalTimesteps", "TimestepSampler", "UniformTimesteps", "place_samples", "resolve_sampler"]
 
 
 @runtime_checkable
 class TimestepSampler(Protocol):
-    """Draws the steps of a schedule that calibration rows are taken from; write your own to weigh them."""
+    """Draws the steps of a schedule that calibration samples are taken from; write your own to weigh them."""
 
     def draw(self, timesteps: Tensor, count: int, horizon: int, generator: torch.Generator) -> Tensor:
         """Draw ``count`` positions on the schedule, repeats allowed.
@@ -79,14 +79,14 @@ class NormalTimesteps:
                 f"to {float(timesteps.max()):g}; use the uniform sampler"
             )
             raise ConfigError(msg)
-        inside = torch.empty(0, dtype=torch.float64)
-        while len(inside) < count:
+        accepted = torch.empty(0, dtype=torch.float64)
+        while len(accepted) < count:
             # From 48 % (mu = 0) to 68 % (mu = T/2) of the distribution lies inside, so twice the count mostly does.
             drawn = torch.randn(2 * count, dtype=torch.float64, generator=generator) * (horizon / 2)
             drawn += self.mean * horizon
-            inside = torch.cat([inside, drawn[(drawn >= 0) & (drawn <= horizon - 1)]])
-        rows, _ = ValueSearch(timesteps.to(torch.float64)).nearest(inside[:count])
-        return rows
+            accepted = torch.cat([accepted, drawn[(drawn >= 0) & (drawn <= horizon - 1)]])
+        positions, _ = ValueSearch(timesteps.to(torch.float64)).nearest(accepted[:count])
+        return positions
 
 
 SAMPLERS: dict[str, type[UniformTimesteps] | type[NormalTimesteps]] = {
@@ -112,7 +112,7 @@ def resolve_sampler(sampler: str | TimestepSampler) -> TimestepSampler:
     return sampler
 
 
-def place_rows(
+def place_samples(
     sampler: TimestepSampler,
     timesteps: Tensor,
     count: int,
@@ -120,31 +120,31 @@ def place_rows(
     horizon: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Draw how many rows each step of a schedule gives, none above its capacity.
+    """Draw how many samples each step of a schedule gives, none above its capacity.
 
     Args:
         sampler: The strategy.
         timesteps: The schedule in visiting order, ``[S]``.
-        count: Rows in total; at most ``capacity.sum()``.
-        capacity: Rows that each step has to give, int64 ``[S]``.
+        count: Samples in total; at most ``capacity.sum()``.
+        capacity: Samples that each step has to give, int64 ``[S]``.
         horizon: Number of training timesteps ``T``.
         generator: The only source of randomness.
 
     Returns:
-        Rows per step, int64 ``[S]``; they sum to ``count``.
+        Samples per step, int64 ``[S]``; they sum to ``count``.
 
     Raises:
         ConfigError: The sampler returns positions outside the schedule, or another number of them.
     """
     values = timesteps.detach().to("cpu", torch.float64)
-    rows = torch.zeros(len(values), dtype=torch.int64)
-    while missing := count - int(rows.sum()):
-        # Full steps are off the schedule from here on, so every round places at least one row.
-        open_steps = (rows < capacity).nonzero().flatten()
+    counts = torch.zeros(len(values), dtype=torch.int64)
+    while missing := count - int(counts.sum()):
+        # Full steps are off the schedule from here on, so every round places at least one sample.
+        open_steps = (counts < capacity).nonzero().flatten()
         drawn = sampler.draw(values[open_steps], missing, horizon, generator)
         if drawn.shape != (missing,) or bool((drawn < 0).any()) or bool((drawn >= len(open_steps)).any()):
             msg = f"{type(sampler).__name__}.draw must return {missing} positions from 0 to {len(open_steps) - 1}"
             raise ConfigError(msg)
-        asked = torch.bincount(open_steps[drawn], minlength=len(values))
-        rows = torch.minimum(rows + asked, capacity)
-    return rows
+        drawn_counts = torch.bincount(open_steps[drawn], minlength=len(values))
+        counts = torch.minimum(counts + drawn_counts, capacity)
+    return counts

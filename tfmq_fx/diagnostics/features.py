@@ -119,11 +119,11 @@ def temporal_features(
         timestep = source.timestep
         if timesteps is None:
             timesteps = source.timesteps
-    values = distinct_timesteps(_listed(timesteps))
+    values = distinct_timesteps(_as_sequence(timesteps))
     if len(values) == 0:
         msg = "there are no timesteps to evaluate the temporal features at; pass timesteps, e.g. scheduler.timesteps"
         raise ConfigError(msg)
-    graph_module = source if isinstance(source, fx.GraphModule) else _serving(source, values).graph_module
+    graph_module = source if isinstance(source, fx.GraphModule) else _program_serving(source, values).graph_module
     if fixed is None:
         finite = source.finite if isinstance(source, QuantizedProgram) else {}
         fixed = {name: float(allowed[0]) for name, allowed in finite.items()}
@@ -132,8 +132,8 @@ def temporal_features(
         msg = f"there are no temporal features: {block.reason}"
         raise ConfigError(msg)
     nodes = temporal_layers(block)
-    held = {name: torch.full_like(values, value) for name, value in fixed.items()}
-    features = evaluate_temporal_nodes(graph_module, block.nodes, nodes, {timestep: values, **held})
+    fixed_columns = {name: torch.full_like(values, value) for name, value in fixed.items()}
+    features = evaluate_temporal_nodes(graph_module, block.nodes, nodes, {timestep: values, **fixed_columns})
     return TemporalFeatures(tuple(fqn(node) for node in nodes), values, tuple(x.flatten(1).cpu() for x in features))
 
 
@@ -142,16 +142,16 @@ def temporal_layers(block: TemporalBlock) -> list[fx.Node]:
     return [layer.linear for layer in block.embedding_layers] or list(block.time_embedding[-1:])
 
 
-def _listed(timesteps: Tensor | Iterable[float] | None) -> Any:
+def _as_sequence(timesteps: Tensor | Iterable[float] | None) -> Any:
     return () if timesteps is None else timesteps if isinstance(timesteps, Tensor) else list(timesteps)
 
 
-def _serving(program: QuantizedProgram, values: Tensor) -> QuantizedProgram:
+def _program_serving(program: QuantizedProgram, values: Tensor) -> QuantizedProgram:
     """The program, with rows for all ``values`` where it would refuse them."""
     if program.timesteps is None or program.config.unknown_timestep == "nearest":
         return program
-    _, known = ValueSearch(program.timesteps).find(values)
-    if bool(known.all()):
+    _, in_table = ValueSearch(program.timesteps).find(values)
+    if bool(in_table.all()):
         return program
     return add_timesteps(program, values)
 
@@ -168,9 +168,9 @@ def align_features(features: TemporalFeatures, other: TemporalFeatures) -> Tempo
         msg = "the two sets of temporal features are of different timesteps; evaluate both at the same ones"
         raise ConfigError(msg)
     values = other.values
-    named = dict(zip(other.layers, other.values, strict=True))
-    if set(named) == set(features.layers) and len(named) == len(other.layers):
-        values = tuple(named[layer] for layer in features.layers)
+    by_layer = dict(zip(other.layers, other.values, strict=True))
+    if set(by_layer) == set(features.layers) and len(by_layer) == len(other.layers):
+        values = tuple(by_layer[layer] for layer in features.layers)
     widths, other_widths = ([x.shape[1] for x in v] for v in (features.values, values))
     if widths != other_widths:
         msg = (

@@ -96,9 +96,9 @@ def graph_denoiser(
     Args:
         graph_module: The graph, float or quantize/dequantize.
         timestep: Name of its timestep input; a 0-dim timestep is given the captured shape.
-        extra: Further inputs by name, the same in every call: tensors with one row per sample, or
+        extra: Further inputs by name, the same in every call: tensors with one item per sample, or
             anything else, which is passed as it is.
-        max_batch: The most rows that one call of the graph takes; more are run in several.
+        max_batch: The largest batch of one call of the graph; a larger one is run in several.
         run: Runs the inputs by name; by default the graph itself.
 
     Raises:
@@ -148,7 +148,7 @@ def with_temporal_features(
         features: The features of the same model's embedding layers (matched by :func:`align_features`).
         timestep: Name of the timestep input.
         extra: Further inputs by name (:func:`graph_denoiser`).
-        max_batch: The most rows that one call of the graph takes.
+        max_batch: The largest batch of one call of the graph.
 
     Raises:
         ConfigError: The graph has no temporal block or other embedding layers.
@@ -156,7 +156,8 @@ def with_temporal_features(
     """
     own = temporal_features(graph_module, features.timesteps, timestep=timestep)
     features = align_features(own, features)
-    differences = (theirs.double() - ours.double() for ours, theirs in zip(own.values, features.values, strict=True))
+    pairs = zip(own.values, features.values, strict=True)
+    differences = (value.double() - own_value.double() for own_value, value in pairs)
     shifts = dict(zip(temporal_layers(find_temporal_block(graph_module, timestep)), differences, strict=True))
 
     def run(inputs: dict[str, Any]) -> Any:

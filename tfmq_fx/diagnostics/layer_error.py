@@ -114,14 +114,14 @@ def match_layers(
         The outputs of each layer in both graphs, by name in the float graph's order; and the module paths
         that do not correspond.
     """
-    ours, theirs = _layer_outputs(captured.graph), _layer_outputs(quantized.graph)
+    float_layers, quantized_layers = _layer_outputs(captured.graph), _layer_outputs(quantized.graph)
     pairs = {}
-    unmatched = [path for path in theirs if path not in ours]
-    for path, nodes in ours.items():
-        if len(theirs.get(path, ())) != len(nodes):
+    unmatched = [path for path in quantized_layers if path not in float_layers]
+    for path, nodes in float_layers.items():
+        if len(quantized_layers.get(path, ())) != len(nodes):
             unmatched.append(path)
             continue
-        for index, (node, other) in enumerate(zip(nodes, theirs[path], strict=True)):
+        for index, (node, other) in enumerate(zip(nodes, quantized_layers[path], strict=True)):
             name = fqn(node) if node.op == "call_function" and is_weighted(node) else path
             if name in pairs:
                 name = f"{name}#{index + 1}"
@@ -164,16 +164,16 @@ def layer_errors(
         msg = "the two graphs have no layer in common, so the quantized one is of another model"
         raise ConfigError(msg)
     totals = {name: [0.0, 0.0] for name in pairs}
-    rows = 0
+    samples = 0
     for batch in batches:
-        rows += _add_batch(captured, graph_module, batch, pairs, totals, local=flavour == "local", timestep=timestep)
+        samples += _add_batch(captured, graph_module, batch, pairs, totals, local=flavour == "local", timestep=timestep)
         if on_batch is not None:
             on_batch()
-    if rows == 0:
+    if samples == 0:
         msg = "layer errors need at least one batch of the model's own inputs"
         raise ConfigError(msg)
     layers = (LayerError(name, math.sqrt(signal), math.sqrt(error)) for name, (signal, error) in totals.items())
-    return LayerErrors(flavour, tuple(layers), unmatched, rows)
+    return LayerErrors(flavour, tuple(layers), unmatched, samples)
 
 
 def _add_batch(
@@ -186,17 +186,17 @@ def _add_batch(
     local: bool,
     timestep: str,
 ) -> int:
-    """Add one batch's squared norms to the totals; return its rows."""
-    ours = {node: name for name, (node, _) in pairs.items()}
-    theirs = {node: name for name, (_, node) in pairs.items()}
+    """Add one batch's squared norms to the totals; return how many samples it has."""
+    float_names = {node: name for name, (node, _) in pairs.items()}
+    quantized_names = {node: name for name, (_, node) in pairs.items()}
     expected: dict[str, Tensor] = {}
 
     def remember(node: fx.Node, value: Tensor) -> Tensor:
-        expected[ours[node]] = value
+        expected[float_names[node]] = value
         return value
 
     def compare(node: fx.Node, value: Tensor) -> Tensor:
-        name = theirs[node]
+        name = quantized_names[node]
         # A linear of the quantized graph may have its leading axes folded into one.
         x = expected.pop(name).reshape(value.shape)
         totals[name][0] += x.double().square().sum().item()
@@ -204,11 +204,11 @@ def _add_batch(
         return x.to(value.dtype) if local else value
 
     try:
-        run_graph(captured, batch, ours, remember, timestep)
+        run_graph(captured, batch, float_names, remember, timestep)
     except (TypeError, RuntimeError, IndexError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         msg = f"a batch does not fit the captured model: {first}"
         raise ConfigError(msg) from error
-    run_graph(quantized, batch, theirs, compare, timestep)
+    run_graph(quantized, batch, quantized_names, compare, timestep)
     leaves = pytree.tree_leaves(batch)
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 1)

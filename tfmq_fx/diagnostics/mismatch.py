@@ -95,7 +95,7 @@ def match_timesteps(features: Tensor, quantized: Tensor, measure: Measure = "cos
         measure: ``"cosine"`` or ``"distance"``.
 
     Returns:
-        The rows found, int64 ``[T]``, and the margins of the right ones, float64 ``[T]``. The right row wins
+        The most similar rows, int64 ``[T]``, and the margins of the right ones, float64 ``[T]``. The right row wins
         a tie, so that features which do not change with the timestep count as right.
 
     Raises:
@@ -137,8 +137,8 @@ def find_mismatch(
     Source: TFMQ-DM (CVPR 2024), section 4, "temporal information mismatch"; the distance is ours.
     """
     quantized = align_features(features, quantized)
-    found = [match_timesteps(x, y, measure) for x, y in zip(features.values, quantized.values, strict=True)]
-    rows, margins = (torch.stack(parts, dim=1) for parts in zip(*found, strict=True))
+    matches = [match_timesteps(x, y, measure) for x, y in zip(features.values, quantized.values, strict=True)]
+    rows, margins = (torch.stack(parts, dim=1) for parts in zip(*matches, strict=True))
     return TemporalMismatch(measure, features.layers, features.timesteps, features.timesteps[rows], margins)
 
 
@@ -166,5 +166,6 @@ def temporal_mismatch(
     Source: TFMQ-DM (CVPR 2024), section 4, "temporal information mismatch"; the distance is ours.
     """
     timestep = quantized.timestep if isinstance(quantized, QuantizedProgram) else timestep
-    found = temporal_features(quantized, timesteps, timestep=timestep)
-    return find_mismatch(temporal_features(captured, found.timesteps, timestep=timestep), found, measure)
+    quantized_features = temporal_features(quantized, timesteps, timestep=timestep)
+    features = temporal_features(captured, quantized_features.timesteps, timestep=timestep)
+    return find_mismatch(features, quantized_features, measure)

@@ -65,8 +65,8 @@ def with_section(diagnoses: Mapping[str, Diagnosis], section: str) -> dict[str, 
     Raises:
         ConfigError: None has.
     """
-    found = {label: getattr(diagnosis, section) for label, diagnosis in diagnoses.items()}
-    present = {label: value for label, value in found.items() if value is not None}
+    sections = {label: getattr(diagnosis, section) for label, diagnosis in diagnoses.items()}
+    present = {label: value for label, value in sections.items() if value is not None}
     if not present:
         reasons = [d.skipped[section] for d in diagnoses.values() if section in d.skipped]
         msg = f"no diagnosis has the section {section!r} to draw" + (f": {reasons[0]}" if reasons else "")

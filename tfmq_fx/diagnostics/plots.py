@@ -70,15 +70,15 @@ def mismatch_heatmap(diagnoses: Mapping[str, Diagnosis], *, measure: str = "cosi
         msg = f"measure={measure!r} is not supported: use 'cosine' or 'distance'"
         raise ConfigError(msg)
     section = "mismatch" if measure == "cosine" else "nearest"
-    found: dict[str, TemporalMismatch] = with_section(diagnoses, section)
-    bounds, names = classes(min(spacing(mismatch.timesteps) for mismatch in found.values()))
+    by_label: dict[str, TemporalMismatch] = with_section(diagnoses, section)
+    bounds, names = classes(min(spacing(mismatch.timesteps) for mismatch in by_label.values()))
     colours = [colormaps["PuOr"](x) for x in NEGATIVE]
     colours += [RIGHT_COLOUR, *(colormaps["PuOr"](1 - x) for x in reversed(NEGATIVE))]
     colour_map, norm = ListedColormap(colours), BoundaryNorm(bounds, len(names))
     of = "most similar" if measure == "cosine" else "nearest"
     title = f"Which timestep t* does the quantized temporal feature of timestep t speak of? ({of} float feature)"
-    figure, panels = stacked_panels([len(mismatch.layers) for mismatch in found.values()], title)
-    for axes, (label, mismatch) in zip(panels, found.items(), strict=True):
+    figure, panels = stacked_panels([len(mismatch.layers) for mismatch in by_label.values()], title)
+    for axes, (label, mismatch) in zip(panels, by_label.items(), strict=True):
         heat(axes, mismatch.timesteps, mismatch.layers, mismatch.delta, colour_map, norm)
         heading(axes, label, f"{share(mismatch.share_right)} right, mean |δ| {mismatch.mean_shift:.2f} timesteps")
     scale = figure.colorbar(ScalarMappable(norm, colour_map), ax=panels, fraction=0.03, pad=0.015, aspect=30)
@@ -106,16 +106,16 @@ def feature_error_plot(diagnoses: Mapping[str, Diagnosis]) -> Figure:
     from matplotlib.colors import LogNorm
     from matplotlib.ticker import FuncFormatter
 
-    found: dict[str, TemporalFeatureError] = with_section(diagnoses, "features")
-    values = torch.cat([error.relative.flatten() for error in found.values()])
+    by_label: dict[str, TemporalFeatureError] = with_section(diagnoses, "features")
+    values = torch.cat([error.relative.flatten() for error in by_label.values()])
     positive = values[(values > 0) & values.isfinite()]
     low, high = (positive.min().item(), positive.max().item()) if len(positive) else (1e-3, 1.0)
     # An exact feature has no logarithm; it takes the colour below the scale.
     colour_map = colormaps["cividis"].with_extremes(under="white", bad="white")
     norm = LogNorm(low, max(high, low * 1.01))
     title = "How far are the quantized temporal features from the float ones?"
-    figure, panels = stacked_panels([len(error.layers) for error in found.values()], title)
-    for axes, (label, error) in zip(panels, found.items(), strict=True):
+    figure, panels = stacked_panels([len(error.layers) for error in by_label.values()], title)
+    for axes, (label, error) in zip(panels, by_label.items(), strict=True):
         heat(axes, error.timesteps, error.layers, error.relative, colour_map, norm)
         heading(axes, label, f"{100 * error.overall:.2f} % over all timesteps and layers")
     exact = bool((values == 0).any())
@@ -146,23 +146,23 @@ def deviation_curve(diagnoses: Mapping[str, Diagnosis], *, temporal: bool = True
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
-    found: dict[str, TrajectoryDeviation] = with_section(diagnoses, "trajectory")
+    by_label: dict[str, TrajectoryDeviation] = with_section(diagnoses, "trajectory")
     figure = Figure(figsize=(WIDTH, 5.4), layout="constrained")
     axes = figure.add_subplot()
     axes.set_yscale("log")
-    for index, (label, whole) in enumerate(found.items()):
-        curve(axes, whole, label, index, len(found), "-")
-    for index, label in enumerate(found if temporal else ()):
+    for index, (label, whole) in enumerate(by_label.items()):
+        curve(axes, whole, label, index, len(by_label), "-")
+    for index, label in enumerate(by_label if temporal else ()):
         part = diagnoses[label].temporal_trajectory
         if part is not None:
-            curve(axes, part, f"{label}, temporal block alone", index, len(found), "--")
+            curve(axes, part, f"{label}, temporal block alone", index, len(by_label), "--")
     axes.yaxis.set_major_formatter(FuncFormatter(percent))
     axes.yaxis.set_minor_formatter(FuncFormatter(some_percent))
     axes.tick_params(axis="y", which="minor", labelsize=SMALL)
-    axes.set_xlim(1, max(len(deviation.timesteps) for deviation in found.values()))
+    axes.set_xlim(1, max(len(deviation.timesteps) for deviation in by_label.values()))
     axes.set_xlabel("sampling step, from noise to image")
     axes.set_ylabel("deviation from the float trajectory, ‖x̂ − x‖ / ‖x‖")
-    samples = "/".join(sorted({str(deviation.relative.shape[1]) for deviation in found.values()}))
+    samples = "/".join(sorted({str(deviation.relative.shape[1]) for deviation in by_label.values()}))
     title = f"How far from the float samples? Median of {samples}, bands from the first to the last decile"
     axes.set_title(title, loc="left", fontsize=11)
     value_grid(axes)
@@ -185,16 +185,16 @@ def layer_error_plot(diagnoses: Mapping[str, Diagnosis]) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    found: dict[str, LayerErrors] = with_section(diagnoses, "layers")
-    names = [layer.name for layer in next(iter(found.values())).layers]
+    by_label: dict[str, LayerErrors] = with_section(diagnoses, "layers")
+    names = [layer.name for layer in next(iter(by_label.values())).layers]
     figure = Figure(figsize=(WIDTH, 5.6), layout="constrained")
     axes = figure.add_subplot()
-    for index, (label, errors) in enumerate(found.items()):
+    for index, (label, errors) in enumerate(by_label.items()):
         if [layer.name for layer in errors.layers] != names:
-            msg = f"{label} has other layers than {next(iter(found))}; draw programs of one model together"
+            msg = f"{label} has other layers than {next(iter(by_label))}; draw programs of one model together"
             raise ConfigError(msg)
         colour = PALETTE[index % len(PALETTE)]
-        width = line_width(index, len(found))
+        width = line_width(index, len(by_label))
         axes.plot(range(len(names)), decibels(errors), "-", color=colour, linewidth=width, label=label)
         local = diagnoses[label].local_layers
         if local is not None and [layer.name for layer in local.layers] == names:
@@ -207,5 +207,5 @@ def layer_error_plot(diagnoses: Mapping[str, Diagnosis]) -> Figure:
     axes.set_xlabel("convolutions and linears in the order in which they run, by block")
     axes.set_ylabel("SQNR in dB (higher is better)")
     value_grid(axes)
-    figure.legend(loc="outside lower center", ncols=len(found), frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(by_label), frameon=False, fontsize=9)
     return figure

@@ -28,33 +28,33 @@ def check_same_model(captured: fx.GraphModule, program: QuantizedProgram, label:
     Raises:
         ConfigError: The program was made from another model.
     """
-    here = interface_of(captured)
-    ours, theirs = _plain(here.config), _plain(program.interface.config)
-    if ours and theirs:
-        ours["model class"], theirs["model class"] = here.model_class, program.interface.model_class
-        for name in sorted({*ours, *theirs}, key=lambda name: (name != "model class", name)):
-            if ours.get(name) != theirs.get(name):
-                difference = f"its {name} is {theirs.get(name)!r}, this model's {ours.get(name)!r}"
-                _refuse(label, difference)
+    interface = interface_of(captured)
+    expected, actual = _as_json(interface.config), _as_json(program.interface.config)
+    if expected and actual:
+        expected["model class"], actual["model class"] = interface.model_class, program.interface.model_class
+        for name in sorted({*expected, *actual}, key=lambda name: (name != "model class", name)):
+            if expected.get(name) != actual.get(name):
+                difference = f"its {name} is {actual.get(name)!r}, this model's {expected.get(name)!r}"
+                _raise_other_model(label, difference)
     pairs, unmatched = match_layers(captured, program.graph_module)
     if not pairs:
-        _refuse(label, "they have no layer in common" if unmatched else "neither has a layer with a weight")
+        _raise_other_model(label, "they have no layer in common" if unmatched else "neither has a layer with a weight")
     for name, (node, other) in pairs.items():
         width, other_width = _width(node), _width(other)
         if width != other_width:
-            _refuse(label, f"its layer {name} has {other_width} outputs, this model's {width}")
+            _raise_other_model(label, f"its layer {name} has {other_width} outputs, this model's {width}")
 
 
-def _refuse(label: str, difference: str) -> None:
+def _raise_other_model(label: str, difference: str) -> None:
     msg = f"{label} was made from another model: {difference}; name the model that it was made from"
     raise ConfigError(msg)
 
 
-def _plain(config: Mapping[str, Any] | None) -> dict[str, Any]:
+def _as_json(config: Mapping[str, Any] | None) -> dict[str, Any]:
     """A diffusers configuration as JSON keeps it, without what only tells where it was loaded from."""
-    shown = {name: value for name, value in (config or {}).items() if not name.startswith("_")}
-    plain: dict[str, Any] = json.loads(json.dumps(shown, default=str))
-    return plain
+    fields = {name: value for name, value in (config or {}).items() if not name.startswith("_")}
+    values: dict[str, Any] = json.loads(json.dumps(fields, default=str))
+    return values
 
 
 def _width(node: fx.Node) -> int | None:

@@ -75,12 +75,12 @@ def _worst_layers(diagnosis: Diagnosis) -> Table:
     table.title_justify = "left"
     alone = {} if diagnosis.local_layers is None else {x.name: x for x in diagnosis.local_layers.layers}
     for layer in diagnosis.layers.worst(WORST):
-        local = _ratio(alone[layer.name]) if layer.name in alone else ""
-        table.add_row(layer.name, _ratio(layer), local)
+        local = _sqnr_text(alone[layer.name]) if layer.name in alone else ""
+        table.add_row(layer.name, _sqnr_text(layer), local)
     return table
 
 
-def _ratio(layer: LayerError) -> str:
+def _sqnr_text(layer: LayerError) -> str:
     return "exact" if layer.error == 0 else f"{layer.sqnr:.1f} dB"
 
 
@@ -90,8 +90,8 @@ def _summary(diagnosis: Diagnosis) -> list[str]:
     cells = ["–", "–"]
     if features is not None:
         cells = [f"{features.overall:.2%}", f"{features.cosine.mean():.5f}, {features.cosine.min():.5f}"]
-    cells += [_right(diagnosis.mismatch), _right(diagnosis.nearest)]
-    for text in (_final, _decibels):
+    cells += [_mismatch_text(diagnosis.mismatch), _mismatch_text(diagnosis.nearest)]
+    for text in (_deviation_text, _psnr_text):
         cells += [text(diagnosis.trajectory), text(diagnosis.temporal_trajectory)]
     for layers in (diagnosis.layers, diagnosis.local_layers):
         if layers is None:
@@ -102,15 +102,15 @@ def _summary(diagnosis: Diagnosis) -> list[str]:
     return cells
 
 
-def _right(mismatch: TemporalMismatch | None) -> str:
+def _mismatch_text(mismatch: TemporalMismatch | None) -> str:
     if mismatch is None:
         return "–"
     return f"{mismatch.share_right:.1%} of {mismatch.delta.numel()}, mean |δ| {mismatch.mean_shift:.2f}"
 
 
-def _final(deviation: TrajectoryDeviation | None) -> str:
+def _deviation_text(deviation: TrajectoryDeviation | None) -> str:
     return "–" if deviation is None else f"{deviation.mean[-1]:.2%}"
 
 
-def _decibels(deviation: TrajectoryDeviation | None) -> str:
+def _psnr_text(deviation: TrajectoryDeviation | None) -> str:
     return "–" if deviation is None else f"mean {deviation.psnr.mean():.1f} dB, worst {deviation.psnr.min():.1f} dB"

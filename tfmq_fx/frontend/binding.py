@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tfmq_fx._torch import pytree
 from tfmq_fx.errors import InputError
-from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput, dict_keys
-from tfmq_fx.frontend.tensors import check_finite, check_memory, contiguous, described
+from tfmq_fx.frontend.argument_values import bind_tensor, check_constant, equal_scalars
+from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput
+from tfmq_fx.frontend.leaf_names import dict_keys
+from tfmq_fx.frontend.tensors import described
 from tfmq_fx.frontend.timesteps import bind_timestep
 
 __all__ = ["Call", "bind", "named_arguments"]
@@ -80,76 +81,73 @@ def named_arguments(interface: Interface, args: Sequence[Any], kwargs: Mapping[s
     if len(args) > len(order):
         msg = f"this program takes {len(order)} arguments ({', '.join(order)}), not {len(args)}"
         raise InputError(msg)
-    given = dict(zip(order, args, strict=False))
-    if twice := [name for name in kwargs if name in given]:
-        msg = f"argument {twice[0]!r} is given twice, by position and by name"
+    arguments = dict(zip(order, args, strict=False))
+    if duplicates := [name for name in kwargs if name in arguments]:
+        msg = f"argument {duplicates[0]!r} is given twice, by position and by name"
         raise InputError(msg)
-    return {**given, **kwargs}
+    return {**arguments, **kwargs}
 
 
-def bind_named(interface: Interface, given: Mapping[str, Any], timestep: str = "timestep") -> Call:
+def bind_named(interface: Interface, arguments: Mapping[str, Any], timestep: str = "timestep") -> Call:
     """As :func:`bind`, from arguments by name."""
-    leaves = _flat(interface, _completed(interface, given))
-    batch = _batch(interface, leaves, timestep)
+    leaves = _flatten(interface, _with_defaults(interface, arguments))
+    batch = _batch_size(interface, leaves, timestep)
     for index, expected in enumerate(interface.inputs):
         if isinstance(expected, ConstantInput):
-            _check_constant(expected, leaves[index])
+            check_constant(expected, leaves[index])
         elif expected.name == timestep:
             leaves[index] = bind_timestep(expected, leaves[index], batch)
         else:
-            leaves[index] = _tensor(expected, leaves[index], batch)
+            leaves[index] = bind_tensor(expected, leaves[index], batch)
     return Call(interface, leaves, batch)
 
 
-# -- names and structure -----------------------------------------------------------------------------------------
-
-
-def _captured_with(interface: Interface) -> str:
+def _captured_names(interface: Interface) -> str:
     return f"this program was captured with ({', '.join(interface.names)})"
 
 
-def _completed(interface: Interface, given: Mapping[str, Any]) -> list[Any]:
+def _with_defaults(interface: Interface, arguments: Mapping[str, Any]) -> list[Any]:
     """The value of every captured argument; one that is left out has the model's own default."""
     defaults = {parameter.name: parameter for parameter in interface.parameters}
     captured = set(interface.names)
-    for name, value in given.items():
+    for name, value in arguments.items():
         if name in captured:
             continue
         default = defaults.get(name)
-        unset = value is None if default is None else default.plain and _same(value, default.default)
-        if not unset:
+        is_default = value is None if default is None else default.plain and equal_scalars(value, default.default)
+        if not is_default:
             msg = (
-                f"argument {name!r} was not captured; {_captured_with(interface)}: capture it again with what you pass"
+                f"argument {name!r} was not captured; {_captured_names(interface)}: capture it again with what you pass"
             )
             raise InputError(msg)
     values = []
     for name in interface.names:
-        if name in given:
-            values.append(given[name])
+        if name in arguments:
+            values.append(arguments[name])
         elif (default := defaults.get(name)) is not None and not default.required:
             values.append(default.default)
-        elif default is None and name in (nothing := _captured_as_none(interface)):
-            values.append(nothing[name])
+        elif default is None and name in (nones := _captured_nones(interface)):
+            values.append(nones[name])
         else:
-            msg = f"argument {name!r} is missing; {_captured_with(interface)}"
+            msg = f"argument {name!r} is missing; {_captured_names(interface)}"
             raise InputError(msg)
     return values
 
 
-def _captured_as_none(interface: Interface) -> dict[str, None]:
+def _captured_nones(interface: Interface) -> dict[str, None]:
     return {leaf.name: None for leaf in interface.inputs if isinstance(leaf, ConstantInput) and leaf.value is None}
 
 
-def _flat(interface: Interface, values: Sequence[Any]) -> list[Any]:
+def _flatten(interface: Interface, values: Sequence[Any]) -> list[Any]:
     """The leaves of the arguments, in the captured structure."""
     args, kwargs = interface.spec.children()
     leaves: list[Any] = []
     for name, spec, value in zip(interface.names, [*args.children(), *kwargs.children()], values, strict=True):
-        _flatten_like(spec, value, name, leaves)
+        _append_leaves(spec, value, name, leaves)
     return leaves
 
 
-def _flatten_like(spec: pytree.TreeSpec, value: Any, name: str, leaves: list[Any]) -> None:
+def _append_leaves(spec: pytree.TreeSpec, value: Any, name: str, leaves: list[Any]) -> None:
     if spec.is_leaf():
         leaves.append(value)
         return
@@ -157,52 +155,31 @@ def _flatten_like(spec: pytree.TreeSpec, value: Any, name: str, leaves: list[Any
     keys = dict_keys(spec)
     if keys is not None:
         if not isinstance(value, Mapping) or set(value) != set(keys):
-            found = sorted(map(str, value)) if isinstance(value, Mapping) else described(value)
-            _refuse_structure(name, found, f"a dictionary of {sorted(map(str, keys))}")
+            actual = sorted(map(str, value)) if isinstance(value, Mapping) else described(value)
+            _raise_structure_error(name, actual, f"a dictionary of {sorted(map(str, keys))}")
         for key, child in zip(keys, children, strict=True):
-            _flatten_like(child, value[key], f"{name}[{key!r}]", leaves)
+            _append_leaves(child, value[key], f"{name}[{key!r}]", leaves)
     elif spec.type in (tuple, list):
         if not isinstance(value, (tuple, list)) or len(value) != len(children):
-            found = f"{len(value)} values" if isinstance(value, (tuple, list)) else described(value)
-            _refuse_structure(name, found, f"a list of {len(children)}")
+            actual = f"{len(value)} values" if isinstance(value, (tuple, list)) else described(value)
+            _raise_structure_error(name, actual, f"a list of {len(children)}")
         for index, (child, item) in enumerate(zip(children, value, strict=True)):
-            _flatten_like(child, item, f"{name}[{index}]", leaves)
+            _append_leaves(child, item, f"{name}[{index}]", leaves)
     else:
-        found_leaves, found_spec = pytree.tree_flatten(value)
-        if found_spec != spec:
-            _refuse_structure(name, described(value), f"a {getattr(spec.type, '__name__', spec.type)}")
-        leaves.extend(found_leaves)
+        value_leaves, value_spec = pytree.tree_flatten(value)
+        if value_spec != spec:
+            _raise_structure_error(name, described(value), f"a {getattr(spec.type, '__name__', spec.type)}")
+        leaves.extend(value_leaves)
 
 
-def _refuse_structure(name: str, found: object, captured: str) -> None:
-    msg = f"argument {name!r} is {found}, but this program was captured with {captured}; capture it again for this"
+def _raise_structure_error(name: str, actual: object, captured: str) -> None:
+    msg = f"argument {name!r} is {actual}, but this program was captured with {captured}; capture it again for this"
     raise InputError(msg)
 
 
-# -- values ------------------------------------------------------------------------------------------------------
-
-
-def _same(value: Any, other: Any) -> bool:
-    """Whether two plain values are equal; True is not 1."""
-    if isinstance(value, Tensor) and value.ndim == 0 and isinstance(other, (int, float)):
-        value = value.item()
-    if isinstance(value, bool) or isinstance(other, bool) or value is None or other is None:
-        return value is other
-    return isinstance(value, (int, float, str)) and isinstance(other, (int, float, str)) and value == other
-
-
-def _check_constant(expected: ConstantInput, value: Any) -> None:
-    if not _same(value, expected.value):
-        msg = (
-            f"argument {expected.name!r} is {described(value)}, but this program was captured with {expected.value!r}, "
-            "which is part of it; capture it again with what you pass"
-        )
-        raise InputError(msg)
-
-
-def _batch(interface: Interface, leaves: Sequence[Any], timestep: str) -> int | None:
+def _batch_size(interface: Interface, leaves: Sequence[Any], timestep: str) -> int | None:
     """The batch size: that of the first input that has one and is not the timestep; else the timestep's own."""
-    found: int | None = None
+    timestep_batch: int | None = None
     for expected, leaf in zip(interface.inputs, leaves, strict=True):
         axis = expected.batch_axis if isinstance(expected, TensorInput) else None
         if axis is None or isinstance(expected, ConstantInput) or not isinstance(leaf, Tensor) or leaf.ndim <= axis:
@@ -214,45 +191,5 @@ def _batch(interface: Interface, leaves: Sequence[Any], timestep: str) -> int | 
             raise InputError(msg)
         if expected.name != timestep:
             return count
-        found = count
-    return found if found is not None or interface.fixed_batch else 1
-
-
-def _tensor(expected: TensorInput, value: Any, batch: int | None) -> Tensor:
-    """A tensor as it was captured, but for its memory format."""
-    if not expected.sizes and isinstance(value, (int, float)):
-        value = _number(expected, value)
-    shape = expected.shape(batch)
-    if not isinstance(value, Tensor) or list(value.shape) != shape:
-        rest = "" if batch is None else f" (here the batch is {batch})"
-        msg = (
-            f"argument {expected.name!r} is {described(value)}, but this program was captured with {expected}{rest}; "
-            "capture it again for this shape"
-        )
-        raise InputError(msg)
-    if value.dtype != expected.dtype and _widens(value.dtype, expected.dtype):
-        value = value.to(expected.dtype)
-    if value.dtype != expected.dtype or value.device.type != expected.device or value.layout is not torch.strided:
-        msg = (
-            f"argument {expected.name!r} is {described(value)}, but this program was captured with {expected} on "
-            f"{expected.device}; convert it before the call"
-        )
-        raise InputError(msg)
-    check_memory(value, expected.name)
-    check_finite(value, expected.name, mask=expected.mask)
-    return contiguous(value)
-
-
-def _widens(given: torch.dtype, captured: torch.dtype) -> bool:
-    """Whether every integer of one dtype is one of the other."""
-    widths: Collection[torch.dtype] = (torch.uint8, torch.int8, torch.int16, torch.int32)
-    return captured is torch.int64 and given in widths
-
-
-def _number(expected: TensorInput, value: int | float) -> Any:
-    """A number for a 0-dim input; itself, which is refused, where the input's dtype cannot hold it."""
-    boolean = isinstance(value, bool)
-    if boolean is not (expected.dtype is torch.bool):
-        return value
-    whole = boolean or float(value).is_integer()
-    return torch.tensor(value, dtype=expected.dtype) if whole or expected.dtype.is_floating_point else value
+        timestep_batch = count
+    return timestep_batch if timestep_batch is not None or interface.fixed_batch else 1

@@ -55,8 +55,9 @@ def _refuse_hidden_layers(graph_module: fx.GraphModule) -> None:
 
 
 def _bodies(graph_module: nn.Module, node: fx.Node) -> list[fx.GraphModule]:
-    found: list[Any] = [read_attribute(graph_module, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
-    return [body for body in found if isinstance(body, fx.GraphModule)]
+    attributes = (n for n in node.all_input_nodes if n.op == "get_attr")
+    values: list[Any] = [read_attribute(graph_module, str(attribute.target)) for attribute in attributes]
+    return [body for body in values if isinstance(body, fx.GraphModule)]
 
 
 def _holds_layers(body: fx.GraphModule) -> bool:

@@ -12,7 +12,8 @@ from torch.export import ExportedProgram
 from tfmq_fx._torch.tensors import FakeTensor
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.canonical import canonicalize
-from tfmq_fx.frontend.exporting import BatchChoice, Batched, export, max_batch
+from tfmq_fx.frontend.export_inputs import Batched
+from tfmq_fx.frontend.exporting import BatchChoice, export, max_batch
 from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.notes import keep_notes
 from tfmq_fx.frontend.program_stage import CAPTURED, describe, held_model, stage_of
@@ -74,8 +75,8 @@ def capture(
         program = export(model, tuple(example_inputs), dict(example_kwargs or {}), batch, timestep)
     else:
         held = held_model(model)
-        wanted = f"pass pipe.{held}" if held else "pass a torch.nn.Module, fx.GraphModule or ExportedProgram"
-        msg = f"cannot capture a {type(model).__name__}: {wanted}"
+        advice = f"pass pipe.{held}" if held else "pass a torch.nn.Module, fx.GraphModule or ExportedProgram"
+        msg = f"cannot capture a {type(model).__name__}: {advice}"
         raise CaptureError(msg)
     _check_constants(program)
     graph_module = program.module(check_guards=False)

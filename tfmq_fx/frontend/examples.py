@@ -51,7 +51,7 @@ def example_arguments(
 
     Args:
         graph_module: A captured graph, at any later stage.
-        indexed: By name, the values to take an input from, ``[K]``: those that index the table of rows.
+        indexed: By name, the values to take an input from, ``[K]``: those that index the table.
         seed: Seed of the noise.
     """
     generator = torch.Generator().manual_seed(seed)

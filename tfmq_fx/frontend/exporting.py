@@ -5,28 +5,24 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.export import Dim, ExportedProgram
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.compilation import ExportUserError
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.batch_limit import check_batch_limit
-from tfmq_fx.frontend.evaluation_mode import evaluation_mode
-from tfmq_fx.frontend.interface import leaf_names
-from tfmq_fx.frontend.tensors import contiguous
+from tfmq_fx.frontend.export_inputs import Batched, ExportInputs
+from tfmq_fx.frontend.surroundings import evaluation_mode
 from tfmq_fx.frontend.unwrapping import uncompiled_parts
 from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.support.predicates import is_call
 
-__all__ = ["BatchChoice", "Batched", "export", "max_batch"]
-
-#: Names of inputs whose first axis is the batch, or the axis by name.
-Batched = Collection[str] | Mapping[str, int]
+__all__ = ["BatchChoice", "export", "max_batch"]
 
 #: What export reports when the batch may not take every size, e.g. "batch = Dim('batch', max=63)".
 BATCH_LIMIT = re.compile(r"batch = Dim\('batch', (?:min=\d+, )?max=(\d+)\)")
@@ -74,7 +70,7 @@ def export(
     Raises:
         CaptureError: The inputs do not fit, or export fails.
     """
-    example = _Example.of(model, args, kwargs)
+    example = ExportInputs.of(model, args, kwargs)
     axes = {} if batch.dynamic_shapes is not None or not batch.dynamic else example.batch_axes(batch.batched)
     example = example.with_batch_of_two(axes)
     failure: CaptureError | None = None
@@ -82,14 +78,14 @@ def export(
     while pending:
         tensors = pending.pop(0)
         try:
-            program = _exported(model, example.with_tensors(tensors), axes, batch)
+            program = _export_static_or_dynamic(model, example.with_tensors(tensors), axes, batch)
         except CaptureError as error:
             failure = error
             continue
-        shaping = _read_back(program, tensors)
-        if not shaping:
+        constants = _numbers_read_as_constants(program, tensors)
+        if not constants:
             return program
-        pending.insert(0, tensors - shaping)
+        pending.insert(0, tensors - constants)
     assert failure is not None
     raise failure
 
@@ -100,132 +96,19 @@ def max_batch(program: ExportedProgram) -> int | None:
     return min(limits, default=None)
 
 
-# -- examples ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Example:
-    """Example inputs, leaf by leaf, with a name for each."""
-
-    leaves: list[Any]
-    spec: pytree.TreeSpec
-    names: list[str]
-
-    @classmethod
-    def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Example:
-        """Bind and flatten; tensors in any memory format are normal input, so the graph is that of contiguous ones."""
-        args, kwargs, names = _bound(model, args, kwargs)
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        plain = [contiguous(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return cls(plain, spec, leaf_names(names, spec))
-
-    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """``(args, kwargs)``."""
-        args, kwargs = pytree.tree_unflatten(self.leaves, self.spec)
-        return tuple(args), dict(kwargs)
-
-    def batch_axes(self, batched: Batched | None) -> dict[int, int]:
-        """The batch axis of each leaf that has one, by the number of the leaf.
-
-        Raises:
-            CaptureError: A name is no input, or an axis is not there or not as long as the others.
-        """
-        tensors = {index: leaf for index, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and leaf.ndim}
-        if batched is None:
-            size = next((leaf.shape[0] for leaf in tensors.values()), None)
-            return {index: 0 for index, leaf in tensors.items() if leaf.shape[0] == size}
-        axes: dict[int, int] = {}
-        for name in batched:
-            axis = batched[name] if isinstance(batched, Mapping) else 0
-            found = [
-                index for index in tensors if self.names[index] == name or self.names[index].startswith(f"{name}[")
-            ]
-            if not found or any(not 0 <= axis < tensors[index].ndim for index in found):
-                known = ", ".join(f"{self.names[i]!r} {list(leaf.shape)}" for i, leaf in tensors.items())
-                msg = f"batched= names axis {axis} of {name!r}, which no tensor input has; the tensors are {known}"
-                raise CaptureError(msg)
-            axes.update(dict.fromkeys(found, axis))
-        sizes = {self.names[index]: self.leaves[index].shape[axis] for index, axis in axes.items()}
-        if len(set(sizes.values())) > 1:
-            msg = f"the inputs of batched= differ in their batch: {', '.join(f'{n} {s}' for n, s in sizes.items())}"
-            raise CaptureError(msg)
-        return axes
-
-    def with_batch_of_two(self, axes: Mapping[int, int]) -> _Example:
-        """A batch of one repeated: export would take it for a constant."""
-        leaves = list(self.leaves)
-        for index, axis in axes.items():
-            if leaves[index].shape[axis] == 1:
-                leaves[index] = torch.cat([leaves[index], leaves[index]], axis)
-        return replace(self, leaves=leaves)
-
-    def with_batch_of(self, size: int, axes: Mapping[int, int]) -> _Example:
-        """The first item over and over, in no memory of its own."""
-        leaves = list(self.leaves)
-        for index, axis in axes.items():
-            shape = list(leaves[index].shape)
-            shape[axis] = size
-            leaves[index] = leaves[index].narrow(axis, 0, 1).expand(shape)
-        return replace(self, leaves=leaves)
-
-    def number_choices(self, timestep: str) -> list[frozenset[int]]:
-        """Which numbers become tensors, in the order to try: all; floats and the timestep; the timestep; none."""
-        numbers = {i: leaf for i, leaf in enumerate(self.leaves) if type(leaf) in (int, float)}
-        time = frozenset(index for index in numbers if self.names[index] == timestep)
-        floats = frozenset(index for index, value in numbers.items() if isinstance(value, float))
-        return list(dict.fromkeys((frozenset(numbers), floats | time, time, frozenset())))
-
-    def with_tensors(self, numbers: Collection[int]) -> _Example:
-        """With these numbers as 0-dim tensors."""
-        leaves = [torch.tensor(leaf) if index in numbers else leaf for index, leaf in enumerate(self.leaves)]
-        return replace(self, leaves=leaves)
-
-
-def _bound(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any], list[str]]:
-    """Bind the examples to the forward signature; turn keywords into positions as far as they are contiguous.
-
-    Returns:
-        Positional arguments, arguments by name, and the names of all of them.
-    """
-    signature = inspect.signature(model.forward)
-    try:
-        bound = signature.bind(*args, **kwargs)
-    except TypeError as error:
-        msg = f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}"
-        raise CaptureError(msg) from error
-    positional: list[Any] = []
-    for name, parameter in signature.parameters.items():
-        plain = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-        if not plain or name not in bound.arguments:
-            break
-        positional.append(bound.arguments[name])
-    taken = list(signature.parameters)[: len(positional)]
-    if further := bound.args[len(positional) :]:
-        numbered = [f"argument {len(positional) + index}" for index in range(len(further))]
-        return (*positional, *further), bound.kwargs, [*taken, *numbered, *bound.kwargs]
-    rest = {name: value for name, value in bound.arguments.items() if name not in taken}
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is parameter.VAR_KEYWORD and name in rest:
-            rest.update(rest.pop(name))
-    return tuple(positional), rest, [*taken, *rest]
-
-
-# -- export ------------------------------------------------------------------------------------------------------
-
-
-def _exported(model: nn.Module, example: _Example, axes: Mapping[int, int], batch: BatchChoice) -> ExportedProgram:
+def _export_static_or_dynamic(
+    model: nn.Module, example: ExportInputs, axes: Mapping[int, int], batch: BatchChoice
+) -> ExportedProgram:
     args, kwargs = example.arguments()
     with evaluation_mode(model), torch.no_grad(), uncompiled_parts(model):
         try:
             if not axes:
-                return _traced(
+                return _trace(
                     lambda strict: torch.export.export(
                         model, args, kwargs, dynamic_shapes=batch.dynamic_shapes, strict=strict
                     )
                 )
-            return _traced(lambda strict: _export_dynamic(model, example, axes, strict))
+            return _trace(lambda strict: _export_dynamic(model, example, axes, strict))
         except CaptureError:
             raise
         except Exception as error:
@@ -234,7 +117,7 @@ def _exported(model: nn.Module, example: _Example, axes: Mapping[int, int], batc
             raise CaptureError(msg) from error
 
 
-def _traced(export: Callable[[bool], ExportedProgram]) -> ExportedProgram:
+def _trace(export: Callable[[bool], ExportedProgram]) -> ExportedProgram:
     """Trace by running the model; where that fails, by reading its bytecode (``strict``), which takes other models."""
     try:
         return export(False)
@@ -247,7 +130,7 @@ def _traced(export: Callable[[bool], ExportedProgram]) -> ExportedProgram:
             raise error from None
 
 
-def _export_dynamic(model: nn.Module, example: _Example, axes: Mapping[int, int], strict: bool) -> ExportedProgram:
+def _export_dynamic(model: nn.Module, example: ExportInputs, axes: Mapping[int, int], strict: bool) -> ExportedProgram:
     """Export with a symbolic batch; when the model limits it (diffusers' upsampler at 64), take its limit."""
     args, kwargs = example.arguments()
 
@@ -269,7 +152,7 @@ def _export_dynamic(model: nn.Module, example: _Example, axes: Mapping[int, int]
                 "batched=, or pass dynamic_batch=False"
             )
             raise CaptureError(msg) from error
-    check_batch_limit(model, lambda size: example.with_batch_of(size, axes).arguments(), limit)
+    check_batch_limit(model, lambda size: example.with_batch_size(size, axes).arguments(), limit)
     return attempt(Dim("batch", min=1, max=limit))
 
 
@@ -283,7 +166,7 @@ def _batch_limit(message: str) -> int | None:
     return None
 
 
-def _read_back(program: ExportedProgram, numbers: Collection[int]) -> frozenset[int]:
+def _numbers_read_as_constants(program: ExportedProgram, numbers: Collection[int]) -> frozenset[int]:
     """Those of the numbers that the graph turns back into Python numbers."""
     if not numbers:
         return frozenset()

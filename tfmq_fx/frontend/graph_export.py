@@ -23,8 +23,8 @@ def export_graph(
 
     def shape(value: Any) -> dict[int, Any] | None:
         sizes = sizes_of(value) if isinstance(value, Tensor) else ()
-        grow = {axis: size.times for axis, size in enumerate(sizes) if not isinstance(size, int)}
-        return {axis: batch if times == 1 else times * batch for axis, times in grow.items()} or None
+        multiples = {axis: size.times for axis, size in enumerate(sizes) if not isinstance(size, int)}
+        return {axis: batch if times == 1 else times * batch for axis, times in multiples.items()} or None
 
     shapes = [shape(node.meta.get("val")) for node in graph_module.graph.nodes if node.op == "placeholder"]
     structure = pytree.tree_unflatten(shapes, pytree.tree_structure((args, kwargs)))

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.graphs import calling_convention
 from tfmq_fx.errors import CaptureError
+from tfmq_fx.frontend.leaf_names import leaf_names
 from tfmq_fx.frontend.plain_config import plain_config
 from tfmq_fx.frontend.sizes import BatchSize, Size, batch_axis, check_one_symbol, sizes_of, text_of_sizes
 from tfmq_fx.passes.analysis.mask_inputs import mask_inputs
@@ -145,9 +146,10 @@ class Interface:
             raise CaptureError(msg)
         masks = mask_inputs(graph_module)
         inputs = tuple(
-            _input(node, path, mask=str(node.target) in masks) for node, path in zip(placeholders, paths, strict=True)
+            _input_of(node, path, mask=str(node.target) in masks)
+            for node, path in zip(placeholders, paths, strict=True)
         )
-        return cls(tuple(names), spec, inputs, results=_results(graph))
+        return cls(tuple(names), spec, inputs, results=_result_batch_axes(graph))
 
     def of_model(self, model: Any, *, route: str, max_batch: int | None) -> Interface:
         """This interface with what the model itself knows: its parameters, class and configuration."""
@@ -195,58 +197,33 @@ class Interface:
 
 def interface_of(graph_module: fx.GraphModule) -> Interface:
     """The interface that a graph carries, or what can be read off it; raises as :meth:`Interface.of`."""
-    found = graph_module.meta.get(INTERFACE_KEY)
-    return found if isinstance(found, Interface) else Interface.of(graph_module)
+    stored = graph_module.meta.get(INTERFACE_KEY)
+    return stored if isinstance(stored, Interface) else Interface.of(graph_module)
 
 
 def refresh_interface(graph_module: fx.GraphModule) -> None:
     """Read the interface that a graph carries off it again, after a rewrite of its inputs."""
-    known = graph_module.meta.get(INTERFACE_KEY)
-    if isinstance(known, Interface):
-        graph_module.meta[INTERFACE_KEY] = Interface.of(graph_module).called_like(known)
+    stored = graph_module.meta.get(INTERFACE_KEY)
+    if isinstance(stored, Interface):
+        graph_module.meta[INTERFACE_KEY] = Interface.of(graph_module).called_like(stored)
 
 
 def parameters_of(model: nn.Module) -> tuple[Parameter, ...]:
     """The parameters of a model's ``forward``; what ``*args`` and ``**kwargs`` take has no name of its own."""
-    found = []
+    parameters = []
     for name, parameter in inspect.signature(model.forward).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         required = parameter.default is parameter.empty
-        plain = not required and (parameter.default is None or isinstance(parameter.default, (bool, int, float, str)))
-        default = parameter.default if plain else None
-        found.append(Parameter(name, required, plain, default, parameter.kind is not parameter.KEYWORD_ONLY))
-    return tuple(found)
+        is_scalar = not required and (
+            parameter.default is None or isinstance(parameter.default, (bool, int, float, str))
+        )
+        default = parameter.default if is_scalar else None
+        parameters.append(Parameter(name, required, is_scalar, default, parameter.kind is not parameter.KEYWORD_ONLY))
+    return tuple(parameters)
 
 
-def leaf_names(names: list[str], spec: pytree.TreeSpec) -> list[str]:
-    """A name for every leaf of ``((args), {kwargs})``: the argument, with the path inside it."""
-    args, kwargs = spec.children()
-    arguments = [*args.children(), *kwargs.children()]
-    found: list[str] = []
-    for name, argument in zip(names, arguments, strict=True):
-        _name_leaves(argument, name, found)
-    return found
-
-
-def _name_leaves(spec: pytree.TreeSpec, name: str, found: list[str]) -> None:
-    if spec.is_leaf():
-        found.append(name)
-        return
-    keys = dict_keys(spec)
-    for index, child in enumerate(spec.children()):
-        _name_leaves(child, f"{name}[{index if keys is None else repr(keys[index])}]", found)
-
-
-def dict_keys(spec: pytree.TreeSpec) -> list[Any] | None:
-    """The keys of a dictionary's structure; None for another one."""
-    if not (isinstance(spec.type, type) and issubclass(spec.type, dict)):
-        return None
-    context = spec.context
-    return list(context[1]) if len(context) == 2 and isinstance(context[1], list) else list(context)
-
-
-def _input(node: fx.Node, name: str, *, mask: bool) -> Input:
+def _input_of(node: fx.Node, name: str, *, mask: bool) -> Input:
     value = node_value(node)
     if isinstance(value, Tensor):
         return TensorInput(name, sizes_of(value), value.dtype, value.device.type, mask)
@@ -256,7 +233,7 @@ def _input(node: fx.Node, name: str, *, mask: bool) -> Input:
     raise CaptureError(msg)
 
 
-def _results(graph: fx.Graph) -> tuple[int | None, ...]:
+def _result_batch_axes(graph: fx.Graph) -> tuple[int | None, ...]:
     leaves = pytree.tree_leaves(graph.output_node().args[0])
     values = [node_value(leaf) if isinstance(leaf, fx.Node) else None for leaf in leaves]
     return tuple(batch_axis(sizes_of(value)) if isinstance(value, Tensor) else None for value in values)

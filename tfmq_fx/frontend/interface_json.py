@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -124,7 +124,7 @@ def _input_from_json(value: Any) -> Input:
         _refuse(f"the dtype of input {name!r}", leaf.get("dtype"))
     if type(leaf.get("mask")) is not bool or leaf.get("device") not in ("cpu", "cuda"):
         _refuse(f"input {name!r}", leaf)
-    return TensorInput(name, sizes, dtype, leaf["device"], leaf["mask"])  # type: ignore[arg-type]  # checked above
+    return TensorInput(name, sizes, dtype, leaf["device"], leaf["mask"])
 
 
 def _size(value: Any, name: str) -> Size:
@@ -136,13 +136,13 @@ def _size(value: Any, name: str) -> Size:
 
 
 def _parameter(value: Any) -> Parameter:
-    known = _mapping(value, "interface.parameters")
-    flags = [known.get(name) for name in ("required", "plain", "positional")]
-    default = known.get("default")
+    fields = _mapping(value, "interface.parameters")
+    flags = [fields.get(name) for name in ("required", "plain", "positional")]
+    default = fields.get("default")
     if any(type(flag) is not bool for flag in flags) or not isinstance(default, SCALARS):
         _refuse("interface.parameters", value)
     required, plain, positional = (bool(flag) for flag in flags)
-    return Parameter(_text(known.get("name"), "interface.parameters.name"), required, plain, default, positional)
+    return Parameter(_text(fields.get("name"), "interface.parameters.name"), required, plain, default, positional)
 
 
 def _mapping(value: Any, field: str) -> dict[str, Any]:
@@ -163,6 +163,6 @@ def _text(value: Any, field: str) -> str:
     return str(value)
 
 
-def _refuse(field: str, value: object) -> None:
+def _refuse(field: str, value: object) -> NoReturn:
     msg = f"{field} is {str(value)[:60]!r}, which is not what was saved there; save the program again"
     raise ArtefactError(msg)

@@ -68,8 +68,8 @@ def ensure_calling_convention(graph_module: fx.GraphModule) -> None:
 def _notes(graph: fx.Graph) -> dict[str, Any]:
     for node in graph.find_nodes(op="placeholder"):
         if NOTES in node.meta:
-            found: dict[str, Any] = node.meta[NOTES]
-            return found
+            notes: dict[str, Any] = node.meta[NOTES]
+            return notes
     return {}
 
 

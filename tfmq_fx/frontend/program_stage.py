@@ -53,5 +53,5 @@ def live_observers(graph_module: fx.GraphModule) -> dict[fx.Node, torch.nn.Modul
     """The observers, and fake quantizers in their places, that a graph calls."""
     modules = dict(graph_module.named_modules(remove_duplicate=False))
     calls = graph_module.graph.nodes
-    found = {node: modules[str(node.target)] for node in calls if node.op == "call_module" and node.target in modules}
-    return {node: m for node, m in found.items() if isinstance(m, ObserverBase) or hasattr(m, "convert")}
+    called = {node: modules[str(node.target)] for node in calls if node.op == "call_module" and node.target in modules}
+    return {node: m for node, m in called.items() if isinstance(m, ObserverBase) or hasattr(m, "convert")}

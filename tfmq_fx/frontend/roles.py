@@ -47,7 +47,7 @@ def output_nodes(graph: fx.Graph) -> list[fx.Node]:
     return [leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
 
 
-def _looks_like(sample: Tensor, result: Tensor) -> bool:
+def _has_sample_shape(sample: Tensor, result: Tensor) -> bool:
     """Same rank and sizes but for the channels, wherever models of that rank have them."""
     if sample.ndim != result.ndim or not sample.is_floating_point():
         return False
@@ -63,8 +63,8 @@ def sample_inputs(graph: fx.Graph, timestep: str) -> set[fx.Node]:
         if node.op == "placeholder" and node.target != timestep and isinstance(node_value(node), Tensor)
     }
     results = [node_value(node) for node in output_nodes(graph) if isinstance(node_value(node), Tensor)]
-    alike = {node for node in inputs if any(_looks_like(node_value(node), result) for result in results)}
-    return alike or inputs
+    samples = {node for node in inputs if any(_has_sample_shape(node_value(node), result) for result in results)}
+    return samples or inputs
 
 
 def _first_weighted(graph: fx.Graph, samples: set[fx.Node]) -> list[fx.Node]:
@@ -82,12 +82,12 @@ def _first_weighted(graph: fx.Graph, samples: set[fx.Node]) -> list[fx.Node]:
 
 def _last_weighted(graph: fx.Graph) -> list[fx.Node]:
     """Weighted nodes that reach an output directly."""
-    last, seen, queue = [], set(), output_nodes(graph)
+    last, visited, queue = [], set(), output_nodes(graph)
     while queue:
         node = queue.pop()
-        if node in seen:
+        if node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if is_weighted(node):
             last.append(node)
         else:

@@ -51,16 +51,16 @@ def check_one_symbol(graph: fx.Graph) -> None:
     Raises:
         CaptureError: Names the inputs and sizes.
     """
-    found: dict[str, str] = {}
+    symbols: dict[str, str] = {}
     for node in graph.nodes:
         value = node_value(node) if node.op == "placeholder" else None
         for axis, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
             if isinstance(size, SymInt):
                 for symbol in size.node.expr.free_symbols:
-                    found.setdefault(str(symbol), f"axis {axis} of {node.target!r}")
-    if len(found) > 1:
+                    symbols.setdefault(str(symbol), f"axis {axis} of {node.target!r}")
+    if len(symbols) > 1:
         msg = (
-            f"the program has {len(found)} dynamic sizes ({', '.join(found.values())}), and only the batch may be "
+            f"the program has {len(symbols)} dynamic sizes ({', '.join(symbols.values())}), and only the batch may be "
             "dynamic: export it with one Dim, on the batch axes alone"
         )
         raise CaptureError(msg)

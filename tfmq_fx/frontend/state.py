@@ -26,11 +26,11 @@ def check_state(graph_module: fx.GraphModule) -> None:
     for node in graph_module.graph.nodes:
         if node.op != "call_function" or not isinstance(node.target, OpOverload):
             continue
-        for argument, given in zip(schema_of(node.target).arguments, node.args, strict=False):
+        for argument, value in zip(schema_of(node.target).arguments, node.args, strict=False):
             writes = argument.alias_info is not None and argument.alias_info.is_write
-            if not writes or not isinstance(given, fx.Node):
+            if not writes or not isinstance(value, fx.Node):
                 continue
-            for memory in memory_of(given) & stored.keys():
+            for memory in memory_of(value) & stored.keys():
                 msg = (
                     f"the model changes its buffer {stored[memory]!r} during a call ({node.target}), and a quantized "
                     "program keeps no state: pass it as an input, or compute a new value instead"

@@ -1,4 +1,4 @@
-"""Work in plain surroundings, whatever the caller has switched on around the call.
+"""Work in plain surroundings, whatever the caller has switched on around the call, and in evaluation mode.
 
 Autocast computes a graph in another dtype than it says, another default dtype or device changes what constants become,
 and tensors that are made in inference mode can neither be trained nor written to later.
@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch import nn
 
-__all__ = ["in_plain_surroundings", "plain_surroundings"]
+__all__ = ["evaluation_mode", "in_plain_surroundings", "plain_surroundings"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,8 +37,10 @@ def plain_surroundings() -> Iterator[None]:
     """Without autocast and inference mode, with float32 and the CPU as defaults; as it was before, afterwards."""
     dtype = torch.get_default_dtype()
     # The context of a device goes through every call of torch, so it is entered only where it is needed.
-    elsewhere = torch.get_default_device().type != "cpu"
-    device: contextlib.AbstractContextManager[object] = torch.device("cpu") if elsewhere else contextlib.nullcontext()
+    on_another_device = torch.get_default_device().type != "cpu"
+    device: contextlib.AbstractContextManager[object] = (
+        torch.device("cpu") if on_another_device else contextlib.nullcontext()
+    )
     with torch.inference_mode(False), torch.autocast(AUTOCAST, enabled=False), device:
         torch.set_default_dtype(torch.float32)
         try:
@@ -57,3 +60,15 @@ def in_plain_surroundings(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapped
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put ``model`` into ``eval()``; afterwards every submodule has the mode that it had, error or not."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode

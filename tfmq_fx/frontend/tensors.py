@@ -58,8 +58,8 @@ def check_finite(value: Tensor, name: str, *, mask: bool = False) -> None:
         return
     # One reduction; where finite values add up beyond the dtype, each is looked at.
     total = float(value.max() if mask else value.sum(dtype=torch.promote_types(value.dtype, torch.float32)))
-    fine = total < math.inf if mask else math.isfinite(total) or bool(torch.isfinite(value).all())
-    if not fine:
+    finite = total < math.inf if mask else math.isfinite(total) or bool(torch.isfinite(value).all())
+    if not finite:
         msg = f"argument {name!r} holds NaN or infinite values; fix where it comes from"
         raise InputError(msg)
 

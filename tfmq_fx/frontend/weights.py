@@ -12,7 +12,7 @@ from tfmq_fx.errors import CaptureError
 __all__ = ["check_weights", "detach_from_inference"]
 
 #: How to get weights from where they cannot be computed with.
-WAYS_OUT = {"meta": "load them, for instance with low_cpu_mem_usage=False"}
+MOVES_TO_CPU = {"meta": "load them, for instance with low_cpu_mem_usage=False"}
 
 
 def check_weights(model: nn.Module) -> None:
@@ -25,8 +25,8 @@ def check_weights(model: nn.Module) -> None:
         if isinstance(tensor, FakeTensor):  # what the graphs of torch.cond keep beside the weights themselves
             continue
         if tensor.device.type != "cpu":
-            way = WAYS_OUT.get(tensor.device.type, "move the model there with model.to('cpu')")
-            msg = f"weight {name!r} is on {str(tensor.device)!r}, but models are quantized on the CPU: {way}"
+            advice = MOVES_TO_CPU.get(tensor.device.type, "move the model there with model.to('cpu')")
+            msg = f"weight {name!r} is on {str(tensor.device)!r}, but models are quantized on the CPU: {advice}"
             raise CaptureError(msg)
         if tensor.is_floating_point() and not _is_finite(tensor):
             msg = f"weight {name!r} holds NaN or infinite values; repair or reload the model before quantizing it"

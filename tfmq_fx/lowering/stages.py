@@ -36,9 +36,9 @@ class Stage:
     Attributes:
         inputs: Names of the program's inputs, and of values of earlier stages.
         outputs: Names of the values that later stages read, and of results of the program.
-        by_row: Whether row ``n`` of every output depends on row ``n`` of the inputs alone.
-        timestep: Name of the input that is the timestep, where rows of one call must share it: kernels take one set
-            of activation parameters a call, and those behind it are the timestep's. None where rows may mix.
+        by_row: Whether item ``n`` of every output depends on item ``n`` of the inputs alone; a field of package files.
+        timestep: Name of the input that is the timestep, where the items of one call must share it: kernels take one
+            set of activation parameters a call, and those behind it are the timestep's. None where they may mix.
     """
 
     inputs: tuple[str, ...]
@@ -128,7 +128,7 @@ def split_stages(
     computed = [node for node in graph_module.graph.nodes if node.op not in ("placeholder", "output")]
     constants = {node for node, inputs in data_dependence(graph_module).items() if not inputs} & set(computed)
     inputs = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
-    timesteps = _telling_timesteps(inputs, part, first)
+    timesteps = _distinguishing_timesteps(inputs, part, first)
     rest = set(computed)
     stages: list[tuple[Stage, fx.GraphModule]] = []
     for cut in cuts:
@@ -156,7 +156,7 @@ def split_stages(
     return StagedGraph(layout, tuple(module for _, module in stages), runs)
 
 
-def _telling_timesteps(
+def _distinguishing_timesteps(
     inputs: Sequence[fx.Node], part: ConditionalPart | None, first: FirstStage | None
 ) -> list[fx.Node]:
     """The inputs that tell timesteps with parameters of their own apart: with a ``first`` stage, their groups."""
@@ -173,7 +173,7 @@ def _stage(
 ) -> tuple[Stage, fx.GraphModule]:
     """What ``outputs`` need out of ``allowed``; a size is read off the stage's own inputs instead.
 
-    One of ``timesteps`` that is among its inputs keeps rows of other timesteps apart.
+    One of ``timesteps`` that is among its inputs keeps items of other timesteps apart.
     """
     members: set[fx.Node] = set()
     queue = list(outputs)
@@ -183,13 +183,13 @@ def _stage(
             members.add(node)
             queue.extend(node.all_input_nodes)
     module, inputs = extract_subgraph(graph_module, members, outputs)
-    by_row = _all_by_row([node_value(node) for node in inputs], [node_value(node) for node in outputs])
+    by_row = _is_per_item([node_value(node) for node in inputs], [node_value(node) for node in outputs])
     names = tuple(node.name for node in inputs), tuple(node.name for node in outputs)
     return Stage(*names, by_row, next((node.name for node in timesteps if node in inputs), None)), module
 
 
-def _all_by_row(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
-    """Whether every tensor has the symbolic batch as its first axis; a 0-dim input goes with every row."""
+def _is_per_item(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:
+    """Whether every tensor has the symbolic batch as its first axis; a 0-dim input goes with every item."""
     leading = [value.shape[0] if value.ndim else None for value in outputs]
     leading += [value.shape[0] for value in inputs if isinstance(value, Tensor) and value.ndim]
     symbols = [size.node.expr if isinstance(size, SymInt) else None for size in leading]

@@ -79,15 +79,15 @@ def block_sites(graph_module: fx.GraphModule, timestep: str = "timestep") -> lis
     of that layer's observers do, and is none of them; nor is one with a range per group of timesteps.
     """
     block = find_temporal_block(graph_module, timestep)
-    leading: set[fx.Node] = set()
+    before_linears: set[fx.Node] = set()
     for node in reversed(block.nodes):
-        if node in block.linears or any(user in leading for user in node.users):
-            leading.add(node)
+        if node in block.linears or any(user in before_linears for user in node.users):
+            before_linears.add(node)
     return [
         node
         for node, module in _observer_calls(graph_module, block.nodes).items()
         if not isinstance(module, (PerChannelWeightObserver, GroupedObserver, GroupedQuantizer))
-        and (isinstance(module, (TimestepObserver, FakeQuantizer)) or node in leading)
+        and (isinstance(module, (TimestepObserver, FakeQuantizer)) or node in before_linears)
     ]
 
 
@@ -127,19 +127,21 @@ def calibrate_over(graph_module: fx.GraphModule, domain: TemporalDomain, sites: 
         return 0
     path = time_path(graph_module, domain)
     modules = {site: graph_module.get_submodule(str(site.target)) for site in sites}
-    by_row = [site for site, module in modules.items() if isinstance(module, TimestepObserver)]
-    put_back = _snapshot(modules.values())
+    per_timestep = [site for site, module in modules.items() if isinstance(module, TimestepObserver)]
+    restore = _snapshot(modules.values())
     try:
-        for site in by_row:
-            modules[site].reset()  # type: ignore[operator]
-        if domain.entry_per_row and len(by_row) == len(sites):
+        for site in per_timestep:
+            observer = modules[site]
+            assert isinstance(observer, TimestepObserver)
+            observer.reset()
+        if domain.entry_per_row and len(per_timestep) == len(sites):
             _observe_rows(graph_module, path, domain, sites)
         else:
             for site in sites:
-                observe = _observe_rows if site in by_row else _observe_whole
+                observe = _observe_rows if site in per_timestep else _observe_whole
                 observe(graph_module, path, domain, [site])
     except BaseException:
-        put_back()
+        restore()
         raise
     return len(set(modules.values()))
 
@@ -150,21 +152,21 @@ def _observe_rows(
     """One evaluation for all of these sites: each is settled for some entries before the next one sees them."""
     observers = {site: graph_module.get_submodule(str(site.target)) for site in sites}
 
-    def watch(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
+    def observe(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
         observer = observers.get(node)
         if observer is None:
             return _quantized(graph_module, node, args, value)
         assert isinstance(observer, TimestepObserver)
         observer.observe(*args)
         if len(sites) == 1:
-            # Only the ranges are wanted; values of many entries would fill the memory.
+            # Only the ranges are needed; values of many entries would fill the memory.
             return args[1]
         return observer(*args) if isinstance(observer, TimestepQuantizer) else observer.fake_quantize(*args)
 
-    with _undisturbed(graph_module, path, observers.values()):
+    with _preserved_observers(graph_module, path, observers.values()):
         for columns in domain.chunks():
             with refused_rows(domain, columns[domain.timestep]):
-                evaluate_temporal_nodes(graph_module, path.nodes, sites, columns, hook=watch)
+                evaluate_temporal_nodes(graph_module, path.nodes, sites, columns, hook=observe)
 
 
 def _observe_whole(
@@ -173,14 +175,16 @@ def _observe_whole(
     """A range that all timesteps share is known only when all have been seen, and some graphs take one at a time."""
     quantized = partial(_quantized, graph_module)
     for site in sites:
-        with _undisturbed(graph_module, path, ()):
+        with _preserved_observers(graph_module, path, ()):
+            source = site.args[0]
+            assert isinstance(source, fx.Node)
             pieces = [
-                evaluate_temporal_nodes(graph_module, path.nodes, [site.args[0]], columns, hook=quantized)[0]  # type: ignore[list-item]
+                evaluate_temporal_nodes(graph_module, path.nodes, [source], columns, hook=quantized)[0]
                 for columns in domain.chunks()
             ]
         module = graph_module.get_submodule(str(site.target))
-        following = [module] if isinstance(module, ActivationQuantizer) else []
-        with refused_rows(domain, domain.columns()[domain.timestep]), observing(following):
+        observing_modules = [module] if isinstance(module, ActivationQuantizer) else []
+        with refused_rows(domain, domain.columns()[domain.timestep]), observing(observing_modules):
             module(torch.cat(pieces))
 
 
@@ -199,11 +203,13 @@ def _quantized(graph_module: fx.GraphModule, node: fx.Node, args: tuple[Any, ...
 
 
 @contextmanager
-def _undisturbed(graph_module: fx.GraphModule, path: TemporalBlock, sites: Collection[nn.Module]) -> Iterator[None]:
+def _preserved_observers(
+    graph_module: fx.GraphModule, path: TemporalBlock, sites: Collection[nn.Module]
+) -> Iterator[None]:
     """Observers see what passes for the time of a block and, but for those of the sites, forget it at its end."""
     calls = _observer_calls(graph_module, path.nodes).values()
     # What a weight's observer sees is the same every time, and fake quantizers only look when they are told to.
-    put_back = _snapshot(
+    restore = _snapshot(
         module
         for module in calls
         if not isinstance(module, (PerChannelWeightObserver, FakeQuantizer)) and module not in sites
@@ -211,15 +217,15 @@ def _undisturbed(graph_module: fx.GraphModule, path: TemporalBlock, sites: Colle
     try:
         yield
     finally:
-        put_back()
+        restore()
 
 
 def _snapshot(modules: Iterable[nn.Module]) -> Callable[[], None]:
     """Remember the state of some modules; what is returned puts it back."""
     states = {module: {name: value.clone() for name, value in module.state_dict().items()} for module in modules}
 
-    def put_back() -> None:
+    def restore() -> None:
         for module, state in states.items():
             module.load_state_dict(state)
 
-    return put_back
+    return restore

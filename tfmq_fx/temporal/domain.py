@@ -79,13 +79,15 @@ class TemporalDomain:
         """At most this many of the entries, drawn at random, in their order."""
         if len(self) <= most:
             return self
-        kept = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most].sort().values
-        return replace(self, chosen={name: chosen[kept] for name, chosen in self.chosen.items()}, rows=self.rows[kept])
+        drawn = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:most].sort().values
+        return replace(
+            self, chosen={name: chosen[drawn] for name, chosen in self.chosen.items()}, rows=self.rows[drawn]
+        )
 
     def timesteps_of(self, rows: Collection[int]) -> Tensor:
         """The timesteps of the entries under these rows."""
-        found = torch.isin(self.rows, torch.tensor(list(rows), dtype=torch.int64))
-        return self.values[self.timestep][self.chosen[self.timestep][found]]
+        matches = torch.isin(self.rows, torch.tensor(list(rows), dtype=torch.int64))
+        return self.values[self.timestep][self.chosen[self.timestep][matches]]
 
 
 def finite_domain(timestep: str, values: Mapping[str, Tensor]) -> TemporalDomain:
@@ -128,16 +130,16 @@ def conditioned_domain(
         conditionings: Those of the calibration batches, one at least.
         most: How many entries.
     """
-    count, steps = len(conditionings.found), len(timesteps)
-    each = max(1, min(count, most // steps))
-    numbers = torch.arange(steps).repeat_interleave(each)
-    pick = torch.arange(steps * each) % count
-    columns = zip(*conditionings.found, strict=True)
+    count, steps = len(conditionings.values), len(timesteps)
+    per_timestep = max(1, min(count, most // steps))
+    numbers = torch.arange(steps).repeat_interleave(per_timestep)
+    conditioning = torch.arange(steps * per_timestep) % count
+    columns = zip(*conditionings.values, strict=True)
     further = {name: torch.stack(column) for name, column in zip(conditionings.names, columns, strict=True)}
     return TemporalDomain(
         timestep,
         {timestep: timesteps, **further},
-        {timestep: numbers, **dict.fromkeys(further, pick)},
+        {timestep: numbers, **dict.fromkeys(further, conditioning)},
         group_numbers(timesteps, steps)[numbers],
     )
 

@@ -15,19 +15,26 @@ from torch import Tensor, fx
 
 from tfmq_fx.errors import TimestepError
 from tfmq_fx.observers.ranges import asymmetric_parameters
-from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block, layer_name, row_columns, row_lookups
+from tfmq_fx.passes.analysis import (
+    evaluate_temporal_nodes,
+    find_temporal_block,
+    layer_name,
+    row_columns,
+    row_lookups,
+    row_values,
+)
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import is_call, is_weighted
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 from tfmq_fx.passes.support.timestep_values import ValueSearch
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 
-__all__ = ["evaluate_in_fours", "extend_rows", "find_row_quantizers", "is_indexed_by_row", "not_finite"]
+__all__ = ["describe_non_finite", "evaluate_padded", "extend_rows", "find_row_quantizers", "is_indexed_by_row"]
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
-#: A batch of fewer rows is computed by other kernels, which round differently: a timestep's parameters and features
-#: should be the same whatever comes with it.
-ROWS_OF_A_BATCH = 4
+#: A smaller batch is computed by other kernels, which round differently: a timestep's parameters and features should
+#: be the same whatever comes with it.
+BATCH_MULTIPLE = 4
 
 
 def _gathered_table(argument: Any) -> str | None:
@@ -42,13 +49,13 @@ def is_indexed_by_row(gather: fx.Node) -> bool:
     """Whether ``index_select(table, 0, rows)`` reads the row of the timestep table, and not some index of the model."""
     if _gathered_table(gather) is None:
         return False
-    seen: set[fx.Node] = set()
+    visited: set[fx.Node] = set()
     queue: list[Any] = [gather.args[2]]
     while queue:
         node = queue.pop()
-        if not isinstance(node, fx.Node) or node in seen:
+        if not isinstance(node, fx.Node) or node in visited:
             continue
-        seen.add(node)
+        visited.add(node)
         if is_call(node, ROW_OP):
             return True
         queue.extend(node.all_input_nodes)
@@ -63,16 +70,17 @@ def find_row_quantizers(graph_module: fx.GraphModule, nodes: Collection[fx.Node]
         nodes: Where they are looked for: the temporal block.
     """
     groups = {find_groups(graph_module, name) for name in (GROUPS, EACH_TIMESTEP)}
-    found = {}
+    quantizers = {}
     for node in graph_module.graph.nodes:
         if node in nodes and is_call(node, decomposed.quantize_per_channel.default):
             scale, zero = _gathered_table(node.args[1]), _gathered_table(node.args[2])
-            if scale and zero and not groups.intersection(node.args[1].all_input_nodes):  # type: ignore[union-attr]
-                found[node] = (scale, zero)
-    return found
+            gather = node.args[1]
+            if scale and zero and isinstance(gather, fx.Node) and not groups.intersection(gather.all_input_nodes):
+                quantizers[node] = (scale, zero)
+    return quantizers
 
 
-class _OwnParameters:
+class _ParametersPerRow:
     """A hook of an evaluation that gives every row parameters of its own, in the place of those in the tables."""
 
     def __init__(self, quantizers: Collection[fx.Node]) -> None:
@@ -92,47 +100,54 @@ class _OwnParameters:
 def _parameters(x: Tensor, quantizer: fx.Node) -> tuple[Tensor, Tensor]:
     """Scale (float32) and zero point (int64) of each row of ``x``, ``[K, ...]``."""
     low, high = x.float().flatten(1).aminmax(dim=1)
-    return asymmetric_parameters(low, high, *quantizer.args[4:6])  # type: ignore[arg-type]
+    quant_min, quant_max = quantizer.args[4:6]
+    assert isinstance(quant_min, int)
+    assert isinstance(quant_max, int)
+    return asymmetric_parameters(low, high, quant_min, quant_max)
 
 
-def evaluate_in_fours(
+def evaluate_padded(
     graph_module: fx.GraphModule,
     nodes: Collection[fx.Node],
     outputs: Sequence[fx.Node],
     columns: Mapping[str, Tensor],
     new: Collection[fx.Node] = (),
 ) -> list[Tensor]:
-    """Evaluate a time path with the last row repeated until their number is a multiple of four.
+    """Evaluate a time path with the last row repeated until their number is a multiple of :data:`BATCH_MULTIPLE`.
 
     Args:
         graph_module: The graph.
         nodes: The nodes that may be computed.
-        outputs: The nodes whose values are wanted.
+        outputs: The nodes whose values are returned.
         columns: By name of an input, its value in every row, ``[K, ...]``.
         new: The quantize nodes that give these rows parameters of their own; the others have those of the tables.
 
     Returns:
-        One tensor per output, ``[K, ...]``; with ``r`` rows per item ``[K * r, ...]``.
+        One tensor per output, ``[K, ...]``; with ``r`` entries per row ``[K * r, ...]``.
 
     Raises:
         TimestepError: What a quantizer of ``new`` sees is NaN or infinite in a row.
     """
     count = len(next(iter(columns.values())))
-    more = -count % ROWS_OF_A_BATCH
-    padded = {name: torch.cat([values, *[values[-1:]] * more]) for name, values in columns.items()}
-    seen: list[Any] = [node.args[0] for node in new]
+    padding = -count % BATCH_MULTIPLE
+    padded = {name: torch.cat([column, *[column[-1:]] * padding]) for name, column in columns.items()}
+    quantized: list[Any] = [node.args[0] for node in new]
     if new:
-        found = evaluate_temporal_nodes(graph_module, nodes, [*outputs, *seen], padded, hook=_OwnParameters(new))
+        values = evaluate_temporal_nodes(
+            graph_module, nodes, [*outputs, *quantized], padded, hook=_ParametersPerRow(new)
+        )
     else:
-        found = evaluate_temporal_nodes(graph_module, nodes, outputs, padded)
-    results = [result[: len(result) // (count + more) * count] for result in found]
-    if refused := not_finite(results[len(outputs) :], columns, [f"the input of {_reader(node)!r}" for node in new]):
-        msg = f"{refused}; check the scheduler"
+        values = evaluate_temporal_nodes(graph_module, nodes, outputs, padded)
+    results = [result[: len(result) // (count + padding) * count] for result in values]
+    if problem := describe_non_finite(
+        results[len(outputs) :], columns, [f"the input of {_first_reader(node)!r}" for node in new]
+    ):
+        msg = f"{problem}; check the scheduler"
         raise TimestepError(msg)
     return results[: len(outputs)]
 
 
-def not_finite(values: Sequence[Tensor], columns: Mapping[str, Tensor], subjects: Sequence[str]) -> str | None:
+def describe_non_finite(values: Sequence[Tensor], columns: Mapping[str, Tensor], subjects: Sequence[str]) -> str | None:
     """A sentence's beginning that names the first value, and its row, with NaN or infinite numbers; None without one.
 
     Args:
@@ -149,15 +164,15 @@ def not_finite(values: Sequence[Tensor], columns: Mapping[str, Tensor], subjects
     return None
 
 
-def _reader(quantizer: fx.Node) -> str:
+def _first_reader(quantizer: fx.Node) -> str:
     """The name of the first layer that reads what a quantizer rounds."""
-    queue, seen = [quantizer], {quantizer}
+    queue, visited = [quantizer], {quantizer}
     while queue:
         node = queue.pop(0)
         if is_weighted(node):
             return layer_name(node)
-        new = [user for user in node.users if user not in seen]
-        seen.update(new)
+        new = [user for user in node.users if user not in visited]
+        visited.update(new)
         queue.extend(new)
     return quantizer.name
 
@@ -180,30 +195,32 @@ def extend_rows(graph_module: fx.GraphModule, added: Tensor, timestep: str = "ti
     lookups = row_lookups(graph_module)
     if not lookups or len(added) == 0:
         return
-    known: Tensor = read_attribute(graph_module, str(lookups[0].args[1].target))  # type: ignore[union-attr]
+    values = row_values(graph_module, lookups[0])
     rows = len(row_columns(graph_module)[timestep])
     block = find_temporal_block(graph_module, timestep)
     quantizers = find_row_quantizers(graph_module, set(block.nodes))
-    nearest, _ = ValueSearch(known).nearest(added)
+    nearest, _ = ValueSearch(values).nearest(added)
     for name in (GROUPS, EACH_TIMESTEP):
         if find_groups(graph_module, name) is not None:
             groups: Tensor = read_attribute(graph_module, name)
-            _replace(graph_module, name, torch.cat([groups, groups[nearest]]))
-    _replace(graph_module, str(lookups[0].args[1].target), torch.cat([known, added]))  # type: ignore[union-attr]
+            _replace_table(graph_module, name, torch.cat([groups, groups[nearest]]))
+    values_node = lookups[0].args[1]
+    assert isinstance(values_node, fx.Node)
+    _replace_table(graph_module, str(values_node.target), torch.cat([values, added]))
     # The timestep changes slowest, so its new rows stand behind all others.
     columns = {name: column[rows:] for name, column in row_columns(graph_module).items()}
     tables = {name for pair in quantizers.values() for name in pair}
     for name in tables:
         table = read_attribute(graph_module, name)
-        _replace(graph_module, name, torch.cat([table, table[-1:].expand(len(columns[timestep]))]))
+        _replace_table(graph_module, name, torch.cat([table, table[-1:].expand(len(columns[timestep]))]))
     inputs: list[Any] = [node.args[0] for node in quantizers]
-    seen = evaluate_in_fours(graph_module, block.nodes, inputs, columns, new=quantizers)
-    for x, (node, names) in zip(seen, quantizers.items(), strict=True):
-        for name, values in zip(names, _parameters(x, node), strict=True):
-            read_attribute(graph_module, name)[rows:] = values
+    quantized = evaluate_padded(graph_module, block.nodes, inputs, columns, new=quantizers)
+    for x, (node, names) in zip(quantized, quantizers.items(), strict=True):
+        for name, parameters in zip(names, _parameters(x, node), strict=True):
+            read_attribute(graph_module, name)[rows:] = parameters
 
 
-def _replace(graph_module: fx.GraphModule, name: str, value: Tensor) -> None:
+def _replace_table(graph_module: fx.GraphModule, name: str, value: Tensor) -> None:
     """Put a longer table in the place of a buffer, and its shape on the nodes that read it."""
     setattr(graph_module, name, value)
     for node in graph_module.graph.nodes:

@@ -64,8 +64,8 @@ class ExtendedGraph:
 
     def _missing(self, graph_module: fx.GraphModule, timesteps: Tensor) -> Tensor | None:
         """The timesteps without a row; None where one cannot have any."""
-        _, known = ValueSearch(self._values(graph_module)).find(timesteps)
+        _, in_table = ValueSearch(self._values(graph_module)).find(timesteps)
         try:
-            return distinct_timesteps(timesteps[~known])
+            return distinct_timesteps(timesteps[~in_table])
         except ConfigError:
             return None

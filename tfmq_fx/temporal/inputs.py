@@ -34,21 +34,21 @@ def finite_values(graph_module: fx.GraphModule, finite: FiniteInputs) -> dict[st
         ConfigError: There is no such input, or it is named alone and indexes no embedding.
     """
     inputs = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
-    found = {}
+    values_by_name = {}
     for name in finite:
         if name not in inputs:
             msg = f"finite={name!r} is no input of the model; its inputs are {', '.join(inputs)}"
             raise ConfigError(msg)
-        given = finite[name] if isinstance(finite, Mapping) else None
-        values = _embedding_indices(inputs[name]) if given is None else _listed(given)
+        listed = finite[name] if isinstance(finite, Mapping) else None
+        values = _embedding_indices(inputs[name]) if listed is None else _as_tensor(listed)
         if values is None or len(values) == 0:
             msg = f"the values of the finite input {name!r} are not known: give them as finite={{{name!r}: [...]}}"
             raise ConfigError(msg)
-        found[name] = distinct_timesteps(values)
-    return found
+        values_by_name[name] = distinct_timesteps(values)
+    return values_by_name
 
 
-def _listed(values: Tensor | Iterable[float]) -> Tensor:
+def _as_tensor(values: Tensor | Iterable[float]) -> Tensor:
     return values if isinstance(values, Tensor) else torch.tensor([float(value) for value in values])
 
 
@@ -68,12 +68,12 @@ class Conditionings:
 
     Attributes:
         names: Names of the inputs.
-        found: One tuple of values for each conditioning, ``[...]`` without the batch's axis, in the order of ``names``.
+        values: One tuple for each conditioning, ``[...]`` without the batch's axis, in the order of ``names``.
     """
 
     names: tuple[str, ...]
-    found: list[tuple[Tensor, ...]] = field(default_factory=list)
-    _known: set[bytes] = field(default_factory=set, repr=False)
+    values: list[tuple[Tensor, ...]] = field(default_factory=list)
+    _digests: set[bytes] = field(default_factory=set, repr=False)
 
     def add(self, graph_module: fx.GraphModule, call: Call) -> None:
         """Take those of a calibration batch of the graph."""
@@ -81,9 +81,9 @@ class Conditionings:
         leaves = dict(zip(placeholders, call.leaves, strict=True))
         for item in zip(*(leaves[name] for name in self.names), strict=True):
             key = _digest(item)
-            if key not in self._known:
-                self._known.add(key)
-                self.found.append(tuple(value.detach().clone() for value in item))
+            if key not in self._digests:
+                self._digests.add(key)
+                self.values.append(tuple(value.detach().clone() for value in item))
 
 
 def collect_conditionings(

@@ -15,15 +15,17 @@ from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_values import ValueSearch, as_captured, distinct_timesteps, is_low
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
 from tfmq_fx.passes.temporal.widen_timesteps import integer_reader
-from tfmq_fx.temporal.extend import evaluate_in_fours, find_row_quantizers, is_indexed_by_row, not_finite
-from tfmq_fx.temporal.split import TemporalInput, TemporalSplit, outputs_of
+from tfmq_fx.temporal.extend import describe_non_finite, evaluate_padded, find_row_quantizers, is_indexed_by_row
+from tfmq_fx.temporal.rest_inputs import TemporalInput
+from tfmq_fx.temporal.split import TemporalSplit
 from tfmq_fx.temporal.table import stored_rows
+from tfmq_fx.temporal.time_graph import outputs_of
 
 __all__ = ["TemporalProgram"]
 
 aten = torch.ops.aten
 #: Memory for values that are kept: a thousand timesteps of Stable Diffusion take 80 MB.
-KEPT_BYTES = 2**29
+CACHE_BYTES = 2**29
 
 Key = tuple[float, ...]
 Row = tuple[Tensor, ...]
@@ -60,7 +62,7 @@ class TemporalProgram:
         timesteps: Tensor | None,
         unknown: UnknownTimestep,
         storage: TableStorage = "float32",
-        most_bytes: int = KEPT_BYTES,
+        most_bytes: int = CACHE_BYTES,
     ) -> None:
         self.time, self.names, self.layers, self.inputs = time, tuple(names), tuple(layers), tuple(inputs)
         self.timesteps, self.unknown, self.storage, self.most_bytes = timesteps, unknown, storage, most_bytes
@@ -68,7 +70,7 @@ class TemporalProgram:
         self._nodes, self._outputs = set(time.graph.nodes), outputs_of(time)
         self._quantizers = find_row_quantizers(time, self._nodes)
         self._search = None if timesteps is None else ValueSearch(timesteps)
-        self._kept: OrderedDict[Key, Row] = OrderedDict()
+        self._cache: OrderedDict[Key, Row] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -89,8 +91,9 @@ class TemporalProgram:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the timestep input."""
-        found = [node for node in self.time.graph.nodes if node.op == "placeholder" and node.target == self.names[0]]
-        dtype: torch.dtype = node_value(found[0]).dtype
+        placeholders = self.time.graph.find_nodes(op="placeholder")
+        timestep = next(node for node in placeholders if node.target == self.names[0])
+        dtype: torch.dtype = node_value(timestep).dtype
         return dtype
 
     @property
@@ -122,11 +125,11 @@ class TemporalProgram:
         if self.unknown != "extend":
             rows = self._search.rows(timestep, self.unknown, captured=dtype)
             return as_captured(self._search.values[rows], dtype, self.names[0])
-        rows, known = self._search.find(values)
-        if not bool(known.all()):
-            self._require_computable(values[~known], dtype)
+        rows, in_table = self._search.find(values)
+        if not bool(in_table.all()):
+            self._require_computable(values[~in_table], dtype)
         table = self._search.values[rows.clamp_max(len(self._search.values) - 1)]
-        return as_captured(torch.where(known, table, values.double()), dtype, self.names[0])
+        return as_captured(torch.where(in_table, table, values.double()), dtype, self.names[0])
 
     def __call__(self, timestep: Tensor, *finite: Tensor) -> tuple[Tensor, ...]:
         """What the rest of the denoiser takes, one tensor per entry of ``inputs``.
@@ -140,61 +143,63 @@ class TemporalProgram:
         """
         columns = [value.reshape(-1).tolist() for value in (timestep, *finite)]
         count = max(map(len, columns))
-        filled = (column * count if len(column) == 1 else column for column in columns)
-        keys: list[Key] = list(zip(*filled, strict=True))
+        expanded = (column * count if len(column) == 1 else column for column in columns)
+        keys: list[Key] = list(zip(*expanded, strict=True))
         with self._lock:  # another thread's rows may push these out; and what it computes is not computed twice
-            missing = [key for key in dict.fromkeys(keys) if key not in self._kept]
-            found = {key: self._kept[key] for key in keys if key in self._kept}
-            found.update(self._computed(missing))
-            for key in found:
-                self._keep(key, found[key])
-        rows = [found[key] for key in keys]
+            missing = [key for key in dict.fromkeys(keys) if key not in self._cache]
+            row_of = {key: self._cache[key] for key in keys if key in self._cache}
+            row_of.update(self._compute(missing))
+            for key, row in row_of.items():
+                self._store(key, row)
+        rows = [row_of[key] for key in keys]
         return tuple(torch.cat(column) for column in zip(*rows, strict=True))
 
     @torch.no_grad()
-    def _computed(self, keys: Sequence[Key]) -> dict[Key, Row]:
-        """The values of rows that are not kept."""
-        found: dict[Key, Row] = {}
+    def _compute(self, keys: Sequence[Key]) -> dict[Key, Row]:
+        """The values of rows that are not in the cache."""
+        row_of: dict[Key, Row] = {}
         if not keys:
-            return found
+            return row_of
         resolved = self.resolve(torch.tensor([key[0] for key in keys], dtype=torch.float64))
-        known = torch.zeros(len(keys), dtype=torch.bool) if self._search is None else self._search.find(resolved)[1]
+        in_table = torch.zeros(len(keys), dtype=torch.bool) if self._search is None else self._search.find(resolved)[1]
         further = list(zip(*keys, strict=True))[1:]
         columns = [resolved, *(torch.tensor(column, dtype=torch.float64) for column in further)]
         for new in (False, True):
-            chosen = [number for number in range(len(keys)) if bool(known[number]) is not new]
+            chosen = [number for number in range(len(keys)) if bool(in_table[number]) is not new]
             if chosen:
-                given = {name: column[chosen] for name, column in zip(self.names, columns, strict=True)}
-                own = self._quantizers if new else ()
-                values = evaluate_in_fours(self.time, self._nodes, self._outputs, given, own)
-                found.update(zip((keys[number] for number in chosen), self._rows(values, given), strict=True))
+                inputs = {name: column[chosen] for name, column in zip(self.names, columns, strict=True)}
+                own_parameters = self._quantizers if new else ()
+                values = evaluate_padded(self.time, self._nodes, self._outputs, inputs, own_parameters)
+                row_of.update(zip((keys[number] for number in chosen), self._rows(values, inputs), strict=True))
         self.computed += len(keys)
-        return found
+        return row_of
 
-    def _rows(self, values: Sequence[Tensor], given: dict[str, Tensor]) -> list[Row]:
+    def _rows(self, values: Sequence[Tensor], columns: dict[str, Tensor]) -> list[Row]:
         """The values of each row, as the rest takes them."""
-        count = len(next(iter(given.values())))
-        if found := not_finite(values, given, [f"the temporal feature of {layer!r}" for layer in self.layers]):
-            msg = f"{found}; check the scheduler"
+        count = len(next(iter(columns.values())))
+        if problem := describe_non_finite(
+            values, columns, [f"the temporal feature of {layer!r}" for layer in self.layers]
+        ):
+            msg = f"{problem}; check the scheduler"
             raise TimestepError(msg)
         flat = [value.reshape(count, -1) for value in values]
         joined = []
         for entry in self.inputs:
-            parts = [self._stored(flat[number]) if entry.matrix else flat[number] for number in entry.outputs]
+            parts = [self._as_stored(flat[number]) if entry.matrix else flat[number] for number in entry.outputs]
             joined.append(torch.cat(parts, dim=1) if entry.matrix else parts[0].reshape(-1))
         return [tuple(value[n : n + 1].clone() for value in joined) for n in range(count)]
 
-    def _stored(self, rows: Tensor) -> Tensor:
+    def _as_stored(self, rows: Tensor) -> Tensor:
         return stored_rows(rows, self.storage) if rows.dtype == torch.float32 else rows
 
-    def _keep(self, key: Key, row: Row) -> None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
+    def _store(self, key: Key, row: Row) -> None:
+        if key in self._cache:
+            self._cache.move_to_end(key)
             return
-        self._kept[key] = row
+        self._cache[key] = row
         self._bytes += _size(row)
-        while self._bytes > self.most_bytes and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
+        while self._bytes > self.most_bytes and len(self._cache) > 1:
+            _, dropped = self._cache.popitem(last=False)
             self._bytes -= _size(dropped)
 
     def _require_computable(self, new: Tensor, dtype: torch.dtype) -> None:
@@ -217,10 +222,10 @@ class TemporalProgram:
         fractional = distinct[distinct != distinct.round()]
         if len(fractional) and not dtype.is_floating_point:
             reader = integer_reader(self.time, self.names[0])
-            taken = f" and {reader.name!r} takes them as integers" if reader is not None else ""
+            reason = f" and {reader.name!r} takes them as integers" if reader is not None else ""
             msg = (
                 f"timestep {float(fractional[0]):g} is fractional, but the model was captured with "
-                f"{str(dtype).removeprefix('torch.')} timesteps{taken}: capture it again with a float timestep"
+                f"{str(dtype).removeprefix('torch.')} timesteps{reason}: capture it again with a float timestep"
             )
             raise TimestepError(msg)
 

@@ -31,18 +31,18 @@ def at_timesteps(values: Tensor) -> str:
 
 
 @contextmanager
-def refused_rows(domain: TemporalDomain, items: Tensor) -> Iterator[None]:
+def refused_rows(domain: TemporalDomain, timesteps: Tensor) -> Iterator[None]:
     """Name the timesteps of what is refused inside the block.
 
     Args:
         domain: What the graph is evaluated over.
-        items: The timesteps of the entries that are evaluated there, ``[N]``.
+        timesteps: Those of the entries that are evaluated there, ``[N]``.
     """
     try:
         yield
     except NonFiniteError as error:
-        found = domain.timesteps_of(error.rows) if error.rows else _of_entries(error, items)
-        raise error.at(at_timesteps(found)) from error
+        refused = domain.timesteps_of(error.rows) if error.rows else _timesteps_of_entries(error, timesteps)
+        raise error.at(at_timesteps(refused)) from error
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def refused_whole(prepared: fx.GraphModule, batch: Any, index: int, timestep: st
         index: The number of the batch.
         timestep: Name of the timestep input.
     """
-    states = [(module, _copied(module)) for module in _learning(prepared)]
+    states = [(module, _copied_state(module)) for module in _batch_observers(prepared)]
     try:
         yield
     except Exception as error:
@@ -64,17 +64,17 @@ def refused_whole(prepared: fx.GraphModule, batch: Any, index: int, timestep: st
         if not isinstance(error, NonFiniteError):
             raise
         when = at_timesteps(_timesteps(prepared, batch, timestep, error))
-        place = f" in calibration batch {index}{',' if when else ''}{when}"
-        raise error.at(place) from error
+        location = f" in calibration batch {index}{',' if when else ''}{when}"
+        raise error.at(location) from error
 
 
-def _learning(prepared: nn.Module) -> list[nn.Module]:
+def _batch_observers(prepared: nn.Module) -> list[nn.Module]:
     """The observers that learn from batches; a weight is the same in all of them."""
     observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
     return [module for module in observers if not isinstance(module, PerChannelWeightObserver)]
 
 
-def _copied(module: nn.Module) -> dict[str, Any]:
+def _copied_state(module: nn.Module) -> dict[str, Any]:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in module.state_dict().items()}
 
 
@@ -84,11 +84,11 @@ def _timesteps(prepared: fx.GraphModule, batch: Any, timestep: str, error: NonFi
     if value is None:
         return torch.zeros(0)
     items = value.reshape(-1)
-    found = _of_entries(error, items)
-    return found if len(found) else items
+    refused = _timesteps_of_entries(error, items)
+    return refused if len(refused) else items
 
 
-def _of_entries(error: NonFiniteError, items: Tensor) -> Tensor:
+def _timesteps_of_entries(error: NonFiniteError, items: Tensor) -> Tensor:
     """The timesteps of the refused entries out of those of all items; none where entries are not items."""
     each, rest = divmod(error.length, max(1, len(items)))
     if rest or not each:

@@ -94,7 +94,7 @@ def tabulate(
         if original is None:
             msg = "temporal='auto' compares with the float block, which is gone here: convert with tfmq_fx.convert"
             raise ConfigError(msg)
-        choices = _keep_closer(graph_module, original, config.resolved_table)
+        choices = _use_closer_rows(graph_module, original, config.resolved_table)
     store_table(graph_module, config)
     return choices
 
@@ -117,22 +117,30 @@ def stored_rows(rows: Tensor, storage: str) -> Tensor:
 
 
 @torch.no_grad()
-def _keep_closer(converted: fx.GraphModule, original: fx.GraphModule, storage: str) -> list[TemporalChoice]:
+def _use_closer_rows(converted: fx.GraphModule, original: fx.GraphModule, storage: str) -> list[TemporalChoice]:
     """Put the float rows of a feature where, stored alike, they are closer to float than the quantized block's."""
     choices = []
-    for ours, theirs in zip(find_feature_tables(converted), find_feature_tables(original), strict=True):
-        table: Tensor = read_attribute(converted, str(ours.args[0].target))  # type: ignore[union-attr]
-        reference: Tensor = read_attribute(original, str(theirs.args[0].target))  # type: ignore[union-attr]
-        for piece in ours.users:
+    for gather, original_gather in zip(find_feature_tables(converted), find_feature_tables(original), strict=True):
+        table, reference = _gathered_tensor(converted, gather), _gathered_tensor(original, original_gather)
+        for piece in gather.users:
             columns = slice(*feature_columns(piece))
-            wanted = reference[:, columns]
-            size = wanted.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
+            expected = reference[:, columns]
+            size = expected.double().norm().clamp_min(torch.finfo(torch.float64).tiny)
             cached, quantized = (
-                float((stored_rows(rows, storage) - wanted).double().norm() / size)
-                for rows in (wanted, table[:, columns])
+                float((stored_rows(rows, storage) - expected).double().norm() / size)
+                for rows in (expected, table[:, columns])
             )
             if cached < quantized:
-                table[:, columns] = wanted
+                table[:, columns] = expected
             kept: Literal["cached", "quantized"] = "cached" if cached < quantized else "quantized"
             choices.append(TemporalChoice(piece.meta.get(LAYER, ""), kept, cached, quantized))
     return choices
+
+
+def _gathered_tensor(graph_module: fx.GraphModule, gather: fx.Node) -> Tensor:
+    """The table that a node looks rows up in."""
+    table = gather.args[0]
+    assert isinstance(table, fx.Node)
+    tensor = read_attribute(graph_module, str(table.target))
+    assert isinstance(tensor, Tensor)
+    return tensor

@@ -56,10 +56,10 @@ def accept_timesteps(graph_module: fx.GraphModule, timesteps: Tensor, timestep: 
         refresh_interface(graph_module)
         dtype = torch.float32
     rows, _ = ValueSearch(values).find(values.to(dtype))
-    blurred = rows != torch.arange(len(values))
-    if bool(blurred.any()):
+    merged = rows != torch.arange(len(values))
+    if bool(merged.any()):
         msg = (
-            f"timestep {float(values[blurred][0]):.9g} cannot be told from its neighbours in {_name(dtype)}, which the "
+            f"timestep {float(values[merged][0]):.9g} cannot be told from its neighbours in {_name(dtype)}, which the "
             "model was captured with: capture it with a float32 timestep, or leave one of them out"
         )
         raise ConfigError(msg)
@@ -89,17 +89,17 @@ def recorded_timesteps(batches: Iterable[Mapping[str, Any]], timestep: str = "ti
     Raises:
         CalibrationError: There is no batch, or one has no timestep by that name.
     """
-    found = []
+    columns = []
     for index, batch in enumerate(batches):
         if not isinstance(batch, Mapping) or batch.get(timestep) is None:
-            held = ", ".join(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__} without names"
-            msg = f"batch {index} has no {timestep!r} but {held}: name the timestep of recorded batches with timestep="
+            names = ", ".join(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__} without names"
+            msg = f"batch {index} has no {timestep!r} but {names}: name the timestep of recorded batches with timestep="
             raise CalibrationError(msg)
-        found.append(torch.as_tensor(batch[timestep]).detach().cpu().double().reshape(-1))
-    if not found:
+        columns.append(torch.as_tensor(batch[timestep]).detach().cpu().double().reshape(-1))
+    if not columns:
         msg = "there are no batches to read timesteps off; record at least one call"
         raise CalibrationError(msg)
-    return distinct_timesteps(torch.cat(found).sort(descending=True).values)
+    return distinct_timesteps(torch.cat(columns).sort(descending=True).values)
 
 
 def check_table_is_hit(values: Tensor, timesteps: Sequence[Tensor], timestep: str = "timestep") -> None:
@@ -116,11 +116,11 @@ def check_table_is_hit(values: Tensor, timesteps: Sequence[Tensor], timestep: st
         CalibrationError: Names the first timestep, and what to do.
     """
     search = ValueSearch(distinct_timesteps(values))
-    given = [t.reshape(-1) for t in timesteps if t.numel()]
-    given = [t[t != 0] for t in given if bool((t != 0).any())] or given
-    if not given or any(bool(search.find(t)[1].any()) for t in given):
+    nonempty = [t.reshape(-1) for t in timesteps if t.numel()]
+    compared = [t[t != 0] for t in nonempty if bool((t != 0).any())] or nonempty
+    if not compared or any(bool(search.find(t)[1].any()) for t in compared):
         return
-    first = given[0][0]
+    first = compared[0][0]
     row, finite = search.nearest(first)
     nearest = f"nearest {float(search.values[row]):g}, " if bool(finite) else ""
     msg = (
@@ -155,18 +155,18 @@ def with_table_check(
     if isinstance(batches, Sequence):
         check_table_is_hit(values, [t for batch in batches for t in _timesteps(interface, batch, timestep)], timestep)
         return batches
-    return _checked_at_the_end(values, interface, timestep, batches)
+    return _checked_after_last(values, interface, timestep, batches)
 
 
-def _checked_at_the_end(values: Tensor, interface: Interface, timestep: str, batches: Iterable[T]) -> Iterator[T]:
-    seen = []
+def _checked_after_last(values: Tensor, interface: Interface, timestep: str, batches: Iterable[T]) -> Iterator[T]:
+    observed = []
     for batch in batches:
-        seen += _timesteps(interface, batch, timestep)
+        observed += _timesteps(interface, batch, timestep)
         yield batch
-    check_table_is_hit(values, seen, timestep)
+    check_table_is_hit(values, observed, timestep)
 
 
 def _timesteps(interface: Interface, batch: Any, timestep: str) -> list[Tensor]:
-    """The timestep of a batch; none where the batch does not fit, which is another's to say."""
+    """The timestep of a batch; none where the batch does not fit, which binding it reports."""
     value = timestep_of(interface, batch, timestep)
     return [] if value is None else [value]

@@ -13,7 +13,7 @@ from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.frontend.batches import batch_arguments
 from tfmq_fx.frontend.capture import capture
-from tfmq_fx.frontend.exporting import Batched
+from tfmq_fx.frontend.export_inputs import Batched
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.quantization.calibrate import Batch, calibrate
 from tfmq_fx.quantization.convert import convert

@@ -88,12 +88,12 @@ class Backend(ABC):
         Raises:
             LoweringError: It does not have it; the message names what it has.
         """
-        known = self.precisions
-        if precision is not None and precision not in known:
-            choices = f"use one of {', '.join(map(repr, known))}" if known else "it takes none"
+        supported = self.precisions
+        if precision is not None and precision not in supported:
+            choices = f"use one of {', '.join(map(repr, supported))}" if supported else "it takes none"
             msg = f"precision={precision!r} is not supported by backend={self.name!r}: {choices}"
             raise LoweringError(msg)
-        return precision or next(iter(known), "f32")
+        return precision or next(iter(supported), "f32")
 
     @abstractmethod
     def lower(self, program: QuantizedProgram, options: LoweringOptions) -> Denoiser:

@@ -60,7 +60,9 @@ def sums_may_overflow(node: fx.Node) -> bool:
 
 
 def _weight_fits(graph_module: fx.GraphModule, weight: fx.Node) -> bool:
-    zero_points = read_attribute(graph_module, str(weight.args[2].target))  # type: ignore[union-attr]
+    zero_point = weight.args[2]
+    assert isinstance(zero_point, fx.Node)
+    zero_points = read_attribute(graph_module, str(zero_point.target))
     return weight.args[6] == torch.int8 and not bool(zero_points.any())
 
 

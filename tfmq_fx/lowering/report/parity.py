@@ -46,10 +46,10 @@ def relative_error(outputs: Any, reference: Any) -> float:
 
     NaN, an infinite value and another shape count as infinite, and so does anything in the place of zeros.
     """
-    ours, theirs = _tensors(outputs), _tensors(reference)
-    if [a.shape for a in ours] != [b.shape for b in theirs]:
+    actual, expected = _tensors(outputs), _tensors(reference)
+    if [a.shape for a in actual] != [b.shape for b in expected]:
         return math.inf
-    errors = [_ratio(float((a - b).norm()), float(b.norm())) for a, b in zip(ours, theirs, strict=True)]
+    errors = [_ratio(float((a - b).norm()), float(b.norm())) for a, b in zip(actual, expected, strict=True)]
     return max(errors, default=0.0)
 
 

@@ -16,7 +16,7 @@ from tfmq_fx.passes.support.sizes import concrete_size
 __all__ = ["parity_examples"]
 
 #: Rows of the table that are looked at, at the least: the first, the last and one between them.
-FEWEST_ROWS = 3
+FEWEST_TABLE_ROWS = 3
 #: Calls, at the least and at the most: between them, as many as stay below so many computed numbers, about a second.
 FEWEST_CALLS, MOST_CALLS = 2, 8
 NUMBERS = 2**26
@@ -37,33 +37,35 @@ def parity_examples(
         one_timestep: Whether a call has one timestep in all its items, as kernels of one timestep group need it.
     """
     inputs = {str(node.target): node_value(node) for node in graph_module.graph.nodes if node.op == "placeholder"}
-    widths = {name: _items(inputs[name]) for name in indexed}
+    widths = {name: _item_count(inputs[name]) for name in indexed}
     if one_timestep:
         widths[timestep] = 1
-    rows_a_call = widths.get(timestep, FEWEST_ROWS)
-    calls = min(max(NUMBERS // _computed(graph_module), FEWEST_CALLS), MOST_CALLS)
-    calls = max(calls, math.ceil(FEWEST_ROWS / rows_a_call))
+    rows_per_call = widths.get(timestep, FEWEST_TABLE_ROWS)
+    calls = min(max(NUMBERS // _computed_numbers(graph_module), FEWEST_CALLS), MOST_CALLS)
+    calls = max(calls, math.ceil(FEWEST_TABLE_ROWS / rows_per_call))
     examples = []
     for call in range(calls):
-        chosen = {name: values[_rows(len(values), widths[name], calls, call)] for name, values in indexed.items()}
+        chosen = {
+            name: values[_row_numbers(len(values), widths[name], calls, call)] for name, values in indexed.items()
+        }
         examples.append(example_arguments(graph_module, chosen, seed=call))
     return examples
 
 
-def _items(value: Tensor) -> int:
+def _item_count(value: Tensor) -> int:
     """The entries of an input of one value an item."""
     if not value.ndim:
         return 1
     return EXAMPLE_BATCH if isinstance(value.shape[0], SymInt) else int(value.shape[0])
 
 
-def _rows(count: int, width: int, calls: int, call: int) -> Tensor:
+def _row_numbers(count: int, width: int, calls: int, call: int) -> Tensor:
     """The rows out of ``count`` that a call takes: far from each other, and all calls together evenly spread."""
     spread = torch.linspace(0, count - 1, width * calls).round().long()
     return spread[call::calls]
 
 
-def _computed(graph_module: fx.GraphModule) -> int:
+def _computed_numbers(graph_module: fx.GraphModule) -> int:
     """The numbers in all tensors that a call computes."""
     values = [node_value(node) for node in graph_module.graph.nodes if node.op == "call_function"]
     shapes = [value.shape for value in values if isinstance(value, Tensor)]

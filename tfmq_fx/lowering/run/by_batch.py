@@ -36,7 +36,7 @@ class ByBatch:
         self._sessions: OrderedDict[int, Session] = OrderedDict()
         inputs = [node_value(node) for node in graph_module.graph.nodes if node.op == "placeholder"]
         self._tensors = [index for index, value in enumerate(inputs) if isinstance(value, Tensor)]
-        self._batch = _batch_place(inputs)
+        self._batch = _batch_axis(inputs)
         output = graph_module.graph.output_node()
         self._results = pytree.tree_leaves(output.args[0])
         self._structure = output_structure(graph_module.graph)
@@ -61,7 +61,7 @@ class ByBatch:
 
 
 @dataclass(frozen=True)
-class _BatchPlace:
+class _BatchAxis:
     """Which tensor input has the batch along which axis, and how many entries for each item."""
 
     index: int
@@ -73,11 +73,11 @@ class _BatchPlace:
         return int(tensors[self.index].shape[self.axis]) // self.times
 
 
-def _batch_place(inputs: list[Any]) -> _BatchPlace | None:
+def _batch_axis(inputs: list[Any]) -> _BatchAxis | None:
     """Where the batch is read off, None when it is fixed."""
     tensors = [value for value in inputs if isinstance(value, Tensor)]
     for index, value in enumerate(tensors):
         for axis, size in enumerate(sizes_of(value)):
             if not isinstance(size, int):
-                return _BatchPlace(index, axis, size.times)
+                return _BatchAxis(index, axis, size.times)
     return None

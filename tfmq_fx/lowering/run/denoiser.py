@@ -25,7 +25,7 @@ __all__ = ["Denoiser"]
 #: diffusers' own switch between its output class and a tuple; it shapes no computation.
 RETURN_DICT = "return_dict"
 #: Calls whose timesteps are remembered: a sampler has some dozens of steps.
-MOST_FOUND = 1024
+MOST_LOOKUPS = 1024
 
 
 class Denoiser(nn.Module):
@@ -113,7 +113,8 @@ class Denoiser(nn.Module):
             arguments[self._timestep] = self._as_table_value(arguments[self._timestep])
         call = bind_named(self._interface, arguments, self._timestep)
         for name, (index, allowed) in self._finite.items():
-            check_timesteps(call.leaves[index], allowed, name)  # type: ignore[index]
+            assert index is not None
+            check_timesteps(call.leaves[index], allowed, name)
         pieces = self._pieces(call)
         if len(pieces) < 2:
             output = self._call(call)
@@ -148,17 +149,17 @@ class Denoiser(nn.Module):
             return timestep  # binding says what is wrong with it
         # The table's own value: what follows, compiled or not, finds exactly that row. A step asks for the same again.
         key = value.dtype, tuple(value.shape), tuple(value.reshape(-1).tolist())
-        found = self._lookups.get(key)
-        if found is None:
-            if len(self._lookups) >= MOST_FOUND:
+        resolved = self._lookups.get(key)
+        if resolved is None:
+            if len(self._lookups) >= MOST_LOOKUPS:
                 self._lookups.clear()
             if self._temporal is not None:
-                found = self._temporal.resolve(value)
+                resolved = self._temporal.resolve(value)
             else:
                 rows = self._search.rows(value, self._unknown, captured=expected.dtype)
-                found = as_captured(self._search.values[rows], expected.dtype, self._timestep)
-            self._lookups[key] = found
-        return found.clone()
+                resolved = as_captured(self._search.values[rows], expected.dtype, self._timestep)
+            self._lookups[key] = resolved
+        return resolved.clone()
 
     def _call(self, call: Call) -> Any:
         args, kwargs = call.arguments()
@@ -174,39 +175,39 @@ class Denoiser(nn.Module):
 
     def _split_by_group(self, call: Call) -> list[Tensor]:
         """The items of a batch, those of each timestep group together; all in one piece when groups may mix."""
-        everything = torch.arange(call.batch or 1)
+        all_items = torch.arange(call.batch or 1)
         index = self._interface.find(self._timestep)
         if self._groups is None or self._search is None or index is None or call.leaves[index].ndim == 0:
-            return [everything]
+            return [all_items]
         groups = self._groups[self._search.nearest(call.leaves[index])[0]]
-        found = sorted(set(groups.tolist()))
-        if len(found) == 1:
-            return [everything]
+        distinct = sorted(set(groups.tolist()))
+        if len(distinct) == 1:
+            return [all_items]
         if call.batch is None:
             msg = (
-                f"a batch of timesteps from {len(found)} groups must be split, but this program was captured with a "
+                f"a batch of timesteps from {len(distinct)} groups must be split, but this program was captured with a "
                 "fixed batch; capture it with dynamic_batch=True, or call it with one timestep"
             )
             raise InputError(msg)
-        return [everything[groups == group] for group in found]
+        return [all_items[groups == group] for group in distinct]
 
     def _join(self, outputs: Sequence[Any], items: Tensor) -> Any:
         """Put the outputs of a split batch together, each item in its place."""
         leaves, spec = zip(*(pytree.tree_flatten(output) for output in outputs), strict=True)
-        places = torch.argsort(items)
+        order = torch.argsort(items)
         joined = []
         for axis, parts in zip(self._interface.results, zip(*leaves, strict=True), strict=True):
             # What does not grow with the batch is the same in every part.
-            joined.append(parts[0] if axis is None else torch.cat(parts, axis).index_select(axis, places))
+            joined.append(parts[0] if axis is None else torch.cat(parts, axis).index_select(axis, order))
         return pytree.tree_unflatten(joined, spec[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Keep dtype and device, whatever ``to``, ``half`` or ``cuda`` ask for: compiled code reads its own tensors."""
-        asked = fn(torch.empty(0, dtype=self.dtype))
-        if asked.dtype != self.dtype or asked.device.type != "cpu":
-            kept = f"{str(self.dtype).removeprefix('torch.')} on cpu"
+        requested = fn(torch.empty(0, dtype=self.dtype))
+        if requested.dtype != self.dtype or requested.device.type != "cpu":
+            state = f"{str(self.dtype).removeprefix('torch.')} on cpu"
             warnings.warn(
-                f"a lowered denoiser stays in {kept}: its compiled tensors cannot be cast or moved; lower the program "
+                f"a lowered denoiser stays in {state}: its compiled tensors cannot be cast or moved; lower the program "
                 "again for another device, or quantize the model in another dtype",
                 stacklevel=3,
             )

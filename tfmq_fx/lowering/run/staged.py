@@ -18,14 +18,14 @@ from tfmq_fx.lowering.stages import Layout, Stage, StagedGraph, StageRun
 __all__ = ["Reused", "StagedProgram", "stage_inputs"]
 
 #: Memory for values that are kept, per stage: the keys and values of SDXL's cross attention take some 55 MB a prompt.
-KEPT_BYTES = 2**29
+CACHE_BYTES = 2**29
 
 
 class Reused:
-    """A stage whose values are kept by the rows of its inputs.
+    """A stage whose values are cached by the batch items of its inputs.
 
-    A row is an item of the batch: images of one prompt share it, and a batch of known rows runs nothing. Where rows
-    cannot be told apart, the whole batch is one row. The least recently used values give way.
+    Images of one prompt share an item, and a batch of cached items runs nothing. Where a stage mixes items, the whole
+    batch is one entry. The least recently used values give way.
 
     Args:
         stage: The stage.
@@ -33,13 +33,13 @@ class Reused:
         most_bytes: Memory for the values.
 
     Attributes:
-        computed: Rows that were computed so far.
+        computed: Items that were computed so far.
     """
 
-    def __init__(self, stage: Stage, run: StageRun, most_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, stage: Stage, run: StageRun, most_bytes: int = CACHE_BYTES) -> None:
         self.stage, self.run, self.most_bytes = stage, run, most_bytes
         self.computed = 0
-        self._kept: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()
+        self._cache: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
@@ -48,48 +48,48 @@ class Reused:
         if not self.stage.by_row:
             return self._values([inputs])[0]
         count = next(value.shape[0] for value in inputs if value.ndim)
-        rows = [tuple(value[n : n + 1] if value.ndim else value for value in inputs) for n in range(count)]
-        values = self._values(rows)
+        items = [tuple(value[n : n + 1] if value.ndim else value for value in inputs) for n in range(count)]
+        values = self._values(items)
         return tuple(torch.cat(column) for column in zip(*values, strict=True))
 
-    def _values(self, rows: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-        """The outputs of each row, computed together where they are not known."""
-        keys = [_digest(row) for row in rows]
-        with self._lock:  # another thread's rows may push these out; and what it computes is not computed twice
-            missing = {key: row for key, row in zip(keys, rows, strict=True) if key not in self._kept}
-            values_by_key = {key: self._kept[key] for key in keys if key in self._kept}
-            for together in self._calls(missing):
-                self.computed += len(together)
-                values_by_key.update(zip(together, self._compute(list(together.values())), strict=True))
-            for key in values_by_key:
-                self._keep(key, values_by_key[key])
+    def _values(self, items: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+        """The outputs of each item, computed together where they are not in the cache."""
+        keys = [_digest(item) for item in items]
+        with self._lock:  # another thread's items may push these out; and what it computes is not computed twice
+            missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self._cache}
+            values_by_key = {key: self._cache[key] for key in keys if key in self._cache}
+            for call in self._calls(missing):
+                self.computed += len(call)
+                values_by_key.update(zip(call, self._compute(list(call.values())), strict=True))
+            for key, values in values_by_key.items():
+                self._store(key, values)
         return [values_by_key[key] for key in keys]
 
     def _calls(self, missing: dict[bytes, tuple[Tensor, ...]]) -> list[dict[bytes, tuple[Tensor, ...]]]:
-        """The rows of each call: all of them, or those of one timestep."""
+        """The items of each call: all of them, or those of one timestep."""
         if self.stage.timestep is None or not self.stage.by_row:
             return [missing] if missing else []
         calls: dict[bytes, dict[bytes, tuple[Tensor, ...]]] = {}
         position = self.stage.inputs.index(self.stage.timestep)
-        for key, row in missing.items():
-            calls.setdefault(_digest(row[position : position + 1]), {})[key] = row
+        for key, item in missing.items():
+            calls.setdefault(_digest(item[position : position + 1]), {})[key] = item
         return list(calls.values())
 
-    def _compute(self, rows: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    def _compute(self, items: list[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
         if not self.stage.by_row:
-            return [_as_tuple(self.run(*rows[0]))]
-        together = [torch.cat(column) if column[0].ndim else column[0] for column in zip(*rows, strict=True)]
-        outputs = _as_tuple(self.run(*together))
-        return [tuple(value[n : n + 1].clone() for value in outputs) for n in range(len(rows))]
+            return [_as_tuple(self.run(*items[0]))]
+        inputs = [torch.cat(column) if column[0].ndim else column[0] for column in zip(*items, strict=True)]
+        outputs = _as_tuple(self.run(*inputs))
+        return [tuple(value[n : n + 1].clone() for value in outputs) for n in range(len(items))]
 
-    def _keep(self, key: bytes, values: tuple[Tensor, ...]) -> None:
-        if key in self._kept:
-            self._kept.move_to_end(key)
+    def _store(self, key: bytes, values: tuple[Tensor, ...]) -> None:
+        if key in self._cache:
+            self._cache.move_to_end(key)
             return
-        self._kept[key] = values
+        self._cache[key] = values
         self._bytes += _size(values)
-        while self._bytes > self.most_bytes and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
+        while self._bytes > self.most_bytes and len(self._cache) > 1:
+            _, dropped = self._cache.popitem(last=False)
             self._bytes -= _size(dropped)
 
 
@@ -102,10 +102,10 @@ def _size(values: tuple[Tensor, ...]) -> int:
     return sum(value.numel() * value.element_size() for value in values)
 
 
-def _digest(row: tuple[Tensor, ...]) -> bytes:
-    """A hash of the bits of a row's inputs."""
+def _digest(item: tuple[Tensor, ...]) -> bytes:
+    """A hash of the bits of an item's inputs."""
     state = hashlib.blake2b(digest_size=16)
-    for value in row:
+    for value in item:
         state.update(str(tuple(value.shape)).encode())
         state.update(contiguous(value).reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.digest()
@@ -118,16 +118,16 @@ class StagedProgram:
         layout: How the stages go together.
         structure: What the program's flat results are put into.
         runs: What runs each stage.
-        own: The positions of those that keep their values themselves; of the others all but the last are kept here.
+        own: The positions of those that cache their values themselves; of the others all but the last are cached here.
     """
 
     def __init__(
         self, layout: Layout, structure: pytree.TreeSpec, runs: Sequence[StageRun], own: Collection[int] = ()
     ) -> None:
         self.layout, self.structure = layout, structure
-        direct = {*own, len(runs) - 1}
+        uncached = {*own, len(runs) - 1}
         self.runs: list[StageRun] = [
-            run if number in direct else Reused(stage, run)
+            run if number in uncached else Reused(stage, run)
             for number, (stage, run) in enumerate(zip(layout.stages, runs, strict=True))
         ]
 

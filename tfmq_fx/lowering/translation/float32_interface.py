@@ -18,7 +18,7 @@ __all__ = ["as_float32", "with_types_of"]
 aten = torch.ops.aten
 
 
-def _is_foreign(node: fx.Node) -> bool:
+def _is_cast_type(node: fx.Node) -> bool:
     value = node_value(node)
     return isinstance(value, Tensor) and value.is_floating_point() and value.dtype is not torch.float32
 
@@ -29,19 +29,21 @@ def as_float32(graph_module: fx.GraphModule) -> fx.GraphModule:
     Engines exchange arrays of numpy's, which has no bfloat16, and compute in few types themselves.
     """
     graph = graph_module.graph
-    inputs = [node for node in graph.nodes if node.op == "placeholder" and _is_foreign(node)]
-    if not inputs and not any(map(_is_foreign, graph.output_node().all_input_nodes)):
+    inputs = [node for node in graph.nodes if node.op == "placeholder" and _is_cast_type(node)]
+    if not inputs and not any(map(_is_cast_type, graph.output_node().all_input_nodes)):
         return graph_module
     copied = copy.deepcopy(graph_module)
     graph = copied.graph
-    for node in [node for node in graph.nodes if node.op == "placeholder" and _is_foreign(node)]:
+    for node in [node for node in graph.nodes if node.op == "placeholder" and _is_cast_type(node)]:
         with fake_mode_of(graph):
             node.meta["val"] = node_value(node).to(torch.float32)
         for reader in [user for user in node.users if is_call(user, aten.to.dtype) and user.args[1] is torch.float32]:
             replace_node(reader, node)
     for node in graph.output_node().all_input_nodes:
-        if _is_foreign(node) and is_call(node, aten.to.dtype):
-            replace_node(node, node.args[0])  # type: ignore[arg-type]
+        if _is_cast_type(node) and is_call(node, aten.to.dtype):
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            replace_node(node, source)
     copied.recompile()
     return copied
 
@@ -49,7 +51,7 @@ def as_float32(graph_module: fx.GraphModule) -> fx.GraphModule:
 def with_types_of(graph_module: fx.GraphModule, run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, which takes and returns float32, called with the types of ``graph_module``'s inputs and results."""
     results = pytree.tree_leaves(graph_module.graph.output_node().args[0])
-    types = [node_value(leaf).dtype if isinstance(leaf, fx.Node) and _is_foreign(leaf) else None for leaf in results]
+    types = [node_value(leaf).dtype if isinstance(leaf, fx.Node) and _is_cast_type(leaf) else None for leaf in results]
 
     def cast(leaf: Any) -> Any:
         return leaf.float() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf

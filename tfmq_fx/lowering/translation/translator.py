@@ -47,7 +47,7 @@ class Translator(ABC):
         self.node: fx.Node = next(iter(graph_module.graph.nodes))
         self.results: list[Any] = []
         self._symbol, self._batch = batch_symbol(graph_module), batch
-        self._known: dict[Any, Any] = {}
+        self._translated: dict[Any, Any] = {}
 
     @abstractmethod
     def add_input(self, name: str, shape: list[int], dtype: torch.dtype) -> Any:
@@ -123,9 +123,9 @@ class Translator(ABC):
             return self._size(node_value(node))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: values[source])
         key = (node.target, _hashable(args), _hashable(kwargs))
-        if key not in self._known:
-            self._known[key] = self._translate(node, args, kwargs)
-        return self._known[key]
+        if key not in self._translated:
+            self._translated[key] = self._translate(node, args, kwargs)
+        return self._translated[key]
 
     def _translate(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
         if node.target is operator.getitem:
@@ -134,7 +134,8 @@ class Translator(ABC):
             isinstance(leaf, CONSTANTS) for leaf in pytree.tree_leaves((args, kwargs))
         ):
             with torch.no_grad():
-                return node.target(*args, **kwargs)  # type: ignore[operator]
+                target: Any = node.target
+                return target(*args, **kwargs)
         translate = self.operators.get(node.target)
         if translate is None:
             msg = (

@@ -65,10 +65,10 @@ class Machine:
     def lacks(self, other: Machine) -> str | None:
         """Why code that was compiled for ``other`` cannot run here, in words; None where it can."""
         for name in ("system", "processor", "torch"):
-            there, here = getattr(other, name), getattr(self, name)
-            if there != here:
+            required, available = getattr(other, name), getattr(self, name)
+            if required != available:
                 what = "torch " if name == "torch" else ""
-                return f"{what}{there}, and this is {what}{here}"
+                return f"{what}{required}, and this is {what}{available}"
         missing = [name for name in other.instructions if name not in self.instructions]
         if missing:
             return f"a processor with {', '.join(missing)}, which this one lacks"

@@ -96,7 +96,9 @@ class PackageManifest:
             temporal=_temporal(values["temporal"], values["stages"]),
             report=_report(values["report"]),
             timesteps=None if timesteps is None else _numbers(timesteps, "'timesteps'"),
-            finite={identifier(name, "a name in 'finite'"): _numbers(row, "'finite'") for name, row in finite.items()},
+            finite={
+                identifier(name, "a name in 'finite'"): _numbers(column, "'finite'") for name, column in finite.items()
+            },
             groups=None if groups is None else [whole(n, "'groups'") for n in items(groups, "'groups'", MOST_ROWS)],
             unknown_timestep=unknown,
             machine=Machine.from_json(values["machine"]),
@@ -116,7 +118,7 @@ def _interface(value: Any) -> dict[str, Any]:
 
 def _stages(value: Any) -> dict[str, Any]:
     """How the programs go together: names of values, and little else."""
-    fields = _faithful(checked(value, dict, "'stages'"), "'stages'", Layout)
+    fields = _check_round_trip(checked(value, dict, "'stages'"), "'stages'", Layout)
     for name in filter(None, (*fields["inputs"], *fields["results"])):
         identifier(name, "a name in 'stages'")
     for stage in items(fields["stages"], "'stages'.stages", MOST_STAGES):
@@ -139,10 +141,10 @@ def _temporal(value: Any, stages: Any) -> dict[str, Any] | None:
 
 def _report(value: Any) -> dict[str, Any]:
     """What lowering did; nothing but a reader's eyes depends on it."""
-    return _faithful(checked(value, dict, "'report'"), "'report'", LoweringReport)
+    return _check_round_trip(checked(value, dict, "'report'"), "'report'", LoweringReport)
 
 
-def _faithful(value: dict[str, Any], what: str, kind: type[Layout] | type[LoweringReport]) -> dict[str, Any]:
+def _check_round_trip(value: dict[str, Any], what: str, kind: type[Layout] | type[LoweringReport]) -> dict[str, Any]:
     """``value``, which is what this object writes of itself."""
     try:
         read = kind.from_dict(value)

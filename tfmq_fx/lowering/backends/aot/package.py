@@ -184,7 +184,7 @@ def _member(path: Path, name: str, size: int) -> bytes:
     """A file of the archive; one byte more than ``size`` at the most."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [found for found in archive.namelist() if found.endswith(f"/{name}")]
+            names = [member for member in archive.namelist() if member.endswith(f"/{name}")]
             if len(names) == 1:
                 with archive.open(names[0]) as file:
                     return file.read(size + 1)

@@ -1,4 +1,4 @@
-"""Arithmetic, comparisons and activation functions."""
+"""Arithmetic, comparisons, activation functions and casts, with the element types that they are computed in."""
 
 from __future__ import annotations
 
@@ -6,13 +6,32 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from openvino import Type
 from openvino import opset15 as opset
 
-from tfmq_fx.lowering.backends.openvino.types import element_type
 from tfmq_fx.lowering.translation.aten import by_overload
 from tfmq_fx.lowering.translation.translator import Operator, Translator
 
-__all__ = ["OPERATORS"]
+__all__ = ["OPERATORS", "element_type"]
+
+#: OpenVINO's element types by dtype.
+ELEMENT_TYPES = {
+    torch.float32: Type.f32,
+    torch.float64: Type.f64,
+    torch.float16: Type.f16,
+    torch.bfloat16: Type.bf16,
+    torch.int64: Type.i64,
+    torch.int32: Type.i32,
+    torch.int16: Type.i16,
+    torch.int8: Type.i8,
+    torch.uint8: Type.u8,
+    torch.bool: Type.boolean,
+}
+
+
+def element_type(dtype: torch.dtype) -> Any:
+    """OpenVINO's element type of a dtype."""
+    return ELEMENT_TYPES[dtype]
 
 
 def _unary(function: Callable[[Any], Any]) -> Operator:

@@ -11,7 +11,7 @@ from openvino import opset15 as opset
 from torch import Tensor
 
 from tfmq_fx.lowering.backends.openvino import elementwise, layers, quantization, shapes
-from tfmq_fx.lowering.backends.openvino.types import element_type
+from tfmq_fx.lowering.backends.openvino.elementwise import element_type
 from tfmq_fx.lowering.translation.translator import Operator, Translator
 
 __all__ = ["OpenVINOTranslator"]
