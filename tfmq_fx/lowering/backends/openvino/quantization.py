@@ -5,6 +5,7 @@ An activation's pair is one ``FakeQuantize``; a weight is an integer constant, c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,11 @@ from tfmq_fx.lowering.translation.aten import by_overload
 from tfmq_fx.lowering.translation.translator import Operator, Translator
 
 __all__ = ["OPERATORS"]
+
+#: Ranges below this are scaled.
+SMALLEST_RANGE = 2.0**-10
+#: The inverse of the factor stays a normal number.
+MAX_EXPONENT = 126
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,25 @@ def quantize(context: Translator, input: Any, scale: Any, zero_point: Any, quant
 
 def dequantize(context: Translator, input: Any, scale: Any, zero_point: Any, quant_min: int, quant_max: int,
                dtype: torch.dtype, out_dtype: torch.dtype | None = None) -> Any:  # fmt: skip
-    """One ``FakeQuantize`` for the pair, with the real values of the lowest and highest integer as its range."""
+    """One ``FakeQuantize`` for the pair, with the real values of the lowest and highest integer as its range.
+
+    A small range is brought near 1 by a power of two, which a product takes back: the engine compares the ends of a
+    range with 1e-6, and where a processor has signed activations (AMX) takes smaller ones for one-sided.
+    """
     parameters = _fixed(context, scale, zero_point, quant_min, quant_max)
     if not isinstance(input, Quantized) or input.parameters != parameters:
         msg = f"{context.engine} cannot dequantize {context.node.args[0]} with parameters of its own"
         raise LoweringError(msg)
     step, zero, low, high = parameters
-    bounds = [opset.constant((level - zero) * step, dtype=Type.f32) for level in (low, high)]
-    return opset.fake_quantize(input.source, *bounds, *bounds, levels=high - low + 1).output(0)
+    ends = [(level - zero) * step for level in (low, high)]
+    bounds = [opset.constant(end, dtype=Type.f32) for end in ends]
+    largest = max(map(abs, ends))
+    if largest >= SMALLEST_RANGE:
+        return opset.fake_quantize(input.source, *bounds, *bounds, levels=high - low + 1).output(0)
+    factor = 2.0 ** min(MAX_EXPONENT, -math.frexp(largest)[1])
+    results = [opset.constant(end * factor, dtype=Type.f32) for end in ends]
+    scaled = opset.fake_quantize(input.source, *bounds, *results, levels=high - low + 1)
+    return opset.multiply(scaled, opset.constant(1 / factor, dtype=Type.f32)).output(0)
 
 
 def dequantize_weight(context: Translator, input: Tensor, scales: Tensor, zero_points: Tensor | None, axis: int,
