@@ -5,7 +5,6 @@ import copy
 import torch
 from hypothesis import event, given
 
-from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes import (
     NARROW_ACTIVATIONS,
     NATIVE_KERNELS,

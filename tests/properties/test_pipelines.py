@@ -76,7 +76,7 @@ def changes(pipeline, graph_module):
 def test_a_pipeline_keeps_its_promise_and_each_of_its_passes_fires(pipeline):
     fired = check(pipeline)
     idle = set(pipeline.ids) - fired.keys()
-    assert not idle, f"no kind of graphs makes what {idle} look for: add one to tfmq_fx/testing/random_graphs.py"
+    assert not idle, f"no kind of graphs makes what {idle} look for: add one to tfmq_fx/testing/special_operators.py"
 
 
 def with_planted(pass_maker):

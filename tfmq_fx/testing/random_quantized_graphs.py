@@ -6,9 +6,9 @@ import torch
 from hypothesis import strategies as st
 from torch import fx
 
+from .generated_graph import GeneratedGraph
 from .graph_builder import GraphBuilder
 from .quantized_layers import SILU, attention, conv, group_norm, linear, quantized, weight
-from .random_graphs import GeneratedGraph
 
 __all__ = ["QUANTIZED_LAYERS", "quantized_graphs"]
 
