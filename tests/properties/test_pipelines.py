@@ -11,7 +11,7 @@ import torch
 from hypothesis import Phase, given, settings
 
 from tfmq_fx.passes import CANONICALIZE, PIPELINES, GraphPass, Numerics, PassError, find_pass, observe_passes
-from tfmq_fx.passes.pipelines import Pipeline, pass_class
+from tfmq_fx.passes.pipeline import Pipeline, pass_class
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.testing import GRAPH_KINDS, ContractViolation, assert_pipeline_contract, graphs_of_kind
 
