@@ -15,6 +15,7 @@ from torch import SymInt, Tensor, fx
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.passes.analysis.dependence import data_dependence, reads_as_parameter
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.predicates import is_getitem, node_value
 from tfmq_fx.passes.support.sizes import rows_per_item
 
@@ -73,8 +74,9 @@ def batch_axes(graph_module: fx.GraphModule, batch: int | SymInt) -> dict[fx.Nod
             has_batch = isinstance(value, Tensor) and value.ndim > 0 and size_ratio(value.shape[0], batch) == 1
             axes[node] = 0 if has_batch else None
         elif is_getitem(node):
-            found = axes.get(node.args[0])  # type: ignore[arg-type]
-            axes[node] = found[node.args[1]] if isinstance(found, list) else None  # type: ignore[index]
+            output_axes = axes.get(argument_node(node, 0))
+            index: Any = node.args[1]
+            axes[node] = output_axes[index] if isinstance(output_axes, list) else None
         elif node.op in ("call_function", "call_module"):
             # The timesteps that a quantizer's parameters are looked up by lie along no axis of what it returns.
             sources = [s for s in node.all_input_nodes if dependence[s] and not reads_as_parameter(node, s)]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import (
     add_buffer,
     argument_of,
@@ -82,8 +83,8 @@ class FlattenFrameConvs(GraphPass):
 
 def _flatten(graph_module: fx.GraphModule, node: fx.Node) -> None:
     graph = graph_module.graph
-    source, bias, groups = node.args[0], argument_of(node, 2, "bias", None), argument_of(node, 6, "groups", 1)
-    _, channels, frames, height, width = node_value(source).shape  # type: ignore[arg-type]
+    source, bias, groups = argument_node(node, 0), argument_of(node, 2, "bias", None), argument_of(node, 6, "groups", 1)
+    _, channels, frames, height, width = node_value(source).shape
     shape = [-1, *node_value(node).shape[1:]]
     whole = constant_weight(node, FlattenFrameConvs.id)
     name = str(whole.target)

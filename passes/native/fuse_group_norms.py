@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, fx
 
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_list, argument_node
 from tfmq_fx.passes.support.channels_last import (
     FIRST,
     NONE,
@@ -41,14 +42,14 @@ class Normalization:
     last: fx.Node
 
 
-def _is_shift(node: Any, image: Tensor) -> bool:
+def _is_shift(node: Any, image: Tensor) -> TypeGuard[fx.Node]:
     """Whether ``node`` holds one number per channel, for each image or for all."""
     value = node_value(node) if isinstance(node, fx.Node) else None
     if not isinstance(value, Tensor) or value.ndim != 4 or value.dtype != torch.float32:
         return False
-    rows, channels, *rest = value.shape
-    of_rows = is_same_size(rows, 1) or is_same_size(rows, image.shape[0])
-    return rest == [1, 1] and channels == image.shape[1] and of_rows
+    items, channels, *rest = value.shape
+    per_item = is_same_size(items, 1) or is_same_size(items, image.shape[0])
+    return rest == [1, 1] and channels == image.shape[1] and per_item
 
 
 def _is_constant(node: Any, channels: int) -> bool:
@@ -61,29 +62,29 @@ def find_normalization(node: fx.Node) -> Normalization | None:
     """``node`` as a GroupNorm that the kernel covers, with everything around it that can go along."""
     if not is_call(node, aten.group_norm.default) or len(node.args) < 4:
         return None
-    image = node_value(node)
-    if image.ndim not in (3, 4) or image.dtype != torch.float32 or node_value(node.args[0]).dtype != torch.float32:  # type: ignore[arg-type]
+    image, source = node_value(node), argument_node(node, 0)
+    if image.ndim not in (3, 4) or image.dtype != torch.float32 or node_value(source).dtype != torch.float32:
         return None
     channels = int(image.shape[1])
     if channels % CHANNELS or not all(_is_constant(constant, channels) for constant in node.args[2:4]):
         return None
     if any(is_same_size(size, 0) for size in image.shape):  # no pixel to start the statistics from
         return None
-    source, shift = node.args[0], None
+    shift: fx.Node | None = None
     if is_call(source, aten.add.Tensor) and len(source.users) == 1 and not source.kwargs:
         left, right = source.args
-        for kept, moved in ((left, right), (right, left)):
-            if isinstance(kept, fx.Node) and _is_shift(moved, image) and node_value(kept).shape == image.shape:
-                source, shift = kept, moved
+        for summand, moved in ((left, right), (right, left)):
+            if isinstance(summand, fx.Node) and _is_shift(moved, image) and node_value(summand).shape == image.shape:
+                source, shift = summand, moved
                 break
-    parts = (source,)
-    if is_call(source, aten.cat.default) and image.ndim == 4 and len(source.args[0]) == 2 and source.args[1:] == (1,):  # type: ignore[arg-type]
-        joined: Any = tuple(source.args[0])  # type: ignore[arg-type]
-        if all(int(node_value(part).shape[1]) % CHANNELS == 0 for part in joined):
+    parts: tuple[fx.Node, ...] = (source,)
+    if is_call(source, aten.cat.default) and image.ndim == 4 and source.args[1:] == (1,):
+        joined = tuple(argument_list(source, 0))
+        if len(joined) == 2 and all(int(node_value(part).shape[1]) % CHANNELS == 0 for part in joined):
             parts = joined
     users = list(node.users)
     silu = len(users) == 1 and is_call(users[0], aten.silu.default)
-    return Normalization(node, parts, shift, silu, users[0] if silu else node)  # type: ignore[arg-type]
+    return Normalization(node, parts, shift, silu, users[0] if silu else node)
 
 
 def _erase_unread(graph: fx.Graph, node: fx.Node, kept: fx.Node) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import called_operator
 from tfmq_fx.passes.support.channels_last import LAST, RELABELLINGS, relabel
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -109,7 +110,8 @@ class FuseResidualAdds(GraphPass):
                 other = insert_call(graph, aten.permute.default, (other, LAST), anchor=conv)
             residual = insert_call(graph, aten.reshape.default, (other, [-1, rows, columns, channels]), anchor=conv)
             arguments = (*conv.args[:4], residual, *conv.args[5:])
-            new = insert_call(graph, conv.target, arguments, anchor=conv)  # type: ignore[arg-type]
+            new = insert_call(graph, called_operator(conv), arguments, anchor=conv)
             for step in summand.chain:
-                new = insert_call(graph, step.target, (new, *step.args[1:]), anchor=conv, kwargs=dict(step.kwargs))  # type: ignore[arg-type]
+                operator, arguments = called_operator(step), (new, *step.args[1:])
+                new = insert_call(graph, operator, arguments, anchor=conv, kwargs=dict(step.kwargs))
         replace_node(node, new, results=False)

@@ -68,14 +68,14 @@ def find_quantized_attention(node: fx.Node) -> QuantizedAttention | None:
     factor = 1.0
     if is_call(source, aten.mul.Tensor) and isinstance(source.args[1], (int, float)):
         source, factor = source.args[0], float(source.args[1])
-    inputs = (source, _turned(key.args[0]), value.args[0])
+    inputs: tuple[Any, Any, Any] = (source, _turned(key.args[0]), value.args[0])
     if not _is_covered(node, [node_value(n) if isinstance(n, fx.Node) else None for n in inputs], weights.args[1]):
         return None
     keys, values = (_repeated_heads(n) for n in inputs[1:])
     # Grouped queries: the kernel repeats the heads itself, up to the number of the query's.
     if keys[1] == values[1] and is_same_size(node_value(source).shape[1], node_value(node).shape[1]):
         inputs = (source, keys[0], values[0])
-    return QuantizedAttention(*inputs, factor, (query, key, weights, value))  # type: ignore[arg-type]
+    return QuantizedAttention(*inputs, factor, (query, key, weights, value))
 
 
 def _repeated_heads(node: Any) -> tuple[fx.Node, int]:

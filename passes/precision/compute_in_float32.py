@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from tfmq_fx._torch import pytree
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
+from tfmq_fx.passes.support.arguments import called_operator
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call, read_attribute
 from tfmq_fx.passes.support.predicates import is_attention, is_call, is_matmul, is_weighted, node_value
 
@@ -121,7 +122,7 @@ class ComputeInFloat32(GraphPass):
             return
         values = fx.node.map_arg((args, kwargs), lambda source: source.meta["val"])
         try:
-            node.meta["val"] = compute_value(fake_mode_of(graph), node.target, *values)  # type: ignore[arg-type]
+            node.meta["val"] = compute_value(fake_mode_of(graph), called_operator(node), *values)
         except (RuntimeError, TypeError, ValueError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             msg = f"{self.id}: node {node.name!r} ({node.target}) cannot compute in float32: {first}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx._torch.operators import decomposed
+from tfmq_fx.passes.support.arguments import argument_list, called_operator
 from tfmq_fx.passes.support.nodes import insert_call
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
@@ -65,7 +66,7 @@ def quantized_borders(quantizer: fx.Node) -> list[tuple[fx.Node, Padding]]:
     found: list[tuple[fx.Node, Padding]] = []
     zero_point: Any = quantizer.args[2]
     for user in quantizer.users:
-        if not is_call(user, aten.permute.default) or list(user.args[1]) != LAST:  # type: ignore[arg-type]
+        if not is_call(user, aten.permute.default) or list(argument_list(user, 1)) != LAST:
             return []
         padded = [node for node in user.users if _is_border(node, zero_point)]
         for node in padded:
@@ -78,7 +79,7 @@ def quantized_borders(quantizer: fx.Node) -> list[tuple[fx.Node, Padding]]:
 
 
 def _is_border(node: fx.Node, zero_point: int) -> bool:
-    if not is_call(node, aten.constant_pad_nd.default) or len(node.args[1]) != 6:  # type: ignore[arg-type]
+    if not is_call(node, aten.constant_pad_nd.default) or len(argument_list(node, 1)) != 6:
         return False
     border: Any = node.args[1]
     return bool(node.args[2] == zero_point and tuple(border[:2]) == (0, 0) and min(border) >= 0)
@@ -103,7 +104,7 @@ def relabel(value: Tensor, chain: Sequence[fx.Node]) -> Tensor | None:
     for node in chain:
         rest = fx.node.map_arg(node.args[1:], lambda n: 2 if isinstance(node_value(n), torch.SymInt) else n)
         try:
-            value = node.target(value, *rest, **node.kwargs)  # type: ignore[operator]
+            value = called_operator(node)(value, *rest, **node.kwargs)
         except (RuntimeError, TypeError):
             return None
     return value

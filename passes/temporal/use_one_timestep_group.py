@@ -10,6 +10,7 @@ from torch import fx
 
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
@@ -82,7 +83,8 @@ class UseOneTimestepGroup(GraphPass):
         graph = graph_module.graph
         firsts: dict[fx.Node, fx.Node] = {}
         for old in quantizers:
-            x, scales, zero_points, _, low, high, dtype = old.args
+            x, _, _, _, low, high, dtype = old.args
+            scales, zero_points = argument_node(old, 1), argument_node(old, 2)
             groups = _groups_behind(scales)
             if groups not in firsts:
                 behind = groups.next
@@ -93,7 +95,7 @@ class UseOneTimestepGroup(GraphPass):
             first = firsts[groups]
             with graph.inserting_before(old):
                 scale, zero = (
-                    insert_call(graph, aten.index_select.default, (gather.args[0], 0, first), anchor=old)  # type: ignore[union-attr]
+                    insert_call(graph, aten.index_select.default, (gather.args[0], 0, first), anchor=old)
                     for gather in (scales, zero_points)
                 )
                 inverse = insert_call(graph, aten.reciprocal.default, (scale,), anchor=old)

@@ -17,6 +17,7 @@ from tfmq_fx.frontend.program_stage import CONVERTED, describe, stage_of
 from tfmq_fx.frontend.roles import output_nodes
 from tfmq_fx.passes.analysis import TemporalBlock
 from tfmq_fx.passes.analysis.table_row import several_timesteps
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.predicates import (
     fqn,
     is_attention,
@@ -168,4 +169,4 @@ def _annotate_output(result: fx.Node, config: QuantizationConfig) -> None:
 
 def _before_cast(result: fx.Node) -> fx.Node:
     """A result as it was computed, before the cast to the type that the model returns it in."""
-    return result.args[0] if is_call(result, torch.ops.aten.to.dtype) else result  # type: ignore[return-value]
+    return argument_node(result, 0) if is_call(result, torch.ops.aten.to.dtype) else result

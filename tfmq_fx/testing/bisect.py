@@ -210,4 +210,5 @@ def _lines(graph_module: fx.GraphModule) -> list[str]:
 
 def _difference(before: list[str], after: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
-    return tuple(tuple(line[1:] for line in lines if line.startswith(sign)) for sign in "-+")  # type: ignore[return-value]
+    removed, added = (tuple(line[1:] for line in lines if line.startswith(sign)) for sign in "-+")
+    return removed, added

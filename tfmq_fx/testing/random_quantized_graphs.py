@@ -142,8 +142,7 @@ class _Stack:
     def asymmetric(self, name: str) -> fx.Node:
         """A convolution of one pixel whose 4-bit weight has a zero point, as asymmetric quantization makes it."""
         channels = self.channels()
-        options = {"zero": 7, "bounds": (0, 15), "dtype": torch.uint8}
-        matrix = weight(self.builder, name, (16, channels, 1, 1), **options)  # type: ignore[arg-type]
+        matrix = weight(self.builder, name, (16, channels, 1, 1), zero=7, bounds=(0, 15), dtype=torch.uint8)
         with self.builder.inside(name):
             return self.builder.call(aten.conv2d.default, self.image, matrix)
 
