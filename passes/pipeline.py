@@ -104,9 +104,9 @@ class Pipeline:
         """
         if kind.id not in self.ids:
             raise ConfigError(self._absent(kind.id))
-        known = inspect.signature(kind).parameters
-        if unknown := [name for name in options if name not in known]:
-            msg = f"{kind.id} has no option {unknown[0]!r}; it takes {', '.join(known) or 'none'}"
+        parameters = inspect.signature(kind).parameters
+        if unknown := [name for name in options if name not in parameters]:
+            msg = f"{kind.id} has no option {unknown[0]!r}; it takes {', '.join(parameters) or 'none'}"
             raise ConfigError(msg)
         makers = (partial(make, **options) if pass_class(make) is kind else make for make in self.passes)
         return replace(self, passes=tuple(makers))

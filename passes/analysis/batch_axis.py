@@ -149,5 +149,5 @@ def _aligned(value: Tensor, axis: int, out: Tensor) -> int | None:
     if 0 <= place < out.ndim and _expression(out.shape[place]) == size:
         return place
     # Axes behind it may come and go. A number could agree by chance, a symbol does not.
-    kept = isinstance(value.shape[axis], SymInt) and axis < out.ndim and _expression(out.shape[axis]) == size
-    return axis if kept else None
+    unchanged = isinstance(value.shape[axis], SymInt) and axis < out.ndim and _expression(out.shape[axis]) == size
+    return axis if unchanged else None

@@ -38,17 +38,17 @@ def multiply_adds(graph_module: fx.GraphModule) -> dict[fx.Node, int]:
         The count for one item where the batch is symbolic, else for the whole batch. An operator of others that reads
         a matrix of weights is listed with 0: nobody knows what it does.
     """
-    known: dict[tuple[Any, str], int] = {}
+    cached: dict[tuple[Any, str], int] = {}
     counts: dict[fx.Node, int] = {}
     for node in graph_module.graph.nodes:
         if node.op == "call_function" and _may_multiply(node.target):
             args, kwargs = _arguments(node)
             leaves = pytree.tree_leaves((args, kwargs))
             key = node.target, str([(v.shape, v.dtype) if isinstance(v, Tensor) else v for v in leaves])
-            if key not in known:
-                known[key] = _count(node.target, args, kwargs)
-            if known[key] or _is_foreign(node):
-                counts[node] = known[key]
+            if key not in cached:
+                cached[key] = _count(node.target, args, kwargs)
+            if cached[key] or _is_foreign(node):
+                counts[node] = cached[key]
     return counts
 
 

@@ -66,12 +66,12 @@ class Reachability:
         return union
 
     def _nodes(self, mask: int) -> set[fx.Node]:
-        found = set()
+        nodes = set()
         while mask:
             lowest = mask & -mask
-            found.add(self.order[lowest.bit_length() - 1])
+            nodes.add(self.order[lowest.bit_length() - 1])
             mask ^= lowest
-        return found
+        return nodes
 
 
 def contracted_order(

@@ -114,12 +114,12 @@ class _Search:
     def run(self) -> tuple[ReconstructionUnit, ...]:
         refused: set[str] = set()
         while True:
-            found = {} if self.granularity == "layer" else self._residual(refused)
-            taken = self.taken.union(*found.values())
+            residual = {} if self.granularity == "layer" else self._residual(refused)
+            taken = self.taken.union(*residual.values())
             single = [node for node in self.order if is_weighted(node) and node not in taken]
             groups: list[tuple[str, Kind, set[fx.Node]]] = []
             groups += [(NAMES[kind], kind, nodes) for kind, nodes in self.early.items() if nodes]
-            groups += [(key, "residual", nodes) for key, nodes in found.items()]
+            groups += [(key, "residual", nodes) for key, nodes in residual.items()]
             for node in single:
                 key = f"%{node.name}"
                 groups.append(
@@ -138,7 +138,7 @@ class _Search:
                 continue
             refused.add(max((kind == "residual", len(nodes), key) for key, kind, nodes in tied)[2])
 
-    def _counts(self, node: fx.Node) -> bool:
+    def _is_data(self, node: fx.Node) -> bool:
         """Whether ``node`` carries data, and not that of the timestep alone."""
         depends = self.dependence[node]
         own = node not in self.block and node not in self.taken
@@ -151,16 +151,16 @@ class _Search:
         units: dict[str, set[fx.Node]] = {}
         for call, nodes in self._by_module().items():
             self._add(units, call, nodes, refused)
-        structural = [n for n in self.order if self._counts(n) and is_sum(n) and self.modules.home(n) is None]
+        structural = [n for n in self.order if self._is_data(n) and is_sum(n) and self.modules.home(n) is None]
         inputs = [str(n.target) for n in self.order if n.op == "placeholder" and n.target != self.timestep]
-        for nodes in find_regions(self.reach, self.dependence, inputs, structural, self._counts):
+        for nodes in find_regions(self.reach, self.dependence, inputs, structural, self._is_data):
             join = max(nodes, key=self.reach.index.__getitem__)
             self._add(units, f"%{join.name}", nodes, refused)
         return units
 
     def _by_module(self) -> dict[str, set[fx.Node]]:
         """The nodes of each module call with a residual join of its own, the innermost calls first."""
-        calls = join_modules(self.modules, self.reach, self._counts)
+        calls = join_modules(self.modules, self.reach, self._is_data)
         groups: dict[str, set[fx.Node]] = {}
         owner: dict[fx.Node, str | None] = {}
         for node in self.order:
@@ -188,7 +188,7 @@ class _Search:
 
     def _embedding_layers_of(self, whole: set[fx.Node]) -> set[fx.Node]:
         """The embedding layers that nothing but ``whole`` reads, each with the temporal nodes that it leads to."""
-        found: set[fx.Node] = set()
+        attached: set[fx.Node] = set()
         for layer in self.layers:
             cone, queue, readers = {layer.linear}, [layer.linear], set()
             while queue:
@@ -199,8 +199,8 @@ class _Search:
                         cone.add(user)
                         queue.append(user)
             if readers and readers <= whole:
-                found |= cone
-        return found
+                attached |= cone
+        return attached
 
     # -- names ------------------------------------------------------------------------------------------------
 
@@ -211,12 +211,12 @@ class _Search:
         taken: dict[str, int] = {}
         units: list[ReconstructionUnit] = []
         for nodes in items:
-            if (found := by_nodes.get(frozenset(nodes))) is None:
+            if (group := by_nodes.get(frozenset(nodes))) is None:
                 continue
             weighted = tuple(node for node in nodes if is_weighted(node))
-            name = self._name(*found, weighted) or f"region {len(units)}"
+            name = self._name(*group, weighted) or f"region {len(units)}"
             count = taken[name] = taken.get(name, 0) + 1
-            units.append(ReconstructionUnit(f"{name} ({count})" if count > 1 else name, found[1], nodes, weighted))
+            units.append(ReconstructionUnit(f"{name} ({count})" if count > 1 else name, group[1], nodes, weighted))
         return tuple(sorted(units, key=lambda unit: EARLY.index(unit.kind) if unit.kind in EARLY else len(EARLY)))
 
     def _name(self, key: str, kind: Kind, weighted: tuple[fx.Node, ...]) -> str:

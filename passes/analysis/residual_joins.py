@@ -84,18 +84,18 @@ class Modules:
 
     def sources(self, node: fx.Node, call: str, counts: Callable[[fx.Node], bool]) -> set[fx.Node]:
         """``node`` and what its value is computed from inside ``call``, up to the values that enter there."""
-        found: set[fx.Node] = set()
+        reached: set[fx.Node] = set()
         queue = [node]
         while queue:
             current = queue.pop()
-            if current in found or not counts(current):
+            if current in reached or not counts(current):
                 continue
-            found.add(current)
+            reached.add(current)
             # A shortcut reads the parts of a concatenation when the rest of the block reads the whole of it.
             passes = current.op == "call_module" or is_call(current, aten.cat.default)
             if call in self.stacks[current] or passes:
                 queue.extend(data_arguments(current))
-        return found
+        return reached
 
 
 def join_modules(modules: Modules, reachability: Reachability, counts: Callable[[fx.Node], bool]) -> set[str]:
@@ -106,17 +106,17 @@ def join_modules(modules: Modules, reachability: Reachability, counts: Callable[
         reachability: The graph.
         counts: Whether a node counts as a source of a branch: computed, and not from the timestep alone.
     """
-    found: set[str] = set()
+    calls: set[str] = set()
     for node in reachability.order:
         call = modules.home(node)
-        if call is None or call in found or not counts(node) or not is_sum(node):
+        if call is None or call in calls or not counts(node) or not is_sum(node):
             continue
         if is_sum_of_parts(node, reachability):
             continue
         first, second = (modules.sources(operand, call, counts) for operand in node.all_input_nodes)
         if first & second:
-            found.add(call)
-    return found
+            calls.add(call)
+    return calls
 
 
 # -- by structure alone --------------------------------------------------------------------------------------------

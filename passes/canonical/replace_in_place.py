@@ -28,8 +28,8 @@ def functional_overload(target: Any) -> OpOverload | None:
     ]
     if written != [True, *[False] * (len(written) - 1)]:
         return None
-    found = functional_twin(target)
-    return None if found is None or schema_of(found).is_mutable else found
+    functional = functional_twin(target)
+    return None if functional is None or schema_of(functional).is_mutable else functional
 
 
 def memory_of(node: fx.Node) -> set[int]:

@@ -64,8 +64,8 @@ class ResolvePaddings(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Resolve every padding by name."""
-        found = [(node, named_padding(node)) for node in graph_module.graph.nodes]
-        named = [(node, padding) for node, padding in found if padding is not None]
+        candidates = [(node, named_padding(node)) for node in graph_module.graph.nodes]
+        named = [(node, padding) for node, padding in candidates if padding is not None]
         for node, padding in named:
             _resolve(graph_module.graph, node, padding)
         return bool(named)

@@ -16,9 +16,9 @@ from tfmq_fx.passes.support.channels_last import (
     NONE,
     Padding,
     channels_last_image,
+    flattened_quantizers,
     is_byte_quantizer,
     quantized_borders,
-    quantized_rows,
 )
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -87,9 +87,9 @@ def find_normalization(node: fx.Node) -> Normalization | None:
     return Normalization(node, parts, shift, silu, users[0] if silu else node)
 
 
-def _erase_unread(graph: fx.Graph, node: fx.Node, kept: fx.Node) -> None:
+def _erase_unread(graph: fx.Graph, node: fx.Node, first: fx.Node) -> None:
     """Erase ``node`` and what led to it from ``kept`` on, as far as nothing reads it any more."""
-    while node is not kept and not node.users:
+    while node is not first and not node.users:
         source: Any = node.args[0]
         graph.erase_node(node)
         node = source
@@ -142,7 +142,7 @@ class FuseGroupNorms(GraphPass):
                 source: Any = reader.args[0]
                 replace_node(reader, self._quantized(graph, norm, arguments, quantizer, padding))
                 _erase_unread(graph, source, norm.last)
-        for quantizer in quantized_rows(norm.last):
+        for quantizer in flattened_quantizers(norm.last):
             image = self._quantized(graph, norm, arguments, quantizer, NONE)
             with graph.inserting_after(image):
                 rows = insert_call(graph, aten.reshape.default, (image, [-1, channels]), anchor=norm.node)

@@ -43,12 +43,12 @@ def find_summand(node: Any) -> Summand | None:
     channels = int(node_value(node).shape[3])
     own = torch.arange(torch.Size(total).numel(), dtype=torch.int32)
     shape = [-1, *node_value(node).shape[1:3], channels]
-    given = relabel(own.reshape([int(size) for size in shape]), chain)
-    if given is None or list(given.shape) != total:
+    relabelled = relabel(own.reshape([int(size) for size in shape]), chain)
+    if relabelled is None or list(relabelled.shape) != total:
         return None
-    if torch.equal(given.flatten(), own):
+    if torch.equal(relabelled.flatten(), own):
         return Summand(node, tuple(chain), image=False)
-    if len(total) == 4 and torch.equal(given.permute(LAST).flatten(), own):
+    if len(total) == 4 and torch.equal(relabelled.permute(LAST).flatten(), own):
         return Summand(node, tuple(chain), image=True)
     return None
 

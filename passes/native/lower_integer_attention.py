@@ -42,7 +42,7 @@ def _quantizer(node: Any) -> fx.Node | None:
     return source if is_byte_quantizer(source) else None
 
 
-def _turned(node: Any) -> fx.Node | None:
+def _transposed(node: Any) -> fx.Node | None:
     """What ``node`` transposes in its last two axes."""
     if not is_call(node, aten.transpose.int) or {axis % node_value(node).ndim for axis in node.args[1:3]} != {2, 3}:
         return None
@@ -68,7 +68,7 @@ def find_quantized_attention(node: fx.Node) -> QuantizedAttention | None:
     factor = 1.0
     if is_call(source, aten.mul.Tensor) and isinstance(source.args[1], (int, float)):
         source, factor = source.args[0], float(source.args[1])
-    inputs: tuple[Any, Any, Any] = (source, _turned(key.args[0]), value.args[0])
+    inputs: tuple[Any, Any, Any] = (source, _transposed(key.args[0]), value.args[0])
     if not _is_covered(node, [node_value(n) if isinstance(n, fx.Node) else None for n in inputs], weights.args[1]):
         return None
     keys, values = (_repeated_heads(n) for n in inputs[1:])

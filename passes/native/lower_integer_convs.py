@@ -134,8 +134,8 @@ class LowerIntegerConvs(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace every layer that the kernel covers."""
-        found = [(node, find_integer_layer(graph_module, node)) for node in graph_module.graph.nodes]
-        layers = [(node, layer) for node, layer in found if layer is not None]
+        candidates = [(node, find_integer_layer(graph_module, node)) for node in graph_module.graph.nodes]
+        layers = [(node, layer) for node, layer in candidates if layer is not None]
         for node, layer in layers:
             self._replace(graph_module, node, layer)
         if layers:

@@ -40,13 +40,13 @@ def foreign_dtypes(graph_module: fx.GraphModule) -> frozenset[torch.dtype]:
         float64 where a layer has an operand of it, and all :data:`NARROW` ones where a layer has an operand of one. A
         type that only occurs between layers, such as the float64 of position embeddings, is none.
     """
-    found = set()
+    dtypes = set()
     for node in graph_module.graph.nodes:
         if is_weighted(node) or is_matmul(node) or is_attention(node):
             values = (node_value(operand) for operand in node.all_input_nodes)
-            found |= {value.dtype for value in values if isinstance(value, Tensor)}
-    narrow = NARROW if found & NARROW else frozenset()
-    return narrow | ({torch.float64} & found)
+            dtypes |= {value.dtype for value in values if isinstance(value, Tensor)}
+    narrow = NARROW if dtypes & NARROW else frozenset()
+    return narrow | ({torch.float64} & dtypes)
 
 
 class ComputeInFloat32(GraphPass):

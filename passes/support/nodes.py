@@ -88,8 +88,8 @@ def _source(node: fx.Node) -> tuple[str, Any] | None:
         return None
     path, kind = list(modules.values())[-1]
     if isinstance(kind, str):
-        found = getattr(nn, kind.rpartition(".")[2], None)
-        kind = found if isinstance(found, type) and f"{found.__module__}.{found.__qualname__}" == kind else None
+        entry = getattr(nn, kind.rpartition(".")[2], None)
+        kind = entry if isinstance(entry, type) and f"{entry.__module__}.{entry.__qualname__}" == kind else None
     return None if kind is None else (str(path), kind)
 
 

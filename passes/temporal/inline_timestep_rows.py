@@ -75,5 +75,5 @@ def _search(graph_module: fx.GraphModule, lookup: fx.Node, count: int) -> fx.Nod
     else:
         bound = call(aten.clamp.default, call(aten.amin.default, distance, [-1], True), None, LARGEST)
     numbers = constant("timestep_numbers_of_rows", torch.arange(len(table), device=table.device))
-    found = call(aten.where.ScalarOther, call(aten.le.Tensor, distance, bound), numbers, count)
-    return call(aten.amin.default, found, [-1])
+    matching_rows = call(aten.where.ScalarOther, call(aten.le.Tensor, distance, bound), numbers, count)
+    return call(aten.amin.default, matching_rows, [-1])

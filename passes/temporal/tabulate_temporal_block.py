@@ -169,11 +169,11 @@ def layer_behind(feature: fx.Node) -> str:
 
 def shaped_feature(graph: fx.Graph, piece: fx.Node, rows: fx.Node, feature: fx.Node) -> fx.Node:
     """View a gathered slice ``[n, width]`` in the feature's own shape; ``n`` is the batch or one."""
-    wanted = node_value(feature).shape
-    trailing = [int(size) for size in wanted[1:]]
-    if len(wanted) and node_value(rows).shape[0] == wanted[0]:
+    shape = node_value(feature).shape
+    trailing = [int(size) for size in shape[1:]]
+    if len(shape) and node_value(rows).shape[0] == shape[0]:
         return insert_call(graph, aten.reshape.default, (piece, [-1, *trailing]), anchor=feature)
-    if any(isinstance(size, SymInt) for size in wanted):
+    if any(isinstance(size, SymInt) for size in shape):
         viewed = insert_call(graph, aten.reshape.default, (piece, [-1, *trailing]), anchor=feature)
         size: Any = rows_for(graph, rows, node_value(feature), anchor=feature)
         batch = insert_call(graph, aten.sym_size.int, (size, 0), anchor=feature)
@@ -181,4 +181,4 @@ def shaped_feature(graph: fx.Graph, piece: fx.Node, rows: fx.Node, feature: fx.N
     if node_value(rows).shape[0] != 1:
         # Of a 0-dim timestep alone, where the rows follow a further input of one value per item: any row will do.
         piece = insert_call(graph, aten.slice.Tensor, (piece, 0, 0, 1), anchor=feature)
-    return insert_call(graph, aten.reshape.default, (piece, [int(size) for size in wanted]), anchor=feature)
+    return insert_call(graph, aten.reshape.default, (piece, [int(size) for size in shape]), anchor=feature)

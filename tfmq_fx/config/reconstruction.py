@@ -137,9 +137,9 @@ class ReconstructionConfig:
         if not isinstance(value, Mapping):
             msg = f"reconstruction={value!r} must be a ReconstructionConfig, its fields, or a name"
             raise ConfigError(msg)
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(value) - known):
-            msg = f"unknown reconstruction field {unknown[0]!r}; the fields are {', '.join(sorted(known))}"
+        fields = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(value) - fields):
+            msg = f"unknown reconstruction field {unknown[0]!r}; the fields are {', '.join(sorted(fields))}"
             raise ConfigError(msg)
         return cls(**value)
 

@@ -65,7 +65,7 @@ def _fake_quantizer(prepared: fx.GraphModule, node: fx.Node, observer: ObserverB
 
 def quantizers_of(module: nn.Module) -> dict[str, FakeQuantizer]:
     """The fake quantizers of a module by name, each once."""
-    return {name: found for name, found in module.named_modules() if isinstance(found, FakeQuantizer)}
+    return {name: quantizer for name, quantizer in module.named_modules() if isinstance(quantizer, FakeQuantizer)}
 
 
 @contextmanager

@@ -110,8 +110,8 @@ def check_conv(
     _check_image(name, x, (torch.uint8,), DEPTH)
     depth, taps = x.shape[3], kernel[0] * kernel[1]
     packed = weight.ndim == 5 and weight.dtype == torch.int8
-    wanted = [taps, depth // DEPTH, DEPTH]
-    packed = packed and [weight.shape[1], weight.shape[2], weight.shape[4]] == wanted
+    expected = [taps, depth // DEPTH, DEPTH]
+    packed = packed and [weight.shape[1], weight.shape[2], weight.shape[4]] == expected
     _require(
         packed and weight.shape[3] in (LANES, 2 * LANES, 3 * LANES, 4 * LANES),
         name,
@@ -152,8 +152,8 @@ def check_norm(
         fits = shift.dtype == torch.float32 and shift.ndim == 2 and shift.shape[1] == channels
         fits = fits and common_size((shift.shape[0], x[0].shape[0])) is not None
         fits = fits and (statically_known_true(shift.shape[0] == 1) or _alike(shift.shape[0], x[0].shape[0]))
-        wanted = f"float32 [{x[0].shape[0]} or 1, {channels}]"
-        _require(fits, operator, f"the shift is {shift.dtype} {list(shift.shape)}, not {wanted}")
+        expected = f"float32 [{x[0].shape[0]} or 1, {channels}]"
+        _require(fits, operator, f"the shift is {shift.dtype} {list(shift.shape)}, not {expected}")
 
 
 def check_image(

@@ -147,10 +147,10 @@ def _broadcast(sizes: Sequence[Any]) -> Any:
     return next((size for size in sizes if size != 1), sizes[0])
 
 
-def _strides(value: Any, wanted: Sequence[Any]) -> list[Any]:
+def _strides(value: Any, broadcast: Sequence[Any]) -> list[Any]:
     """The first three strides of ``value``: 0 for the batch and the heads where it has one for all ``wanted``."""
     size, strides = value.get_size(), value.get_stride()
-    return [*(0 if n == 1 and m != 1 else s for n, m, s in zip(size, wanted, strides, strict=False)), strides[2]]
+    return [*(0 if n == 1 and m != 1 else s for n, m, s in zip(size, broadcast, strides, strict=False)), strides[2]]
 
 
 def _attention(
@@ -165,7 +165,7 @@ def _attention(
 
     def statement(names: Sequence[str], output: str, number: Callable[[Any], str]) -> str:
         strides = ", ".join(
-            f"{{{_numbers(_strides(x, wanted), number)}}}" for x, wanted in zip(operands, repeated, strict=True)
+            f"{{{_numbers(_strides(x, broadcast), number)}}}" for x, broadcast in zip(operands, repeated, strict=True)
         )
         counts = _numbers((batch, heads, rows, keys, depth, key_batch, key_heads), number)
         shape = f"tfmq::AttentionShape{{{counts}, {strides}}}"

@@ -91,13 +91,13 @@ def _search(
         return found_low / factor, found_high / factor
     size = max(1, BLOCK // max(1, x.shape[1]))
     blocks = [slice(first, first + size) for first in range(0, len(x), size)]
-    found = [
+    ranges = [
         _search_block(
             x[rows], low[rows], high[rows], q_min, q_max, symmetric, None if weights is None else weights[rows]
         )
         for rows in blocks
     ]
-    return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+    return torch.cat([low for low, _ in ranges]), torch.cat([high for _, high in ranges])
 
 
 def ordinary_size(low: Tensor, high: Tensor) -> Tensor:

@@ -52,10 +52,10 @@ class Checkpoint:
         plan = folder / PLAN
         if plan.is_file():
             try:
-                known = json.loads(plan.read_text(encoding="utf-8")).get("fingerprint")
+                stored = json.loads(plan.read_text(encoding="utf-8")).get("fingerprint")
             except (ValueError, AttributeError):
-                known = None
-            if known != key:
+                stored = None
+            if stored != key:
                 msg = (
                     f"{folder} holds the state of another reconstruction (other weights, calibration data, code or "
                     "configuration); remove it to start over, or name another directory"

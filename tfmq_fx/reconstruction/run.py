@@ -163,10 +163,10 @@ class ReconstructionRun:
 
     def _finished(self, index: int, quantizers: dict[str, FakeQuantizer]) -> UnitResult | None:
         """The result of a unit that an earlier run has finished, whose state is put back."""
-        found = self._checkpoint.load(index)
-        if found is None:
+        finished = self._checkpoint.load(index)
+        if finished is None:
             return None
-        result, state = found
+        result, state = finished
         load_state(quantizers, state)
         self.resumed += 1
         self.earlier_seconds += result.seconds

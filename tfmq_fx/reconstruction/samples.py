@@ -71,8 +71,8 @@ class Samples:
         if self.mixing:
             back = min(max(1, round(held_back * self.count)), self.count - 1)
         else:
-            kept = min(max(1, round(held_back * len(self.chunks))), len(self.chunks) - 1)
-            back = self.count - self.chunks[-kept].start
+            held_back_chunks = min(max(1, round(held_back * len(self.chunks))), len(self.chunks) - 1)
+            back = self.count - self.chunks[-held_back_chunks].start
         return self.count - back, back
 
     def draw(self, size: int, count: int, generator: torch.Generator) -> Window:

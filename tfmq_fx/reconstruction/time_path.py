@@ -104,8 +104,8 @@ def conditional_unit(prepared: fx.GraphModule, domain: TemporalDomain, condition
         conditions: Names of the conditioning inputs.
     """
     units = find_units(prepared, domain.timestep, conditions=tuple(conditions))
-    found = next((unit for unit in units if unit.kind == "conditional"), None)
-    nodes = () if found is None else found.nodes
+    conditional = next((unit for unit in units if unit.kind == "conditional"), None)
+    nodes = () if conditional is None else conditional.nodes
     return TimePathUnit(
         "conditional part",
         "conditional",

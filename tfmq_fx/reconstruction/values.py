@@ -75,24 +75,24 @@ def collect(samples: Samples, example: Any, compute: Callable[[Window], Any], st
     if all(isinstance(leaf, SymInt) for leaf in examples) and examples:
         return pytree.tree_unflatten([Size(leaf) for leaf in examples], spec)
     collected: list[list[Any]] = [[] for _ in examples]
-    kept: list[Tensor | None] = [None] * len(examples)
+    collected_tensors: list[Tensor | None] = [None] * len(examples)
     per_item = [rows_per_item(leaf.shape[0]) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in examples]
     for window in samples.chunks:
-        found = pytree.tree_leaves(compute(window))
-        for i, leaf in enumerate(found):
+        tensor_leaves = pytree.tree_leaves(compute(window))
+        for i, leaf in enumerate(tensor_leaves):
             each = per_item[i]
             if each is None:
                 if samples.mixing and collected[i]:
                     continue
                 collected[i].append(leaf)
                 continue
-            target = kept[i]
+            target = collected_tensors[i]
             if target is None:
-                target = kept[i] = store.allocate((samples.count * each, *leaf.shape[1:]), leaf.dtype)
+                target = collected_tensors[i] = store.allocate((samples.count * each, *leaf.shape[1:]), leaf.dtype)
             target[window.start * each : window.stop * each] = leaf
     leaves: list[Leaf] = []
     for i, leaf in enumerate(examples):
-        target = kept[i]
+        target = collected_tensors[i]
         if isinstance(leaf, SymInt):
             leaves.append(Size(leaf))
         elif target is not None:

@@ -27,9 +27,9 @@ def schedule_of(scheduler: Scheduler, steps: int) -> Tensor:
 
 def known_row(values: Tensor, timestep: float | Tensor) -> int | None:
     """The row of ``values`` that holds ``timestep``, a number or a tensor with one element, or None."""
-    given = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep, dtype=torch.float64)
-    row, known = ValueSearch(values).find(given.detach().reshape(()).cpu())
-    return int(row) if bool(known) else None
+    value = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep, dtype=torch.float64)
+    row, matched = ValueSearch(values).find(value.detach().reshape(()).cpu())
+    return int(row) if bool(matched) else None
 
 
 def find_row(values: Tensor, timestep: float | Tensor, what: str) -> int:

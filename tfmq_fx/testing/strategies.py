@@ -118,10 +118,10 @@ def time_paths(
         shared_weight_decoy=flag,
         dead_branch=flag,
     )
-    return paths.map(_telling)
+    return paths.map(_without_ambiguity)
 
 
-def _telling(path: TimePath) -> TimePath:
+def _without_ambiguity(path: TimePath) -> TimePath:
     """The path, without the one pair of options that has no answer."""
     both = path.prompt != "none" and path.class_embedding == "linear"
     return replace(path, class_embedding="table") if both else path

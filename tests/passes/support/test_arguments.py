@@ -29,7 +29,7 @@ def test_a_node_is_read_as_one_and_nothing_else_is(nodes):
 def test_a_list_is_read_as_one_and_nothing_else_is(nodes):
     x, cat = nodes
     assert list(argument_list(cat, 0)) == [x, x]
-    with pytest.raises(TypeError, match="argument 1 of node 'cat' should be a list, not 1"):
+    with pytest.raises(TypeError, match="argument 1 of node 'cat_default' should be a list, not 1"):
         argument_list(cat, 1)
 
 
