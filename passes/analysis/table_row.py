@@ -11,12 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx.passes.base import PassError
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 
-__all__ = ["find_row", "row_columns", "row_inputs", "row_lookups", "row_values", "several_timesteps"]
+__all__ = ["find_row", "require_row", "row_columns", "row_inputs", "row_lookups", "row_values", "several_timesteps"]
 
 
 def row_lookups(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -31,6 +32,19 @@ def find_row(graph_module: fx.GraphModule) -> fx.Node | None:
         return lookups[0] if lookups else None
     (joint,) = lookups[-1].users
     return joint
+
+
+def require_row(graph_module: fx.GraphModule, pass_id: str) -> fx.Node:
+    """The node that computes the table row, for the pass of that id.
+
+    Raises:
+        PassError: There is none.
+    """
+    row = find_row(graph_module)
+    if row is None:
+        msg = f"{pass_id}: the graph has no timestep row; run IndexTimesteps first"
+        raise PassError(msg)
+    return row
 
 
 def row_values(graph_module: fx.GraphModule, lookup: fx.Node) -> Tensor:
