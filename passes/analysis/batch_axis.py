@@ -17,7 +17,7 @@ from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.passes.analysis.dependence import data_dependence, reads_as_parameter
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.predicates import is_getitem, node_value
-from tfmq_fx.passes.support.sizes import rows_per_item
+from tfmq_fx.passes.support.sizes import entries_per_item
 
 __all__ = ["batch_axes", "size_ratio"]
 
@@ -52,7 +52,7 @@ def size_ratio(size: int | SymInt, batch: int | SymInt) -> Any:
     if ratio.is_integer and ratio.is_positive:
         return int(ratio) if ratio.is_Integer else ratio
     # What the shape environment has not simplified, such as (64 * N) // 4.
-    return rows_per_item(size) if _expression(size).free_symbols == _expression(batch).free_symbols else None
+    return entries_per_item(size) if _expression(size).free_symbols == _expression(batch).free_symbols else None
 
 
 def batch_axes(graph_module: fx.GraphModule, batch: int | SymInt) -> dict[fx.Node, int]:

@@ -130,13 +130,13 @@ class _Search:
             if not circular:
                 return self._named(groups, items)
             # Blocks that feed each other: the largest one is given up, and what is left is looked at again.
-            tied = [groups[position] for position in circular]
-            if any(kind == "conditional" for _, kind, _ in tied):
+            cyclic = [groups[position] for position in circular]
+            if any(kind == "conditional" for _, kind, _ in cyclic):
                 # Its layers go back to the blocks that read them.
                 self.taken -= self.early.pop("conditional")
                 self.reserved = self.taken | {n for n in self.reach.ancestors(self.taken) if n.op != "placeholder"}
                 continue
-            refused.add(max((kind == "residual", len(nodes), key) for key, kind, nodes in tied)[2])
+            refused.add(max((kind == "residual", len(nodes), key) for key, kind, nodes in cyclic)[2])
 
     def _is_data(self, node: fx.Node) -> bool:
         """Whether ``node`` carries data, and not that of the timestep alone."""
@@ -181,8 +181,8 @@ class _Search:
         whole = self.reach.closure(nodes)
         attached = {node for node in self._embedding_layers_of(whole) if node not in taken}
         whole = self.reach.closure(whole | attached)
-        swallowed = [node for node in whole - nodes - attached if is_weighted(node)]
-        if whole & taken or any(self.modules.stacks[node] or node in self.block for node in swallowed):
+        enclosed = [node for node in whole - nodes - attached if is_weighted(node)]
+        if whole & taken or any(self.modules.stacks[node] or node in self.block for node in enclosed):
             return
         units[key] = self.members.with_private(whole, taken, temporal=bool(attached))
 

@@ -38,13 +38,13 @@ class UnitMembers:
         included: set[fx.Node] = set()
         late: set[fx.Node] = set()
         for node in self.reach.order:
-            waits = any(source in late for source in self.reach.sources[node])
-            behind = any(source in included for source in self.reach.sources[node])
-            if node in before and not waits and not behind:
+            is_late = any(source in late for source in self.reach.sources[node])
+            follows = any(source in included for source in self.reach.sources[node])
+            if node in before and not is_late and not follows:
                 continue
-            if (node in members or node in before) and not waits:
+            if (node in members or node in before) and not is_late:
                 included.add(node)
-            elif waits or is_weighted(node) or behind:
+            elif is_late or is_weighted(node) or follows:
                 late.add(node)
         for node in reversed(self.reach.order):
             if node in included and not self.dependence[node] and not all(user in included for user in node.users):

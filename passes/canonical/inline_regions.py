@@ -34,10 +34,10 @@ def region_body(node: Any) -> tuple[fx.Node, tuple[Any, ...]] | None:
     """The read of a region's body and what the body is called with; None for any other node."""
     if node.op != "call_function" or node.target not in BODIES:
         return None
-    place, skipped = BODIES[node.target]
-    body = node.args[place]
+    position, skipped = BODIES[node.target]
+    body = node.args[position]
     inside = isinstance(body, fx.Node) and body.op == "get_attr"
-    return (body, node.args[place + 1 + skipped :]) if inside else None
+    return (body, node.args[position + 1 + skipped :]) if inside else None
 
 
 class InlineRegions(GraphPass):

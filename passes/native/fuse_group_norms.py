@@ -109,7 +109,7 @@ class FuseGroupNorms(GraphPass):
         %t = reshape(%shift, [-1, C])
         %p = tfmq.quantized_group_norm([permute(%a), permute(%b)], %t, %w, %v, G, eps, True, s, z, …)
 
-    Where nothing quantizes, ``tfmq.group_norm`` yields floats; where the channels-last rows ``[N * L, C]`` of a norm
+    Where nothing quantizes, ``tfmq.group_norm`` yields floats; where the channels-last pixels ``[N * L, C]`` of a norm
     are quantized, as attention does, these are the result.
 
     Legality: the definition of the four operators; a shift of a channel moves its mean and leaves its variance.
@@ -145,9 +145,9 @@ class FuseGroupNorms(GraphPass):
         for quantizer in flattened_quantizers(norm.last):
             image = self._quantized(graph, norm, arguments, quantizer, NONE)
             with graph.inserting_after(image):
-                rows = insert_call(graph, aten.reshape.default, (image, [-1, channels]), anchor=norm.node)
+                pixels = insert_call(graph, aten.reshape.default, (image, [-1, channels]), anchor=norm.node)
             source = quantizer.args[0]
-            replace_node(quantizer, rows)
+            replace_node(quantizer, pixels)
             _erase_unread(graph, source, norm.last)
         if norm.last.users:
             self._replace_floats(graph, norm, arguments)
@@ -159,8 +159,8 @@ class FuseGroupNorms(GraphPass):
         with graph.inserting_before(norm.node):
             parts = [channels_last_image(graph, part, norm.node) for part in norm.parts]
             if shift is not None:
-                rows = [-1, int(node_value(shift).shape[1])]
-                shift = insert_call(graph, aten.reshape.default, (shift, rows), anchor=norm.node)
+                shape = [-1, int(node_value(shift).shape[1])]
+                shift = insert_call(graph, aten.reshape.default, (shift, shape), anchor=norm.node)
         return parts, shift, weight, bias, groups, eps[0] if eps else 1e-5, norm.silu
 
     def _quantized(

@@ -53,7 +53,7 @@ def find_summand(node: Any) -> Summand | None:
     return None
 
 
-def _alike(one: fx.Node, other: fx.Node) -> bool:
+def _same_metadata(one: fx.Node, other: fx.Node) -> bool:
     """Whether both are tensors of one shape and dtype, so that neither is broadcast to the other."""
     left, right = node_value(one), node_value(other)
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
@@ -72,7 +72,7 @@ class FuseResidualAdds(GraphPass):
 
         %n = tfmq.integer_conv(%x, …, permute(%r, [0, 2, 3, 1]), …)      %y = permute(%n, [0, 3, 1, 2])
 
-    The same where the result is added as a sequence ``[N, L, C]``, and for a linear whose rows become an image again.
+    The same where the result is added as a sequence ``[N, L, C]``, and for a linear whose pixels become an image again.
 
     Legality: nothing else reads the convolution, and both sides have one shape and dtype, so nothing is broadcast. The
     convolution moves to where the sum was, behind both operands. Numerics are preserved up to float rounding: the
@@ -94,7 +94,7 @@ class FuseResidualAdds(GraphPass):
                 summand = find_summand(one) if one is not other else None
                 if summand is None or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
                     continue
-                if _alike(one, other):
+                if _same_metadata(one, other):
                     self._fuse(graph, node, summand, other)
                     modified = True
                     break
@@ -104,11 +104,11 @@ class FuseResidualAdds(GraphPass):
 
     def _fuse(self, graph: fx.Graph, node: fx.Node, summand: Summand, other: fx.Node) -> None:
         conv = summand.conv
-        rows, columns, channels = (int(size) for size in node_value(conv).shape[1:])
+        height, width, channels = (int(size) for size in node_value(conv).shape[1:])
         with graph.inserting_before(node):
             if summand.image:
                 other = insert_call(graph, aten.permute.default, (other, LAST), anchor=conv)
-            residual = insert_call(graph, aten.reshape.default, (other, [-1, rows, columns, channels]), anchor=conv)
+            residual = insert_call(graph, aten.reshape.default, (other, [-1, height, width, channels]), anchor=conv)
             arguments = (*conv.args[:4], residual, *conv.args[5:])
             new = insert_call(graph, called_operator(conv), arguments, anchor=conv)
             for step in summand.chain:

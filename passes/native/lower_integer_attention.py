@@ -146,8 +146,8 @@ class LowerIntegerAttention(GraphPass):
             with graph.inserting_before(node):
                 operands = (match.query, match.key, match.value, match.factor, scales, zeros)
                 new = insert_call(graph, OPERATORS.integer_attention.default, operands, anchor=node)
-                turned = insert_call(graph, aten.transpose.int, (new, 1, 2), anchor=node)
-            replace_node(node, turned, results=False)
+                transposed = insert_call(graph, aten.transpose.int, (new, 1, 2), anchor=node)
+            replace_node(node, transposed, results=False)
             modified = True
         if modified:
             graph.eliminate_dead_code()

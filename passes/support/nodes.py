@@ -232,7 +232,7 @@ def _with_layout_of(recorded: Tensor, node: fx.Node) -> fx.Node:
     order = axis_order(recorded)
     graph, plain = node.graph, order == sorted(order)
     with graph.inserting_before(node.next):
-        turned = node if plain else insert_call(graph, aten.permute.default, (node, order), anchor=node)
-        dense = insert_call(graph, aten.contiguous.default, (turned,), anchor=node)
-        back = [order.index(axis) for axis in range(len(order))]
-        return dense if plain else insert_call(graph, aten.permute.default, (dense, back), anchor=node)
+        permuted = node if plain else insert_call(graph, aten.permute.default, (node, order), anchor=node)
+        dense = insert_call(graph, aten.contiguous.default, (permuted,), anchor=node)
+        inverse = [order.index(axis) for axis in range(len(order))]
+        return dense if plain else insert_call(graph, aten.permute.default, (dense, inverse), anchor=node)

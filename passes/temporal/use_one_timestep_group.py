@@ -87,10 +87,10 @@ class UseOneTimestepGroup(GraphPass):
             scales, zero_points = argument_node(old, 1), argument_node(old, 2)
             groups = _groups_behind(scales)
             if groups not in firsts:
-                behind = groups.next
-                while behind.op == "placeholder":
-                    behind = behind.next
-                with graph.inserting_before(behind):
+                following = groups.next
+                while following.op == "placeholder":
+                    following = following.next
+                with graph.inserting_before(following):
                     firsts[groups] = insert_call(graph, aten.slice.Tensor, (groups, 0, 0, 1), anchor=old)
             first = firsts[groups]
             with graph.inserting_before(old):
@@ -107,13 +107,13 @@ class UseOneTimestepGroup(GraphPass):
             for restored in list(old.users):
                 for reader in list(restored.users):
                     with graph.inserting_before(reader):
-                        own = insert_call(
+                        dequantized = insert_call(
                             graph,
                             decomposed.dequantize_per_tensor.tensor,
                             (new, scale, zero, low, high, dtype),
                             anchor=restored,
                         )
-                    reader.replace_input_with(restored, own)
+                    reader.replace_input_with(restored, dequantized)
                 graph.erase_node(restored)
             replace_node(old, new)
         graph.eliminate_dead_code()

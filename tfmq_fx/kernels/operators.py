@@ -104,10 +104,10 @@ def group_norm(
         float32 ``[N, H, W, C]``.
     """
     check_norm("group_norm", x, shift, weight, bias, groups)
-    whole = torch.cat([part.float() for part in x], -1)
+    image = torch.cat([part.float() for part in x], -1)
     if shift is not None:
-        whole = whole + shift[:, None, None, :]
-    result = functional.group_norm(whole.permute(0, 3, 1, 2), groups, weight, bias, eps)
+        image = image + shift[:, None, None, :]
+    result = functional.group_norm(image.permute(0, 3, 1, 2), groups, weight, bias, eps)
     return (functional.silu(result) if silu else result).permute(0, 2, 3, 1).contiguous()
 
 

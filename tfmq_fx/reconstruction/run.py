@@ -98,9 +98,9 @@ class ReconstructionRun:
 
     def _updates_compiled(self) -> bool:
         """Whether the run has enough weights and iterations to compile their update."""
-        others = sum(w.up.numel() for node in self.units if self._trains(node) for w in self._weights(node))
+        trained = sum(w.up.numel() for node in self.units if self._trains(node) for w in self._weights(node))
         learning = sum(weight.up.numel() for unit in self._learning() for weight in unit.weights)
-        return others * self.config.iterations + learning * self.config.temporal_iterations >= WORTH_COMPILING
+        return trained * self.config.iterations + learning * self.config.temporal_iterations >= WORTH_COMPILING
 
     def fingerprint(self, samples: Samples | None) -> str:
         """A hash of everything that decides the outcome."""

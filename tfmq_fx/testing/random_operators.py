@@ -210,8 +210,8 @@ class OperatorGrowth(GraphGrowth):
             if is_image(source.meta["val"]) and self._flag():
                 self._call(aten.contiguous.default, source, memory_format=torch.channels_last)
                 return
-            turned = self.builder.call(aten.permute.default, source, order)
-            dense = self.builder.call(aten.clone.default, turned, memory_format=torch.contiguous_format)
+            permuted = self.builder.call(aten.permute.default, source, order)
+            dense = self.builder.call(aten.clone.default, permuted, memory_format=torch.contiguous_format)
             self._call(aten.permute.default, dense, [order.index(axis) for axis in range(len(order))])
 
     def view(self) -> None:

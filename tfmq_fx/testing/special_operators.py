@@ -61,5 +61,5 @@ class SpecialGrowth(OperatorGrowth):
         column = self.builder.call(aten.reshape.default, column, [1, 1] if self.scalar_timestep else [-1, 1])
         waves = self.builder.call(aten.sin.default, self.builder.call(aten.mul.Tensor, column, self._weight(4)))
         emb = self._weighted(aten.linear.default, waves, self._weight(8, 4))
-        rows = self.builder.call(aten.repeat.default, emb, [3, 1])
-        self._weighted(aten.linear.default, self.builder.call(aten.silu.default, rows), self._weight(4, 8))
+        repeated = self.builder.call(aten.repeat.default, emb, [3, 1])
+        self._weighted(aten.linear.default, self.builder.call(aten.silu.default, repeated), self._weight(4, 8))

@@ -42,17 +42,17 @@ class _Model(TemporalRecorder):
         labelled = self._add_classes(second) if path.class_embedding != "none" else second
         embedding = self._add_prompt(labelled) if path.prompt != "none" else labelled
         read_outside = self._readers(hidden, first, features, embedding)
-        into = self.temporal if embedding is second else self.finite if embedding is labelled else self.prompted
-        shared = self._record(into, aten.silu.default, embedding) if path.activation == "shared" else embedding
+        collection = self.temporal if embedding is second else self.finite if embedding is labelled else self.prompted
+        shared = self._record(collection, aten.silu.default, embedding) if path.activation == "shared" else embedding
         layers, injected = [], []
         for index in range(path.blocks):
             with builder.inside(f"blocks.{index}"):
                 hidden = self._conv(f"blocks.{index}.conv", builder.call(aten.silu.default, hidden))
                 own = path.activation == "separate"
-                source = self._record(into, aten.silu.default, embedding) if own else shared
+                source = self._record(collection, aten.silu.default, embedding) if own else shared
                 width = 2 * CHANNELS if path.scale_shift else CHANNELS
-                layer = self._linear(into, f"blocks.{index}.emb", source, width, EMBEDDING)
-                hidden, read = self._inject(into, hidden, layer)
+                layer = self._linear(collection, f"blocks.{index}.emb", source, width, EMBEDDING)
+                hidden, read = self._inject(collection, hidden, layer)
             layers.append(layer)
             injected += read
         outputs = [self._conv("conv_out", hidden), *read_outside]
@@ -143,16 +143,16 @@ class _Model(TemporalRecorder):
             self.without_timestep.append(pooled)
         return self._record(self.prompted, aten.add.Tensor, embedding, pooled)
 
-    def _inject(self, into: list[fx.Node], hidden: fx.Node, layer: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
+    def _inject(self, collection: list[fx.Node], hidden: fx.Node, layer: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
         """Bring what a ``g_i`` computes into the feature map; return the map and the features it reads."""
         call = self.builder.call
-        column = self._record(into, aten.unsqueeze.default, layer, -1)
-        pixel = self._record(into, aten.unsqueeze.default, column, -1)
+        column = self._record(collection, aten.unsqueeze.default, layer, -1)
+        pixel = self._record(collection, aten.unsqueeze.default, column, -1)
         if not self.path.scale_shift:
             return call(aten.add.Tensor, hidden, pixel), [pixel]
-        halves = self._record(into, aten.chunk.default, pixel, 2, 1)
-        scale, shift = (self._record(into, operator.getitem, halves, index) for index in (0, 1))
-        factor = self._record(into, aten.add.Tensor, scale, 1)
+        halves = self._record(collection, aten.chunk.default, pixel, 2, 1)
+        scale, shift = (self._record(collection, operator.getitem, halves, index) for index in (0, 1))
+        factor = self._record(collection, aten.add.Tensor, scale, 1)
         return call(aten.add.Tensor, call(aten.mul.Tensor, hidden, factor), shift), [shift, factor]
 
     # -- readers outside the block, and decoys ----------------------------------------------------------------
