@@ -131,9 +131,9 @@ def _through_reshape(source: Tensor, axis: int, out: Tensor, batch: int | SymInt
 
 def _through_operator(out: Tensor, operands: Sequence[tuple[Tensor, Any]]) -> int | None:
     """The axis of a result that lines up with that of every operand, as broadcasting lines axes up."""
-    found = {_aligned(value, axis, out) for value, axis in operands if isinstance(axis, int)}
-    axis = found.pop()
-    if found or axis is None:
+    aligned_axes = {_aligned(value, axis, out) for value, axis in operands if isinstance(axis, int)}
+    axis = aligned_axes.pop()
+    if aligned_axes or axis is None:
         return None
     for value, own in operands:
         place = axis - (out.ndim - value.ndim)

@@ -122,11 +122,11 @@ def conditioning_inputs(
     ]
     dependence = data_dependence(graph_module)
     allowed = frozenset((timestep, *candidates))
-    met: set[str] = set()
+    conditioning: set[str] = set()
     for node, inputs in dependence.items():
         if is_weighted(node) and timestep in inputs and inputs <= allowed:
-            met |= inputs - {timestep}
-    return tuple(name for name in candidates if name in met)
+            conditioning |= inputs - {timestep}
+    return tuple(name for name in candidates if name in conditioning)
 
 
 def _first_size(value: object) -> object:

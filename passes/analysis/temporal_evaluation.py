@@ -35,7 +35,7 @@ def _identity(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
     return value
 
 
-def _stand_in(value: Any, batch: int, device: torch.device) -> Any:
+def _placeholder_value(value: Any, batch: int, device: torch.device) -> Any:
     """A value of the right shape and dtype for a node outside the block; zeros, one element of memory."""
     if isinstance(value, Tensor):
         shape = [concrete_size(size, batch) for size in value.shape]
@@ -53,7 +53,7 @@ def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], inputs: Mapp
             if node.op == "get_attr":
                 environment[node] = read_attribute(graph_module, str(node.target))
             else:
-                environment[node] = _stand_in(known_value(graph_module, node), batch, device)
+                environment[node] = _placeholder_value(known_value(graph_module, node), batch, device)
         return environment[node]
 
     for node in graph_module.graph.nodes:
@@ -61,15 +61,15 @@ def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], inputs: Mapp
             continue
         for source in data_arguments(node):
             # Its shape may be asked for; its values would be those of a stand-in.
-            known = (
+            is_determined = (
                 source in environment
                 or source.op == "get_attr"
                 or not isinstance(known_value(graph_module, source), Tensor)
             )
-            if not known:
-                given = ", ".join(repr(str(placeholder.target)) for placeholder in inputs)
+            if not is_determined:
+                listed = ", ".join(repr(str(placeholder.target)) for placeholder in inputs)
                 msg = (
-                    f"node {node.name!r} reads the values of {source.name!r}, which depends on more than {given}, so "
+                    f"node {node.name!r} reads the values of {source.name!r}, which depends on more than {listed}, so "
                     "it cannot be evaluated from these alone"
                 )
                 raise PassError(msg)

@@ -69,9 +69,9 @@ def as_captured(values: Tensor, dtype: torch.dtype, name: str = "timestep") -> T
     """
     converted = values.to(dtype)
     if not dtype.is_floating_point and values.is_floating_point():
-        lost = converted != values
-        if bool(lost.any()):
-            first, kind = float(values[lost].reshape(-1)[0]), str(dtype).removeprefix("torch.")
+        changed = converted != values
+        if bool(changed.any()):
+            first, kind = float(values[changed].reshape(-1)[0]), str(dtype).removeprefix("torch.")
             msg = f"{name} {first:g} is fractional, but the graph takes {kind}: capture the model with a float {name}"
             raise ConfigError(msg)
     return converted

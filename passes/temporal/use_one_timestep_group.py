@@ -33,12 +33,10 @@ def find_grouped_quantizers(
     """
     groups = {find_groups(graph_module, name) for name in names}
     quantize = decomposed.quantize_per_channel.default
-    return [
-        n for n in graph_module.graph.nodes if is_call(n, quantize) and _groups_behind(n.args[1]) in groups - {None}
-    ]
+    return [n for n in graph_module.graph.nodes if is_call(n, quantize) and _groups_of(n.args[1]) in groups - {None}]
 
 
-def _groups_behind(parameter: Any) -> Any:
+def _groups_of(parameter: Any) -> Any:
     """The groups that a gathered scale or zero point is indexed by; None for another one."""
     if not is_call(parameter, aten.index_select.default):
         return None
@@ -85,7 +83,7 @@ class UseOneTimestepGroup(GraphPass):
         for old in quantizers:
             x, _, _, _, low, high, dtype = old.args
             scales, zero_points = argument_node(old, 1), argument_node(old, 2)
-            groups = _groups_behind(scales)
+            groups = _groups_of(scales)
             if groups not in firsts:
                 following = groups.next
                 while following.op == "placeholder":

@@ -70,8 +70,8 @@ def _at_least(size: Any, least: int) -> bool:
 
 def common_size(sizes: Sequence[Any]) -> Any:
     """The size that ``sizes`` are broadcast to: the one that is not 1, or None where they disagree."""
-    apart = [size for size in sizes if not statically_known_true(size == 1)]
-    return None if any(not _same_size(size, apart[0]) for size in apart) else next(iter(apart), 1)
+    actual_sizes = [size for size in sizes if not statically_known_true(size == 1)]
+    return None if any(not _same_size(size, actual_sizes[0]) for size in actual_sizes) else next(iter(actual_sizes), 1)
 
 
 def _check_affine(operator: str, scales: Sequence[float], zero_points: Sequence[int]) -> None:

@@ -103,8 +103,8 @@ def _search(
 def ordinary_size(low: Tensor, high: Tensor) -> Tensor:
     """Per range a power of two that brings it near 1 where powers of errors or products would leave float32, else 1."""
     exponent = torch.frexp(torch.maximum(low.abs(), high.abs())).exponent
-    far = exponent.abs() > SEARCHED_EXPONENTS
-    return torch.ldexp(torch.ones_like(low), torch.where(far, -exponent.clamp(-126, 126), 0))
+    is_extreme = exponent.abs() > SEARCHED_EXPONENTS
+    return torch.ldexp(torch.ones_like(low), torch.where(is_extreme, -exponent.clamp(-126, 126), 0))
 
 
 def _search_block(

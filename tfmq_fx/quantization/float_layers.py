@@ -91,5 +91,5 @@ def warn_unmatched_patterns(model: fx.GraphModule, config: QuantizationConfig, *
     for field, patterns in (("keep_float", layer_patterns), ("overrides", list(config.overrides))):
         unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(name, p) for name in names)]
         if unmatched:
-            shown = ", ".join(map(repr, unmatched))
-            warnings.warn(f"{field} has {shown}, which matches no layer of this model", stacklevel=stacklevel + 1)
+            listed = ", ".join(map(repr, unmatched))
+            warnings.warn(f"{field} has {listed}, which matches no layer of this model", stacklevel=stacklevel + 1)
