@@ -8,7 +8,7 @@ that its *data* depends on.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,13 +21,12 @@ from tfmq_fx.passes.analysis.temporal_structure import (
     impurity,
     linear_ancestry,
     reading_module,
-    repeated_last,
     split_structure,
 )
 from tfmq_fx.passes.base import PassError
-from tfmq_fx.passes.support.predicates import fqn, node_value
+from tfmq_fx.passes.support.predicates import fqn, is_weighted, node_value, repeats_rows
 
-__all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block"]
+__all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block", "repeated_last"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,22 @@ def _with_private_sources(graph: fx.Graph, members: set[fx.Node], allowed: froze
         if all(user in members for user in node.users):
             members.add(node)
     return [node for node in graph.nodes if node in members]
+
+
+def repeated_last(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """Those of ``nodes``, in graph order, behind a repetition of rows that no linear follows.
+
+    The features are what is repeated: the block has one row an item of the batch, and so has its table.
+    """
+    repeated: set[fx.Node] = set()
+    for node in nodes:
+        if repeats_rows(node) or any(n in repeated for n in data_arguments(node)):
+            repeated.add(node)
+    before_linear: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if is_weighted(node) or any(user in before_linear for user in node.users):
+            before_linear.add(node)
+    return repeated - before_linear
 
 
 def find_temporal_block(

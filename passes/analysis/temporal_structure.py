@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import torch
 from torch import fx
 
 from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.passes.analysis.dependence import data_arguments
-from tfmq_fx.passes.support.predicates import is_idle_dropout, is_weighted, module_path, repeats_rows
+from tfmq_fx.passes.support.predicates import is_idle_dropout, is_weighted, module_path
 
-__all__ = ["impurity", "linear_ancestry", "reading_module", "repeated_last", "split_structure"]
+__all__ = ["impurity", "linear_ancestry", "reading_module", "split_structure"]
 
 
 def impurity(nodes: Collection[fx.Node]) -> str:
@@ -25,22 +25,6 @@ def impurity(nodes: Collection[fx.Node]) -> str:
         if schema_of(target).is_mutable:
             return f"node {node.name!r} ({target}) on the time path writes in place"
     return ""
-
-
-def repeated_last(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """Those of ``nodes``, in graph order, behind a repetition of rows that no linear follows.
-
-    The features are what is repeated: the block has one row an item of the batch, and so has its table.
-    """
-    repeated: set[fx.Node] = set()
-    for node in nodes:
-        if repeats_rows(node) or any(n in repeated for n in data_arguments(node)):
-            repeated.add(node)
-    before_linear: set[fx.Node] = set()
-    for node in reversed(nodes):
-        if is_weighted(node) or any(user in before_linear for user in node.users):
-            before_linear.add(node)
-    return repeated - before_linear
 
 
 def linear_ancestry(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:

@@ -21,7 +21,7 @@ from torch import SymInt, Tensor, fx
 from tfmq_fx._torch import pytree
 from tfmq_fx.passes import SetUnknownTimesteps, StripDeadState
 from tfmq_fx.passes.analysis import data_dependence, find_temporal_block, row_columns
-from tfmq_fx.passes.analysis.temporal_structure import repeated_last
+from tfmq_fx.passes.analysis.temporal_block import repeated_last
 from tfmq_fx.passes.base import PassError
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call, redirect_users
 from tfmq_fx.passes.support.predicates import is_call, node_value
