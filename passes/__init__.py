@@ -31,6 +31,7 @@ from tfmq_fx.passes.native.lower_indexed_convs import LowerIndexedConvs
 from tfmq_fx.passes.native.lower_integer_attention import LowerIntegerAttention
 from tfmq_fx.passes.native.lower_integer_convs import LowerIntegerConvs
 from tfmq_fx.passes.observation import PassApplication, observe_passes
+from tfmq_fx.passes.pipeline import Pipeline, run_pipeline
 from tfmq_fx.passes.pipelines import (
     CANONICALIZE,
     FINISH_CONVERSION,
@@ -38,9 +39,7 @@ from tfmq_fx.passes.pipelines import (
     NATIVE_KERNELS,
     PIPELINES,
     REWRITE_FOR_ANNOTATION,
-    Pipeline,
     find_pipeline,
-    run_pipeline,
 )
 from tfmq_fx.passes.precision.compress_temporal_table import CompressTemporalTable
 from tfmq_fx.passes.precision.compute_in_float32 import ComputeInFloat32

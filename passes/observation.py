@@ -135,8 +135,8 @@ def observed(rewrite: GraphPass, graph_module: fx.GraphModule, run: Callable[[],
                 observation.after(PassApplication(number, rewrite, result.graph_module, bool(result.modified)))
     finally:
         _observations.reset(token)
-    wanted = printed.union(*(observation.print_after for observation in observations))
-    if wanted & {rewrite.id, EVERY_PASS}:
+    requested = printed.union(*(observation.print_after for observation in observations))
+    if requested & {rewrite.id, EVERY_PASS}:
         modified = "modified" if result.modified else "unchanged"
         print(f"after {rewrite.id} ({modified}):\n{result.graph_module.graph}", file=sys.stderr, flush=True)
     return result

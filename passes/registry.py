@@ -24,17 +24,17 @@ def pass_registry() -> Mapping[str, type[GraphPass]]:
     """
     for module in pkgutil.walk_packages([str(Path(__file__).parent)], "tfmq_fx.passes."):
         importlib.import_module(module.name)
-    found: dict[str, type[GraphPass]] = {}
+    by_id: dict[str, type[GraphPass]] = {}
     for kind in _subclasses(GraphPass):
         # A class that inherits its id is a variant of a pass, such as one of a test, and no pass of its own.
         if inspect.isabstract(kind) or "id" not in vars(kind):
             continue
-        other = found.setdefault(kind.id, kind)
+        other = by_id.setdefault(kind.id, kind)
         if other is not kind and (other.__module__, other.__qualname__) != (kind.__module__, kind.__qualname__):
             msg = f"the id {kind.id!r} belongs to {_path(other)} and to {_path(kind)}; give one of them another"
             raise ConfigError(msg)
-        found[kind.id] = kind
-    return dict(sorted(found.items()))
+        by_id[kind.id] = kind
+    return dict(sorted(by_id.items()))
 
 
 def find_pass(pass_id: str) -> type[GraphPass]:
@@ -57,12 +57,12 @@ def check_pass_ids(pass_ids: Iterable[str], *, where: str = "") -> None:
     Raises:
         ConfigError: A pass does not exist; the sentence names the ids that come near.
     """
-    known: Mapping[str, type[GraphPass]] = {}
+    registry: Mapping[str, type[GraphPass]] = {}
     for pass_id in pass_ids:
-        known = known or pass_registry()
-        if pass_id not in known:
-            near = difflib.get_close_matches(pass_id if "::" in pass_id else f"tfmq::{pass_id}", known)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+        registry = registry or pass_registry()
+        if pass_id not in registry:
+            near = difflib.get_close_matches(pass_id if "::" in pass_id else f"tfmq::{pass_id}", registry)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(registry)}"
             msg = f"{where + ': ' if where else ''}there is no pass {pass_id!r}; {hint}"
             raise ConfigError(msg)
 

@@ -9,7 +9,7 @@ from tfmq_fx.observers import MinMaxObserver, PerChannelWeightObserver
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes, find_temporal_block
 from tfmq_fx.passes.analysis.reconstruction_units import ReconstructionUnit
 from tfmq_fx.passes.support.predicates import constant_weight
-from tfmq_fx.passes.units.partition_units import _bring_together
+from tfmq_fx.passes.units.partition_units import _make_contiguous
 from tfmq_fx.reconstruction.rounding import RoundingTrainer, StepSize
 from tfmq_fx.testing import GraphBuilder
 
@@ -60,7 +60,7 @@ def values_of_a_stand_in():
 def units_in_a_circle():
     graph_module, (first, second, third) = chain()
     units = [ReconstructionUnit("ends", "layer", (first, third), ()), ReconstructionUnit("mid", "layer", (second,), ())]
-    _bring_together(graph_module.graph, units)
+    _make_contiguous(graph_module.graph, units)
 
 
 def block_of_a_module():

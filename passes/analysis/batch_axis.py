@@ -15,8 +15,9 @@ from torch import SymInt, Tensor, fx
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.passes.analysis.dependence import data_dependence, reads_as_parameter
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.predicates import is_getitem, node_value
-from tfmq_fx.passes.support.sizes import rows_per_item
+from tfmq_fx.passes.support.sizes import entries_per_item
 
 __all__ = ["batch_axes", "size_ratio"]
 
@@ -51,7 +52,7 @@ def size_ratio(size: int | SymInt, batch: int | SymInt) -> Any:
     if ratio.is_integer and ratio.is_positive:
         return int(ratio) if ratio.is_Integer else ratio
     # What the shape environment has not simplified, such as (64 * N) // 4.
-    return rows_per_item(size) if _expression(size).free_symbols == _expression(batch).free_symbols else None
+    return entries_per_item(size) if _expression(size).free_symbols == _expression(batch).free_symbols else None
 
 
 def batch_axes(graph_module: fx.GraphModule, batch: int | SymInt) -> dict[fx.Node, int]:
@@ -73,8 +74,9 @@ def batch_axes(graph_module: fx.GraphModule, batch: int | SymInt) -> dict[fx.Nod
             has_batch = isinstance(value, Tensor) and value.ndim > 0 and size_ratio(value.shape[0], batch) == 1
             axes[node] = 0 if has_batch else None
         elif is_getitem(node):
-            found = axes.get(node.args[0])  # type: ignore[arg-type]
-            axes[node] = found[node.args[1]] if isinstance(found, list) else None  # type: ignore[index]
+            output_axes = axes.get(argument_node(node, 0))
+            index: Any = node.args[1]
+            axes[node] = output_axes[index] if isinstance(output_axes, list) else None
         elif node.op in ("call_function", "call_module"):
             # The timesteps that a quantizer's parameters are looked up by lie along no axis of what it returns.
             sources = [s for s in node.all_input_nodes if dependence[s] and not reads_as_parameter(node, s)]
@@ -129,9 +131,9 @@ def _through_reshape(source: Tensor, axis: int, out: Tensor, batch: int | SymInt
 
 def _through_operator(out: Tensor, operands: Sequence[tuple[Tensor, Any]]) -> int | None:
     """The axis of a result that lines up with that of every operand, as broadcasting lines axes up."""
-    found = {_aligned(value, axis, out) for value, axis in operands if isinstance(axis, int)}
-    axis = found.pop()
-    if found or axis is None:
+    aligned_axes = {_aligned(value, axis, out) for value, axis in operands if isinstance(axis, int)}
+    axis = aligned_axes.pop()
+    if aligned_axes or axis is None:
         return None
     for value, own in operands:
         place = axis - (out.ndim - value.ndim)
@@ -147,5 +149,5 @@ def _aligned(value: Tensor, axis: int, out: Tensor) -> int | None:
     if 0 <= place < out.ndim and _expression(out.shape[place]) == size:
         return place
     # Axes behind it may come and go. A number could agree by chance, a symbol does not.
-    kept = isinstance(value.shape[axis], SymInt) and axis < out.ndim and _expression(out.shape[axis]) == size
-    return axis if kept else None
+    unchanged = isinstance(value.shape[axis], SymInt) and axis < out.ndim and _expression(out.shape[axis]) == size
+    return axis if unchanged else None

@@ -114,22 +114,22 @@ def conditioning_inputs(
         An input without the batch as its first axis is none: there is no value of it for an item.
     """
     placeholders = {str(node.target): node for node in graph_module.graph.nodes if node.op == "placeholder"}
-    batches = [_leading(node_value(placeholders[name])) for name in samples if name in placeholders]
+    batches = [_first_size(node_value(placeholders[name])) for name in samples if name in placeholders]
     candidates = [
         name
         for name, node in placeholders.items()
-        if name not in samples and name != timestep and batches and _leading(node_value(node)) == batches[0]
+        if name not in samples and name != timestep and batches and _first_size(node_value(node)) == batches[0]
     ]
     dependence = data_dependence(graph_module)
     allowed = frozenset((timestep, *candidates))
-    met: set[str] = set()
+    conditioning: set[str] = set()
     for node, inputs in dependence.items():
         if is_weighted(node) and timestep in inputs and inputs <= allowed:
-            met |= inputs - {timestep}
-    return tuple(name for name in candidates if name in met)
+            conditioning |= inputs - {timestep}
+    return tuple(name for name in candidates if name in conditioning)
 
 
-def _leading(value: object) -> object:
+def _first_size(value: object) -> object:
     """The size of a tensor's first axis, as something to compare; None without one."""
     if not isinstance(value, Tensor) or value.ndim == 0:
         return None

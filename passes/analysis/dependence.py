@@ -39,8 +39,8 @@ def data_arguments(node: fx.Node) -> list[fx.Node]:
     if name == "aten::to" and node.target is torch.ops.aten.to.other:
         return _nodes(node.args[0])
     if name in SHAPE_ONLY_ARGUMENTS:
-        kept = [node.args[i] for i in SHAPE_ONLY_ARGUMENTS[name] if i < len(node.args)]
-        return _nodes(kept)
+        data = [node.args[i] for i in SHAPE_ONLY_ARGUMENTS[name] if i < len(node.args)]
+        return _nodes(data)
     return list(node.all_input_nodes)
 
 

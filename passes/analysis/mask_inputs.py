@@ -41,12 +41,12 @@ def mask_inputs(graph_module: fx.GraphModule) -> set[str]:
     Args:
         graph_module: A captured or prepared graph.
     """
-    found = set()
+    names = set()
     for node in graph_module.graph.nodes:
         value = node_value(node)
         if node.op == "placeholder" and isinstance(value, Tensor) and value.is_floating_point() and _only_masks(node):
-            found.add(str(node.target))
-    return found
+            names.add(str(node.target))
+    return names
 
 
 def _only_masks(node: fx.Node) -> bool:
@@ -59,14 +59,14 @@ def _takes_mask(user: fx.Node, mask: fx.Node) -> bool:
     if is_call(user, *VIEWS):
         return user.args[0] is mask and mask not in user.args[1:] and _only_masks(user)
     if is_attention(user):
-        given = user.kwargs.get("attn_mask", user.args[MASK_POSITION] if len(user.args) > MASK_POSITION else None)
-        return given is mask and mask not in user.args[:MASK_POSITION]
+        attn_mask = user.kwargs.get("attn_mask", user.args[MASK_POSITION] if len(user.args) > MASK_POSITION else None)
+        return attn_mask is mask and mask not in user.args[:MASK_POSITION]
     if is_call(user, aten.add.Tensor, aten.baddbmm.default):
-        return list(user.args).count(mask) == 1 and _added(user, mask) and _only_softmaxes(user)
-    return _finds_hidden_rows(user) or (_shows_rows(user, mask) and _only_masks(user))
+        return list(user.args).count(mask) == 1 and _is_summand(user, mask) and _only_softmaxes(user)
+    return _tests_for_hidden_queries(user) or (_unhides_queries(user, mask) and _only_masks(user))
 
 
-def _added(user: fx.Node, mask: fx.Node) -> bool:
+def _is_summand(user: fx.Node, mask: fx.Node) -> bool:
     """Whether an addition takes the mask as a summand: either one of ``add``, the first argument of ``baddbmm``."""
     return is_call(user, aten.add.Tensor) or user.args[0] is mask
 
@@ -78,13 +78,13 @@ def _only_softmaxes(scores: fx.Node) -> bool:
     )
 
 
-def _finds_hidden_rows(node: fx.Node) -> bool:
-    """Whether ``node`` asks which rows of a mask hide everything: ``eq(amax(mask), -inf)``."""
+def _tests_for_hidden_queries(node: fx.Node) -> bool:
+    """Whether ``node`` tests which queries a mask hides everything from: ``eq(amax(mask), -inf)``."""
     return is_call(node, aten.amax.default) and all(
         is_call(user, aten.eq.Scalar) and user.args[1] == -math.inf for user in node.users
     )
 
 
-def _shows_rows(node: fx.Node, mask: fx.Node) -> bool:
-    """Whether ``node`` is the mask without its hidden rows: ``where(hidden, 0, mask)``."""
+def _unhides_queries(node: fx.Node, mask: fx.Node) -> bool:
+    """Whether ``node`` is the mask without the queries that it hides everything from: ``where(hidden, 0, mask)``."""
     return is_call(node, aten.where.ScalarSelf) and bool(node.args[1] == 0.0) and node.args[2] is mask

@@ -38,17 +38,17 @@ def multiply_adds(graph_module: fx.GraphModule) -> dict[fx.Node, int]:
         The count for one item where the batch is symbolic, else for the whole batch. An operator of others that reads
         a matrix of weights is listed with 0: nobody knows what it does.
     """
-    known: dict[tuple[Any, str], int] = {}
+    cached: dict[tuple[Any, str], int] = {}
     counts: dict[fx.Node, int] = {}
     for node in graph_module.graph.nodes:
         if node.op == "call_function" and _may_multiply(node.target):
             args, kwargs = _arguments(node)
             leaves = pytree.tree_leaves((args, kwargs))
             key = node.target, str([(v.shape, v.dtype) if isinstance(v, Tensor) else v for v in leaves])
-            if key not in known:
-                known[key] = _count(node.target, args, kwargs)
-            if known[key] or _is_foreign(node):
-                counts[node] = known[key]
+            if key not in cached:
+                cached[key] = _count(node.target, args, kwargs)
+            if cached[key] or _is_foreign(node):
+                counts[node] = cached[key]
     return counts
 
 
@@ -100,31 +100,31 @@ def _count(target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
 # -- what torch has kernels of their own for --------------------------------------------------------------------------
 
 
-def _rows(x: Tensor) -> int:
+def _vectors(x: Tensor) -> int:
     return int(math.prod(x.shape[:-1]))
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> int:
-    return _rows(query) * int(key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+    return _vectors(query) * int(key.shape[-2] * (query.shape[-1] + value.shape[-1]))
 
 
 def _multi_head(query: Tensor, key: Tensor, value: Tensor, width: int, heads: int, qkv: Tensor, _: Any, out: Tensor,
                 *rest: Any) -> int:  # fmt: skip
-    return _rows(query) * (qkv.numel() + out.numel()) + 2 * _rows(query) * key.shape[-2] * width
+    return _vectors(query) * (qkv.numel() + out.numel()) + 2 * _vectors(query) * key.shape[-2] * width
 
 
 def _encoder_layer(x: Tensor, width: int, heads: int, qkv: Tensor, _: Any, out: Tensor, *rest: Any) -> int:
     first, second = rest[8], rest[10]
-    return _multi_head(x, x, x, width, heads, qkv, None, out) + _rows(x) * int(first.numel() + second.numel())
+    return _multi_head(x, x, x, width, heads, qkv, None, out) + _vectors(x) * int(first.numel() + second.numel())
 
 
 FORMULAS: dict[Any, Callable[..., int]] = {
-    aten.bilinear.default: lambda left, right, weight, *_: _rows(left) * weight.numel(),
+    aten.bilinear.default: lambda left, right, weight, *_: _vectors(left) * weight.numel(),
     aten.addbmm.default: lambda _, left, right, *rest: left.numel() * right.shape[-1],
     aten.mv.default: lambda matrix, vector: matrix.numel(),
     aten.addmv.default: lambda _, matrix, vector, *rest: matrix.numel(),
     aten.dot.default: lambda left, right: left.numel(),
-    aten.conv_tbc.default: lambda x, weight, *_: _rows(x) * weight.numel(),
+    aten.conv_tbc.default: lambda x, weight, *_: _vectors(x) * weight.numel(),
     aten.embedding_bag.padding_idx: lambda weight, indices, *_: indices.numel() * weight.shape[-1],
     aten.embedding_bag.default: lambda weight, indices, *_: indices.numel() * weight.shape[-1],
     aten._embedding_bag.default: lambda weight, indices, *_: indices.numel() * weight.shape[-1],

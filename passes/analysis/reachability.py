@@ -66,12 +66,12 @@ class Reachability:
         return union
 
     def _nodes(self, mask: int) -> set[fx.Node]:
-        found = set()
+        nodes = set()
         while mask:
             lowest = mask & -mask
-            found.add(self.order[lowest.bit_length() - 1])
+            nodes.add(self.order[lowest.bit_length() - 1])
             mask ^= lowest
-        return found
+        return nodes
 
 
 def contracted_order(
@@ -93,43 +93,43 @@ def contracted_order(
     items: dict[int | fx.Node, list[fx.Node]] = {}
     for node in reachability.order:
         items.setdefault(owner.get(node, node), []).append(node)
-    waits: dict[int | fx.Node, set[int | fx.Node]] = {item: set() for item in items}
-    leads: dict[int | fx.Node, set[int | fx.Node]] = {item: set() for item in items}
+    predecessors: dict[int | fx.Node, set[int | fx.Node]] = {item: set() for item in items}
+    successors: dict[int | fx.Node, set[int | fx.Node]] = {item: set() for item in items}
     for node in reachability.order:
         for source in reachability.sources[node]:
-            here, there = owner.get(node, node), owner.get(source, source)
-            if here != there:
-                waits[here].add(there)
-                leads[there].add(here)
+            target, origin = owner.get(node, node), owner.get(source, source)
+            if target != origin:
+                predecessors[target].add(origin)
+                successors[origin].add(target)
     # Inputs keep their places: their order is the calling convention.
-    soon = {owner.get(node, node): 1 for node in early}
-    soon |= {node: 0 for node in reachability.order if node.op == "placeholder"}
-    rank = {item: (soon.get(item, 2), reachability.index[nodes[-1]]) for item, nodes in items.items()}
-    ordered = [tuple(items[item]) for item in _peeled(waits, leads, rank)]
-    left = {item for item in items if waits[item]}
+    priority = {owner.get(node, node): 1 for node in early}
+    priority |= {node: 0 for node in reachability.order if node.op == "placeholder"}
+    rank = {item: (priority.get(item, 2), reachability.index[nodes[-1]]) for item, nodes in items.items()}
+    ordered = [tuple(items[item]) for item in _remove_ready(predecessors, successors, rank)]
+    blocked = {item for item in items if predecessors[item]}
     # What merely follows a circle waits in vain too; taken away from the other end, the circles are left.
-    back = {item: leads[item] & left for item in left}
-    _peeled(back, {item: waits[item] & left for item in left}, rank)
-    return ordered, {item for item in left if back[item] and isinstance(item, int)}
+    reverse = {item: successors[item] & blocked for item in blocked}
+    _remove_ready(reverse, {item: predecessors[item] & blocked for item in blocked}, rank)
+    return ordered, {item for item in blocked if reverse[item] and isinstance(item, int)}
 
 
-def _peeled(
-    waits: dict[int | fx.Node, set[int | fx.Node]],
-    leads: dict[int | fx.Node, set[int | fx.Node]],
+def _remove_ready(
+    predecessors: dict[int | fx.Node, set[int | fx.Node]],
+    successors: dict[int | fx.Node, set[int | fx.Node]],
     rank: dict[int | fx.Node, tuple[int, int]],
 ) -> list[int | fx.Node]:
-    """Take away, lowest rank first, what waits for nothing any more; empties the entries of ``waits``."""
-    ready = [(rank[item], item) for item, sources in waits.items() if not sources]
+    """Take away, lowest rank first, what waits for nothing any more; empties the entries of ``predecessors``."""
+    ready = [(rank[item], item) for item, sources in predecessors.items() if not sources]
     heapq.heapify(ready)
-    taken = []
+    removed = []
     while ready:
         _, item = heapq.heappop(ready)
-        taken.append(item)
-        for follower in leads[item]:
-            waits[follower].discard(item)
-            if not waits[follower]:
+        removed.append(item)
+        for follower in successors[item]:
+            predecessors[follower].discard(item)
+            if not predecessors[follower]:
                 heapq.heappush(ready, (rank[follower], follower))
-    return taken
+    return removed
 
 
 # -- what has to stay in order though no value passes ------------------------------------------------------------
@@ -143,11 +143,11 @@ def _sequenced(order: Sequence[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
     if not any(_writes(node) for node in order):
         return pairs
     storage = _storages(order)
-    touching: dict[fx.Node, list[fx.Node]] = {}
+    accesses: dict[fx.Node, list[fx.Node]] = {}
     for node in order:
         for root in {storage[source] for source in (node, *node.all_input_nodes)}:
-            touching.setdefault(root, []).append(node)
-    for nodes in touching.values():
+            accesses.setdefault(root, []).append(node)
+    for nodes in accesses.values():
         if any(_writes(node) for node in nodes):
             pairs += itertools.pairwise(nodes)
     return pairs

@@ -8,11 +8,11 @@ for the same reason, or a single layer for what lies in neither.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import SymInt, Tensor, fx
+from torch import fx
 
 from tfmq_fx.passes.analysis.conditional_part import outside_block
 from tfmq_fx.passes.analysis.dependence import data_dependence
@@ -20,7 +20,8 @@ from tfmq_fx.passes.analysis.layer_names import common_path, layer_name
 from tfmq_fx.passes.analysis.reachability import Reachability, contracted_order
 from tfmq_fx.passes.analysis.residual_joins import Modules, find_regions, is_sum, join_modules
 from tfmq_fx.passes.analysis.temporal_block import find_temporal_block
-from tfmq_fx.passes.support.predicates import is_getitem, is_weighted, node_value
+from tfmq_fx.passes.analysis.unit_members import UnitMembers, is_size
+from tfmq_fx.passes.support.predicates import is_getitem, is_weighted
 
 __all__ = ["EARLY", "ReconstructionUnit", "find_units"]
 
@@ -96,13 +97,14 @@ class _Search:
         self.dependence = data_dependence(graph_module)
         self.modules = Modules(self.order)
         self.block = find_temporal_block(graph_module, timestep)
+        self.members = UnitMembers(self.reach, self.dependence, self.block)
         self.granularity, self.timestep = granularity, timestep
         self.early: dict[Kind, set[fx.Node]] = {}
         if temporal:
-            self.early["temporal"] = self._early_unit(set(self.block.nodes), set())
+            self.early["temporal"] = self.members.time_path_unit(set(self.block.nodes), set())
         if temporal and conditions:
             path = find_temporal_block(graph_module, timestep, finite=(*self.block.finite, *conditions))
-            self.early["conditional"] = self._early_unit(
+            self.early["conditional"] = self.members.time_path_unit(
                 set(outside_block(path, self.block)), self.early["temporal"] | set(self.block.nodes)
             )
         self.taken = set().union(*self.early.values())
@@ -112,54 +114,31 @@ class _Search:
     def run(self) -> tuple[ReconstructionUnit, ...]:
         refused: set[str] = set()
         while True:
-            found = {} if self.granularity == "layer" else self._residual(refused)
-            taken = self.taken.union(*found.values())
+            residual = {} if self.granularity == "layer" else self._residual(refused)
+            taken = self.taken.union(*residual.values())
             single = [node for node in self.order if is_weighted(node) and node not in taken]
             groups: list[tuple[str, Kind, set[fx.Node]]] = []
             groups += [(NAMES[kind], kind, nodes) for kind, nodes in self.early.items() if nodes]
-            groups += [(key, "residual", nodes) for key, nodes in found.items()]
+            groups += [(key, "residual", nodes) for key, nodes in residual.items()]
             for node in single:
                 key = f"%{node.name}"
-                groups.append((key, "layer", {node} if key in refused else self._with_private({node})))
+                groups.append(
+                    (key, "layer", {node} if key in refused else self.members.with_private({node}, self.reserved))
+                )
             members = [nodes for _, _, nodes in groups]
             items, circular = contracted_order(self.reach, members, early=self.reserved)
             if not circular:
                 return self._named(groups, items)
             # Blocks that feed each other: the largest one is given up, and what is left is looked at again.
-            tied = [groups[position] for position in circular]
-            if any(kind == "conditional" for _, kind, _ in tied):
+            cyclic = [groups[position] for position in circular]
+            if any(kind == "conditional" for _, kind, _ in cyclic):
                 # Its layers go back to the blocks that read them.
                 self.taken -= self.early.pop("conditional")
                 self.reserved = self.taken | {n for n in self.reach.ancestors(self.taken) if n.op != "placeholder"}
                 continue
-            refused.add(max((kind == "residual", len(nodes), key) for key, kind, nodes in tied)[2])
+            refused.add(max((kind == "residual", len(nodes), key) for key, kind, nodes in cyclic)[2])
 
-    # -- the time path ----------------------------------------------------------------------------------------
-
-    def _early_unit(self, members: set[fx.Node], before: set[fx.Node]) -> set[fx.Node]:
-        """Those of ``members``, computed nodes of the time path, that no layer but ``before`` has to run before.
-
-        A node that reads the *shape* of a feature map depends on the timestep alone, and still has to wait. One of
-        the temporal block that reads the shape of something in here (a row for every item, of a 0-dim timestep)
-        comes in too.
-        """
-        kept: set[fx.Node] = set()
-        late: set[fx.Node] = set()
-        for node in self.order:
-            waits = any(source in late for source in self.reach.sources[node])
-            behind = any(source in kept for source in self.reach.sources[node])
-            if node in before and not waits and not behind:
-                continue
-            if (node in members or node in before) and not waits:
-                kept.add(node)
-            elif waits or is_weighted(node) or behind:
-                late.add(node)
-        for node in reversed(self.order):
-            if node in kept and not self.dependence[node] and not all(user in kept for user in node.users):
-                kept.discard(node)
-        return kept if any(is_weighted(node) for node in kept) else set()
-
-    def _counts(self, node: fx.Node) -> bool:
+    def _is_data(self, node: fx.Node) -> bool:
         """Whether ``node`` carries data, and not that of the timestep alone."""
         depends = self.dependence[node]
         own = node not in self.block and node not in self.taken
@@ -172,22 +151,22 @@ class _Search:
         units: dict[str, set[fx.Node]] = {}
         for call, nodes in self._by_module().items():
             self._add(units, call, nodes, refused)
-        structural = [n for n in self.order if self._counts(n) and is_sum(n) and self.modules.home(n) is None]
+        structural = [n for n in self.order if self._is_data(n) and is_sum(n) and self.modules.home(n) is None]
         inputs = [str(n.target) for n in self.order if n.op == "placeholder" and n.target != self.timestep]
-        for nodes in find_regions(self.reach, self.dependence, inputs, structural, self._counts):
+        for nodes in find_regions(self.reach, self.dependence, inputs, structural, self._is_data):
             join = max(nodes, key=self.reach.index.__getitem__)
             self._add(units, f"%{join.name}", nodes, refused)
         return units
 
     def _by_module(self) -> dict[str, set[fx.Node]]:
         """The nodes of each module call with a residual join of its own, the innermost calls first."""
-        calls = join_modules(self.modules, self.reach, self._counts)
+        calls = join_modules(self.modules, self.reach, self._is_data)
         groups: dict[str, set[fx.Node]] = {}
         owner: dict[fx.Node, str | None] = {}
         for node in self.order:
             own = next((call for call in reversed(self.modules.stacks[node]) if call in calls), None)
             owner[node] = owner.get(node.all_input_nodes[0]) if is_getitem(node) else own
-            outside = node in self.reserved or node in self.block or _is_size(node)
+            outside = node in self.reserved or node in self.block or is_size(node)
             if node.op == "call_function" and not outside and (call := owner[node]):
                 groups.setdefault(call, set()).add(node)
         depth = {call: len(self.modules.paths[call].split(".")) for call in groups}
@@ -202,14 +181,14 @@ class _Search:
         whole = self.reach.closure(nodes)
         attached = {node for node in self._embedding_layers_of(whole) if node not in taken}
         whole = self.reach.closure(whole | attached)
-        swallowed = [node for node in whole - nodes - attached if is_weighted(node)]
-        if whole & taken or any(self.modules.stacks[node] or node in self.block for node in swallowed):
+        enclosed = [node for node in whole - nodes - attached if is_weighted(node)]
+        if whole & taken or any(self.modules.stacks[node] or node in self.block for node in enclosed):
             return
-        units[key] = self._with_private(whole, barred=taken, temporal=bool(attached))
+        units[key] = self.members.with_private(whole, taken, temporal=bool(attached))
 
     def _embedding_layers_of(self, whole: set[fx.Node]) -> set[fx.Node]:
         """The embedding layers that nothing but ``whole`` reads, each with the temporal nodes that it leads to."""
-        found: set[fx.Node] = set()
+        attached: set[fx.Node] = set()
         for layer in self.layers:
             cone, queue, readers = {layer.linear}, [layer.linear], set()
             while queue:
@@ -220,34 +199,8 @@ class _Search:
                         cone.add(user)
                         queue.append(user)
             if readers and readers <= whole:
-                found |= cone
-        return found
-
-    def _with_private(
-        self, nodes: Iterable[fx.Node], *, barred: Collection[fx.Node] = (), temporal: bool = False
-    ) -> set[fx.Node]:
-        """Add what only ``nodes`` read: constants, observers, with ``temporal`` also what an embedding layer reads."""
-        members = set(nodes)
-        queue = list(members)
-        while queue:
-            for source in queue.pop().all_input_nodes:
-                if source in members or source in self.reserved or source in barred:
-                    continue
-                if not all(user in members for user in source.users):
-                    continue
-                inner = temporal and source in self.block and source.op == "call_function" and not is_weighted(source)
-                if inner or _is_observer(source) or self._is_constant(source):
-                    members.add(source)
-                    queue.append(source)
-        return members
-
-    def _is_constant(self, node: fx.Node) -> bool:
-        """Whether ``node`` is read from the state, or computed from such and from sizes alone."""
-        if node.op == "get_attr":
-            return True
-        if node.op != "call_function" or self.dependence[node] or _is_size(node) or is_weighted(node):
-            return False
-        return all(_is_size(source) or self._is_constant(source) for source in node.all_input_nodes)
+                attached |= cone
+        return attached
 
     # -- names ------------------------------------------------------------------------------------------------
 
@@ -258,12 +211,12 @@ class _Search:
         taken: dict[str, int] = {}
         units: list[ReconstructionUnit] = []
         for nodes in items:
-            if (found := by_nodes.get(frozenset(nodes))) is None:
+            if (group := by_nodes.get(frozenset(nodes))) is None:
                 continue
             weighted = tuple(node for node in nodes if is_weighted(node))
-            name = self._name(*found, weighted) or f"region {len(units)}"
+            name = self._name(*group, weighted) or f"region {len(units)}"
             count = taken[name] = taken.get(name, 0) + 1
-            units.append(ReconstructionUnit(f"{name} ({count})" if count > 1 else name, found[1], nodes, weighted))
+            units.append(ReconstructionUnit(f"{name} ({count})" if count > 1 else name, group[1], nodes, weighted))
         return tuple(sorted(units, key=lambda unit: EARLY.index(unit.kind) if unit.kind in EARLY else len(EARLY)))
 
     def _name(self, key: str, kind: Kind, weighted: tuple[fx.Node, ...]) -> str:
@@ -272,13 +225,3 @@ class _Search:
         if key in self.modules.paths:
             return self.modules.paths[key]
         return common_path(weighted) if kind == "residual" else layer_name(weighted[0])
-
-
-def _is_observer(node: fx.Node) -> bool:
-    return node.op == "call_module" and "tfmq_fx.unit" not in node.meta
-
-
-def _is_size(node: fx.Node) -> bool:
-    """Whether ``node`` yields a size: it is recomputed where it is needed, so it belongs nowhere."""
-    value = node_value(node)
-    return not isinstance(value, Tensor) and isinstance(value, (int, SymInt))

@@ -84,18 +84,18 @@ class Modules:
 
     def sources(self, node: fx.Node, call: str, counts: Callable[[fx.Node], bool]) -> set[fx.Node]:
         """``node`` and what its value is computed from inside ``call``, up to the values that enter there."""
-        found: set[fx.Node] = set()
+        reached: set[fx.Node] = set()
         queue = [node]
         while queue:
             current = queue.pop()
-            if current in found or not counts(current):
+            if current in reached or not counts(current):
                 continue
-            found.add(current)
+            reached.add(current)
             # A shortcut reads the parts of a concatenation when the rest of the block reads the whole of it.
             passes = current.op == "call_module" or is_call(current, aten.cat.default)
             if call in self.stacks[current] or passes:
                 queue.extend(data_arguments(current))
-        return found
+        return reached
 
 
 def join_modules(modules: Modules, reachability: Reachability, counts: Callable[[fx.Node], bool]) -> set[str]:
@@ -106,17 +106,17 @@ def join_modules(modules: Modules, reachability: Reachability, counts: Callable[
         reachability: The graph.
         counts: Whether a node counts as a source of a branch: computed, and not from the timestep alone.
     """
-    found: set[str] = set()
+    calls: set[str] = set()
     for node in reachability.order:
         call = modules.home(node)
-        if call is None or call in found or not counts(node) or not is_sum(node):
+        if call is None or call in calls or not counts(node) or not is_sum(node):
             continue
         if is_sum_of_parts(node, reachability):
             continue
         first, second = (modules.sources(operand, call, counts) for operand in node.all_input_nodes)
         if first & second:
-            found.add(call)
-    return found
+            calls.add(call)
+    return calls
 
 
 # -- by structure alone --------------------------------------------------------------------------------------------
@@ -143,11 +143,14 @@ def find_regions(
             operands = [node for node in join.all_input_nodes if node in dominator]
             if len(operands) != 2 or is_sum_of_parts(join, reachability):
                 continue
-            entry = _climb(operands[0], operands[1], dominator, reachability.index)
+            entry = _common_dominator(operands[0], operands[1], dominator, reachability.index)
             if entry is None:
                 continue
             inside = {n for n in reachability.closure({entry, join}) if n in dominator} - {entry}
-            if not any(_leaves(node, inside, reachability) for node in inside - {join}) and inside not in regions:
+            if (
+                not any(_is_read_outside(node, inside, reachability) for node in inside - {join})
+                and inside not in regions
+            ):
                 regions.append(inside)
     return sorted(regions, key=len)
 
@@ -160,12 +163,12 @@ def _dominators(through: Sequence[fx.Node]) -> dict[fx.Node, fx.Node | None]:
         before = [source for source in data_arguments(node) if source in position]
         nearest: fx.Node | None = before[0] if before else None
         for source in before[1:]:
-            nearest = _climb(nearest, source, dominator, position)
+            nearest = _common_dominator(nearest, source, dominator, position)
         dominator[node] = nearest
     return dominator
 
 
-def _climb(
+def _common_dominator(
     first: fx.Node | None,
     second: fx.Node | None,
     dominator: dict[fx.Node, fx.Node | None],
@@ -181,7 +184,7 @@ def _climb(
     return first
 
 
-def _leaves(node: fx.Node, inside: set[fx.Node], reachability: Reachability) -> bool:
+def _is_read_outside(node: fx.Node, inside: set[fx.Node], reachability: Reachability) -> bool:
     """Whether the value of ``node`` is read outside the region by something that leads to the output."""
     output = reachability.order[-1]
     return any(

@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx.passes.base import PassError
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 
-__all__ = ["find_row", "row_columns", "row_inputs", "row_lookups", "row_values", "several_timesteps"]
+__all__ = ["find_row", "require_row", "row_columns", "row_inputs", "row_lookups", "row_values", "several_timesteps"]
 
 
 def row_lookups(graph_module: fx.GraphModule) -> list[fx.Node]:
@@ -32,9 +34,22 @@ def find_row(graph_module: fx.GraphModule) -> fx.Node | None:
     return joint
 
 
+def require_row(graph_module: fx.GraphModule, pass_id: str) -> fx.Node:
+    """The node that computes the table row, for the pass of that id.
+
+    Raises:
+        PassError: There is none.
+    """
+    row = find_row(graph_module)
+    if row is None:
+        msg = f"{pass_id}: the graph has no timestep row; run IndexTimesteps first"
+        raise PassError(msg)
+    return row
+
+
 def row_values(graph_module: fx.GraphModule, lookup: fx.Node) -> Tensor:
     """The values behind a lookup, float64 ``[K]``."""
-    values = read_attribute(graph_module, str(lookup.args[1].target))  # type: ignore[union-attr]
+    values = read_attribute(graph_module, str(argument_node(lookup, 1).target))
     assert isinstance(values, Tensor)
     return values
 
@@ -42,7 +57,7 @@ def row_values(graph_module: fx.GraphModule, lookup: fx.Node) -> Tensor:
 def row_inputs(graph_module: fx.GraphModule) -> dict[str, Tensor]:
     """The distinct values of each indexed input by name, float64, the timestep first; empty without a table."""
     lookups = row_lookups(graph_module)
-    return {str(node.args[0].target): row_values(graph_module, node) for node in lookups}  # type: ignore[union-attr]
+    return {str(argument_node(node, 0).target): row_values(graph_module, node) for node in lookups}
 
 
 def row_columns(graph_module: fx.GraphModule) -> dict[str, Tensor]:

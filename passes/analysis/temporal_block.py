@@ -15,11 +15,16 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence, reads_as_parameter
 from tfmq_fx.passes.analysis.table_row import row_columns
+from tfmq_fx.passes.analysis.temporal_structure import (
+    impurity,
+    linear_ancestry,
+    reading_module,
+    split_structure,
+)
 from tfmq_fx.passes.base import PassError
-from tfmq_fx.passes.support.predicates import fqn, is_idle_dropout, is_weighted, module_path, node_value, repeats_rows
+from tfmq_fx.passes.support.predicates import fqn, is_weighted, node_value, repeats_rows
 
 __all__ = ["EmbeddingLayer", "TemporalBlock", "find_temporal_block", "repeated_last"]
 
@@ -90,19 +95,6 @@ def _weight_shape(node: fx.Node) -> str:
     return f"[{' × '.join(str(int(size)) for size in value.shape)}]" if isinstance(value, Tensor) else ""
 
 
-def _impurity(nodes: Collection[fx.Node]) -> str:
-    """The sentence that names a random or mutating op among ``nodes``, or ``""``."""
-    for node in nodes:
-        target = node.target
-        if not isinstance(target, OpOverload):
-            continue
-        if torch.Tag.nondeterministic_seeded in target.tags and not is_idle_dropout(node):
-            return f"node {node.name!r} ({target}) on the time path draws random numbers"
-        if schema_of(target).is_mutable:
-            return f"node {node.name!r} ({target}) on the time path writes in place"
-    return ""
-
-
 def _with_private_sources(graph: fx.Graph, members: set[fx.Node], allowed: frozenset[str],
                           dependence: dict[fx.Node, frozenset[str]]) -> list[fx.Node]:  # fmt: skip
     """Add what only the block reads: constants, shape numbers, and what the `finite` inputs alone lead to."""
@@ -128,51 +120,6 @@ def repeated_last(nodes: Sequence[fx.Node]) -> set[fx.Node]:
         if is_weighted(node) or any(user in before_linear for user in node.users):
             before_linear.add(node)
     return repeated - before_linear
-
-
-def _linear_ancestry(nodes: list[fx.Node]) -> dict[fx.Node, set[fx.Node]]:
-    """Map each weighted node of the block to the weighted nodes before it."""
-    before: dict[fx.Node, set[fx.Node]] = {}
-    ancestry: dict[fx.Node, set[fx.Node]] = {}
-    for node in nodes:
-        reached: set[fx.Node] = set()
-        for argument in data_arguments(node):
-            reached |= before.get(argument, set())
-        if is_weighted(node):
-            ancestry[node] = set(reached)
-            reached = reached | {node}
-        before[node] = reached
-    return ancestry
-
-
-def _split_structure(ancestry: dict[fx.Node, set[fx.Node]]) -> tuple[list[fx.Node], list[fx.Node]]:
-    """Tell the linears of ``h`` from those of the ``g_i``.
-
-    A ``g_i`` is a last linear: no other temporal linear follows it. A single last linear with at most
-    one before it is the end of ``h`` itself (class-conditional models add the label right after it).
-    """
-    followed = set().union(*ancestry.values()) if ancestry else set()
-    last = [node for node in ancestry if node not in followed]
-    if len(last) == 1 and len(ancestry[last[0]]) <= 1:
-        return list(ancestry), []
-    return [node for node in ancestry if node in followed], last
-
-
-def _reader(linear: fx.Node, members: set[fx.Node]) -> str:
-    """The module path of the block that reads what ``linear`` computes."""
-    seen: set[fx.Node] = set()
-    queue = [linear]
-    while queue:
-        node = queue.pop(0)
-        for user in node.users:
-            if user in seen:
-                continue
-            seen.add(user)
-            if user in members:
-                queue.append(user)
-            elif user.op != "output":
-                return module_path(user)
-    return ""
 
 
 def find_temporal_block(
@@ -228,12 +175,12 @@ def find_temporal_block(
         return empty(f"{timestep!r} meets the other inputs before any operation of its own")
     members -= repeated_last([node for node in graph_module.graph.nodes if node in members])
     nodes = _with_private_sources(graph_module.graph, members, allowed, dependence)
-    if impurity := _impurity(nodes):
-        return empty(impurity)
-    ancestry = _linear_ancestry(nodes)
+    if reason := impurity(nodes):
+        return empty(reason)
+    ancestry = linear_ancestry(nodes)
     if not ancestry:
         return empty(f"no linear layer depends on {timestep!r} alone; it is wholly conditional")
-    trunk, last = _split_structure(ancestry)
+    trunk, last = split_structure(ancestry)
     features = tuple(
         node
         for node in nodes
@@ -247,7 +194,7 @@ def find_temporal_block(
     return TemporalBlock(
         nodes=tuple(nodes),
         time_embedding=tuple(trunk),
-        embedding_layers=tuple(EmbeddingLayer(node, fqn(node), _reader(node, members)) for node in last),
+        embedding_layers=tuple(EmbeddingLayer(node, fqn(node), reading_module(node, members)) for node in last),
         features=features,
         timestep=timestep,
         finite=further,

@@ -35,7 +35,7 @@ def _identity(node: fx.Node, args: tuple[Any, ...], value: Any) -> Any:
     return value
 
 
-def _stand_in(value: Any, batch: int, device: torch.device) -> Any:
+def _placeholder_value(value: Any, batch: int, device: torch.device) -> Any:
     """A value of the right shape and dtype for a node outside the block; zeros, one element of memory."""
     if isinstance(value, Tensor):
         shape = [concrete_size(size, batch) for size in value.shape]
@@ -53,7 +53,7 @@ def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], inputs: Mapp
             if node.op == "get_attr":
                 environment[node] = read_attribute(graph_module, str(node.target))
             else:
-                environment[node] = _stand_in(known_value(graph_module, node), batch, device)
+                environment[node] = _placeholder_value(known_value(graph_module, node), batch, device)
         return environment[node]
 
     for node in graph_module.graph.nodes:
@@ -61,15 +61,15 @@ def _run(graph_module: fx.GraphModule, needed: Collection[fx.Node], inputs: Mapp
             continue
         for source in data_arguments(node):
             # Its shape may be asked for; its values would be those of a stand-in.
-            known = (
+            is_determined = (
                 source in environment
                 or source.op == "get_attr"
                 or not isinstance(known_value(graph_module, source), Tensor)
             )
-            if not known:
-                given = ", ".join(repr(str(placeholder.target)) for placeholder in inputs)
+            if not is_determined:
+                listed = ", ".join(repr(str(placeholder.target)) for placeholder in inputs)
                 msg = (
-                    f"node {node.name!r} reads the values of {source.name!r}, which depends on more than {given}, so "
+                    f"node {node.name!r} reads the values of {source.name!r}, which depends on more than {listed}, so "
                     "it cannot be evaluated from these alone"
                 )
                 raise PassError(msg)
@@ -88,16 +88,16 @@ def _is_computed_tensor(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return node.op in ("call_function", "call_module") and isinstance(known_value(graph_module, node), Tensor)
 
 
-def _needed(outputs: Sequence[fx.Node], members: Collection[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
+def _needed_nodes(outputs: Sequence[fx.Node], members: Collection[fx.Node]) -> set[fx.Node]:
+    needed: set[fx.Node] = set()
     queue = list(outputs)
     while queue:
         node = queue.pop()
-        if node in found or node not in members:
+        if node in needed or node not in members:
             continue
-        found.add(node)
+        needed.add(node)
         queue.extend(node.all_input_nodes)
-    return found
+    return needed
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def evaluate_temporal_nodes(
     Returns:
         One tensor per output, shape ``[K, ...]``: the leading axis is the output's own batch axis when
         the timestep was captured as ``[N]`` or the output carries a batch of one, else a new axis. An output with
-        ``r`` rows an item, such as one a token, has ``[K * r, ...]``.
+        ``r`` entries an item, such as one a token, has ``[K * r, ...]``.
 
     Raises:
         ConfigError: A value is fractional, and the placeholder has integers only.
@@ -131,7 +131,7 @@ def evaluate_temporal_nodes(
     placeholders = {str(n.target): n for n in graph_module.graph.nodes if n.op == "placeholder"}
     device = next((p.device for p in pytree.tree_leaves(list(graph_module.parameters()))), torch.device("cpu"))
     examples = {placeholders[name]: placeholders[name].meta["val"] for name in inputs}
-    rows = {
+    columns = {
         placeholders[name]: as_captured(x, examples[placeholders[name]].dtype, name).to(device)
         for name, x in inputs.items()
     }
@@ -139,19 +139,22 @@ def evaluate_temporal_nodes(
     reached = {node for node, names in dependence.items() if names and names <= inputs.keys()}
     # Others may read these too: the frequencies that a timestep and a guidance scale have in common.
     reached |= {node for node, names in dependence.items() if not names and _is_computed_tensor(graph_module, node)}
-    needed = _needed(outputs, reached.union(members).difference(placeholders.values()))
+    needed = _needed_nodes(outputs, reached.union(members).difference(placeholders.values()))
     pieces: list[list[Tensor]] = [[] for _ in outputs]
-    for start, kept, batch in _chunks([(values, examples[node]) for node, values in rows.items()]):
-        chunk = {node: _shaped(values[start : start + kept], examples[node], batch) for node, values in rows.items()}
+    for start, count, batch in _chunks([(values, examples[node]) for node, values in columns.items()]):
+        chunk = {
+            node: _as_captured_shape(values[start : start + count], examples[node], batch)
+            for node, values in columns.items()
+        }
         environment = _run(graph_module, needed, chunk, batch, hook)
         for piece, node in zip(pieces, outputs, strict=True):
             result = environment[node]
-            piece.append(_by_row(graph_module, result, node, list(examples.values()), kept, batch))
+            piece.append(_rows_of(graph_module, result, node, list(examples.values()), count, batch))
     return [torch.cat(piece) for piece in pieces]
 
 
 def _chunks(inputs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, int, int]]:
-    """Cut the rows into calls of the captured shapes: (first row, rows kept, batch).
+    """Cut the rows into calls of the captured shapes: (first row, number of rows, batch).
 
     Args:
         inputs: The values of each input, ``[K, ...]``, and its example. A call has one value of a 0-dim input; with
@@ -169,29 +172,29 @@ def _chunks(inputs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[int, int, int
         changed = any(bool(values[row] != values[row - 1]) for values in single)
         if changed or row - starts[-1] == size:
             starts.append(row)
-    kept = [stop - start for start, stop in zip(starts, [*starts[1:], count], strict=True)]
-    return [(start, rows, size if fixed else rows) for start, rows in zip(starts, kept, strict=True)]
+    counts = [stop - start for start, stop in zip(starts, [*starts[1:], count], strict=True)]
+    return [(start, length, size if fixed else length) for start, length in zip(starts, counts, strict=True)]
 
 
-def _by_row(
-    graph_module: fx.GraphModule, result: Tensor, node: fx.Node, inputs: Sequence[Tensor], kept: int, batch: int
+def _rows_of(
+    graph_module: fx.GraphModule, result: Tensor, node: fx.Node, inputs: Sequence[Tensor], count: int, batch: int
 ) -> Tensor:
-    """The first ``kept`` rows of a result along axis 0; what a 0-dim input alone leads to is the same in all."""
+    """The first ``count`` rows of a result along axis 0; what a 0-dim input alone leads to is the same in all."""
     batched = [value.shape[0] for value in inputs if value.ndim]
     if len(batched) < len(inputs):
         example = known_value(graph_module, node)
-        if not (batched and example.ndim and _goes_with(example.shape[0], batched[0])):
+        if not (batched and example.ndim and _has_batch_axis(example.shape[0], batched[0])):
             row = result if result.ndim and result.shape[0] == 1 else result[None]
-            return row.expand(kept, *row.shape[1:])
-    return result[: kept * max(1, result.shape[0] // batch)]
+            return row.expand(count, *row.shape[1:])
+    return result[: count * max(1, result.shape[0] // batch)]
 
 
-def _goes_with(size: int | SymInt, batch: int | SymInt) -> bool:
+def _has_batch_axis(size: int | SymInt, batch: int | SymInt) -> bool:
     """Whether an axis of this size has the same number of entries for every item of the batch."""
     return bool(size == batch) or (isinstance(size, SymInt) and size_ratio(size, batch) is not None)
 
 
-def _shaped(values: Tensor, example: Tensor, batch: int) -> Tensor:
+def _as_captured_shape(values: Tensor, example: Tensor, batch: int) -> Tensor:
     """Rows as an argument of the captured shape, the last one repeated where the batch is larger."""
     if example.ndim == 0:
         return values[0]

@@ -34,10 +34,10 @@ def region_body(node: Any) -> tuple[fx.Node, tuple[Any, ...]] | None:
     """The read of a region's body and what the body is called with; None for any other node."""
     if node.op != "call_function" or node.target not in BODIES:
         return None
-    place, skipped = BODIES[node.target]
-    body = node.args[place]
+    position, skipped = BODIES[node.target]
+    body = node.args[position]
     inside = isinstance(body, fx.Node) and body.op == "get_attr"
-    return (body, node.args[place + 1 + skipped :]) if inside else None
+    return (body, node.args[position + 1 + skipped :]) if inside else None
 
 
 class InlineRegions(GraphPass):
@@ -78,22 +78,22 @@ def _is_harmless(node: Any) -> bool:
 
 
 def _inline(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    found = region_body(node)
-    assert found is not None
-    body, operands = found
+    region = region_body(node)
+    assert region is not None
+    body, operands = region
     graph, inner = graph_module.graph, read_attribute(graph_module, str(body.target))
     values: dict[fx.Node, Any] = {}
-    given = iter(operands)
+    remaining = iter(operands)
     results: Any = ()
     with graph.inserting_before(node):
         for step in list(inner.graph.nodes):
             if step.op == "placeholder":
-                values[step] = next(given)
+                values[step] = next(remaining)
             elif step.op == "output":
                 results = fx.node.map_arg(step.args[0], values.__getitem__)
             else:
-                values[step] = _copied(graph_module, inner, step, values)
-    _hand_over(node, results)
+                values[step] = _copy_node(graph_module, inner, step, values)
+    _replace_results(node, results)
     graph.erase_node(node)
     erase_unread_attribute(graph_module, body)
     # Copied regions are those that the body held: one of another kind, or one to be inlined as well.
@@ -102,15 +102,15 @@ def _inline(graph_module: fx.GraphModule, node: fx.Node) -> None:
             _inline(graph_module, copy)
 
 
-def _copied(graph_module: fx.GraphModule, inner: Any, step: fx.Node, values: dict[fx.Node, Any]) -> fx.Node:
+def _copy_node(graph_module: fx.GraphModule, inner: Any, step: fx.Node, values: dict[fx.Node, Any]) -> fx.Node:
     """A node of the body in the graph around it; what it reads moves along."""
     copy = graph_module.graph.node_copy(step, values.__getitem__)
     if step.op in ("get_attr", "call_module"):
-        copy.target = _moved(graph_module, str(step.target), read_attribute(inner, str(step.target)))
+        copy.target = _register_beside(graph_module, str(step.target), read_attribute(inner, str(step.target)))
     return copy
 
 
-def _moved(graph_module: fx.GraphModule, name: str, value: Any) -> str:
+def _register_beside(graph_module: fx.GraphModule, name: str, value: Any) -> str:
     """Register what a body holds beside it, under its own name where that is free."""
     free, count = name.replace(".", "_"), 0
     while hasattr(graph_module, free):
@@ -123,7 +123,7 @@ def _moved(graph_module: fx.GraphModule, name: str, value: Any) -> str:
     return free
 
 
-def _hand_over(node: fx.Node, results: Any) -> None:
+def _replace_results(node: fx.Node, results: Any) -> None:
     """Send the readers of a region's results to what the body computed."""
     if isinstance(results, fx.Node):
         node.replace_all_uses_with(results)

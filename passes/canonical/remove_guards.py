@@ -57,14 +57,14 @@ class RemoveGuards(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Erase every guard that nobody reads, then what only the guards read."""
-        doomed = [node for node in graph_module.graph.nodes if is_guard(node) and not node.users]
-        for node in reversed(doomed):
-            feeding = node.all_input_nodes
+        guards = [node for node in graph_module.graph.nodes if is_guard(node) and not node.users]
+        for node in reversed(guards):
+            sources = node.all_input_nodes
             graph_module.graph.erase_node(node)
-            _erase_unread_conditions(graph_module.graph, feeding)
-        if doomed and hasattr(graph_module, GUARDS_MODULE) and not _is_called(graph_module, GUARDS_MODULE):
+            _erase_unread_conditions(graph_module.graph, sources)
+        if guards and hasattr(graph_module, GUARDS_MODULE) and not _is_called(graph_module, GUARDS_MODULE):
             delattr(graph_module, GUARDS_MODULE)
-        return bool(doomed)
+        return bool(guards)
 
 
 def _erase_unread_conditions(graph: fx.Graph, nodes: list[fx.Node]) -> None:

@@ -28,8 +28,8 @@ def functional_overload(target: Any) -> OpOverload | None:
     ]
     if written != [True, *[False] * (len(written) - 1)]:
         return None
-    found = functional_twin(target)
-    return None if found is None or schema_of(found).is_mutable else found
+    functional = functional_twin(target)
+    return None if functional is None or schema_of(functional).is_mutable else functional
 
 
 def memory_of(node: fx.Node) -> set[int]:
@@ -83,7 +83,7 @@ def _replace(node: fx.Node, order: Mapping[fx.Node, int], memory: Mapping[fx.Nod
         return False
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
     value = compute_value(fake_mode_of(node.graph), target, args, kwargs)
-    if not _alike(value, written.meta["val"]):
+    if not _same_metadata(value, written.meta["val"]):
         return False
     for user in later[written]:
         user.replace_input_with(written, node)
@@ -92,7 +92,7 @@ def _replace(node: fx.Node, order: Mapping[fx.Node, int], memory: Mapping[fx.Nod
     return True
 
 
-def _alike(value: Any, other: Any) -> bool:
+def _same_metadata(value: Any, other: Any) -> bool:
     return (
         isinstance(value, Tensor)
         and isinstance(other, Tensor)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
@@ -17,7 +18,7 @@ __all__ = ["ResolvePaddings", "named_padding"]
 aten = torch.ops.aten
 
 #: What a convolution whose padding has a name becomes.
-NUMERIC = {
+NUMERIC: dict[Any, Callable[..., Any]] = {
     aten.conv1d.padding: aten.conv1d.default,
     aten.conv2d.padding: aten.conv2d.default,
     aten.conv3d.padding: aten.conv3d.default,
@@ -26,7 +27,7 @@ NUMERIC = {
 
 def named_padding(node: Any) -> list[tuple[int, int]] | None:
     """How many zeros a padding by name adds before and behind each axis of the image; None for any other node."""
-    if not is_call(node, *NUMERIC) or not isinstance(weight := node_value(node.args[1]), Tensor):  # type: ignore[arg-type]
+    if not is_call(node, *NUMERIC) or not isinstance(weight := node_value(argument_node(node, 1)), Tensor):
         return None
     kernel = [int(size) for size in weight.shape[2:]]
     if argument_of(node, 4, "padding", "valid") == "valid":
@@ -63,8 +64,8 @@ class ResolvePaddings(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Resolve every padding by name."""
-        found = [(node, named_padding(node)) for node in graph_module.graph.nodes]
-        named = [(node, padding) for node, padding in found if padding is not None]
+        candidates = [(node, named_padding(node)) for node in graph_module.graph.nodes]
+        named = [(node, padding) for node, padding in candidates if padding is not None]
         for node, padding in named:
             _resolve(graph_module.graph, node, padding)
         return bool(named)
@@ -82,5 +83,5 @@ def _resolve(graph: fx.Graph, node: fx.Node, padding: list[tuple[int, int]]) -> 
             border = [size for extra in reversed(uneven) for size in (0, extra)]
             image = insert_call(graph, aten.pad.default, (image, border), anchor=node)
         args = (image, weight, bias, stride, [before for before, _ in padding], dilation, groups)
-        new = insert_call(graph, NUMERIC[node.target], args, anchor=node)  # type: ignore[index]
+        new = insert_call(graph, NUMERIC[node.target], args, anchor=node)
     replace_node(node, new)

@@ -84,9 +84,9 @@ def _is_read(name: str, read: set[str]) -> bool:
 def _unread_places(root: nn.Module, needed: dict[str, bool]) -> list[tuple[nn.Module, str]]:
     """Where to delete: each place once, and none that is needed under another name of the same module."""
     places = {name: _owner(root, name) for name in needed}
-    kept = {(id(owner), leaf) for name, (owner, leaf) in places.items() if needed[name]}
+    live = {(id(owner), leaf) for name, (owner, leaf) in places.items() if needed[name]}
     unread = {(id(owner), leaf): (owner, leaf) for name, (owner, leaf) in places.items() if not needed[name]}
-    return [place for key, place in unread.items() if key not in kept]
+    return [place for key, place in unread.items() if key not in live]
 
 
 def _delete_unread_tensors(root: nn.Module, read: set[str]) -> bool:

@@ -40,8 +40,8 @@ def is_plain_attention(node: Any) -> bool:
     )
 
 
-def may_mask_rows(graph_module: fx.GraphModule, mask: fx.Node) -> bool:
-    """Whether a row of an additive mask may be minus infinity throughout; what the mask is known from decides."""
+def may_hide_every_key(graph_module: fx.GraphModule, mask: fx.Node) -> bool:
+    """Whether an additive mask may be minus infinity for every key of a query; one that is not stored may."""
     if mask.op != "get_attr":
         return True
     values: Tensor = read_attribute(graph_module, str(mask.target))
@@ -87,13 +87,13 @@ class DecomposeAttention(GraphPass):
                 scale = 1.0 / math.sqrt(int(node_value(query).shape[-1]))
             mask, hidden = attention_option(node, "attn_mask", None), None
             with graph.inserting_before(node):
-                if mask is not None and may_mask_rows(graph_module, mask):
+                if mask is not None and may_hide_every_key(graph_module, mask):
                     top = insert_call(graph, aten.amax.default, (mask, [-1], True), anchor=node)
                     hidden = insert_call(graph, aten.eq.Scalar, (top, -math.inf), anchor=node)
                     mask = insert_call(graph, aten.where.ScalarSelf, (hidden, 0.0, mask), anchor=node)
                 scaled = insert_call(graph, aten.mul.Tensor, (query, scale), anchor=node)
-                turned = insert_call(graph, aten.transpose.int, (key, -2, -1), anchor=node)
-                scores = insert_call(graph, aten.matmul.default, (scaled, turned), anchor=node)
+                transposed_key = insert_call(graph, aten.transpose.int, (key, -2, -1), anchor=node)
+                scores = insert_call(graph, aten.matmul.default, (scaled, transposed_key), anchor=node)
                 if mask is not None:
                     scores = insert_call(graph, aten.add.Tensor, (scores, mask), anchor=node)
                 weights = insert_call(graph, aten.softmax.int, (scores, -1), anchor=node)

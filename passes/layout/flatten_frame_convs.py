@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import (
     add_buffer,
     argument_of,
@@ -31,8 +32,8 @@ NEUTRAL = (1, 0, 1)
 
 def _window(node: fx.Node) -> list[list[int]]:
     """Stride, padding and dilation, three numbers each."""
-    places = zip(WINDOW, NEUTRAL, strict=True)
-    sizes = [list(argument_of(node, position, name, [neutral])) for (position, name), neutral in places]
+    arguments = zip(WINDOW, NEUTRAL, strict=True)
+    sizes = [list(argument_of(node, position, name, [neutral])) for (position, name), neutral in arguments]
     return [size * 3 if len(size) == 1 else size for size in sizes]
 
 
@@ -46,8 +47,8 @@ def convolves_frames(node: Any) -> bool:
     if not all(isinstance(size, int) for size in (*value.shape[1:], *node_value(node).shape[1:])):
         return False
     stride, padding, dilation = _window(node)
-    still = all((stride[axis], padding[axis], dilation[axis]) == NEUTRAL for axis in (1, 2))
-    return still and tuple(node_value(weight).shape[3:]) == (1, 1)
+    fixed = all((stride[axis], padding[axis], dilation[axis]) == NEUTRAL for axis in (1, 2))
+    return fixed and tuple(node_value(weight).shape[3:]) == (1, 1)
 
 
 class FlattenFrameConvs(GraphPass):
@@ -82,17 +83,17 @@ class FlattenFrameConvs(GraphPass):
 
 def _flatten(graph_module: fx.GraphModule, node: fx.Node) -> None:
     graph = graph_module.graph
-    source, bias, groups = node.args[0], argument_of(node, 2, "bias", None), argument_of(node, 6, "groups", 1)
-    _, channels, frames, height, width = node_value(source).shape  # type: ignore[arg-type]
+    source, bias, groups = argument_node(node, 0), argument_of(node, 2, "bias", None), argument_of(node, 6, "groups", 1)
+    _, channels, frames, height, width = node_value(source).shape
     shape = [-1, *node_value(node).shape[1:]]
-    whole = constant_weight(node, FlattenFrameConvs.id)
-    name = str(whole.target)
+    stored_weight = constant_weight(node, FlattenFrameConvs.id)
+    name = str(stored_weight.target)
     buffer = add_buffer(graph_module, f"{name}_2d", read_attribute(graph_module, name).detach().squeeze(-1))
     window = [size[:2] for size in _window(node)]
     with graph.inserting_before(node):
         weight = insert_get_attr(graph_module, buffer, anchor=node)
         flat = insert_call(graph, aten.reshape.default, (source, [-1, channels, frames, height * width]), anchor=node)
         conv = insert_call(graph, aten.conv2d.default, (flat, weight, bias, *window, groups), anchor=node)
-        shaped = insert_call(graph, aten.reshape.default, (conv, shape), anchor=node)
-    replace_node(node, shaped)
-    erase_unread_attribute(graph_module, whole)
+        unfolded = insert_call(graph, aten.reshape.default, (conv, shape), anchor=node)
+    replace_node(node, unfolded)
+    erase_unread_attribute(graph_module, stored_weight)

@@ -21,7 +21,7 @@ POINTWISE = (aten.silu.default, aten.gelu.default, aten.relu.default, aten.sigmo
              aten.mish.default, aten.to.dtype, aten.clone.default)  # fmt: skip
 
 
-def _works_row_by_row(node: fx.Node, source: fx.Node) -> bool:
+def _is_rowwise(node: fx.Node, source: fx.Node) -> bool:
     """Whether ``node`` computes each row of its result from the same row of ``source``, and reads it once."""
     linear = is_call(node, aten.linear.default) and node_value(source).ndim > 1
     if not (linear or is_call(node, *POINTWISE)):
@@ -29,7 +29,7 @@ def _works_row_by_row(node: fx.Node, source: fx.Node) -> bool:
     return node.args[0] is source and source not in node.args[1:]
 
 
-def _moved_behind(repetition: fx.Node, user: fx.Node) -> fx.Node:
+def _swap_with_user(repetition: fx.Node, user: fx.Node) -> fx.Node:
     """Insert ``repetition(user(source))`` in front of ``user``, which computes ``user(repetition(source))``."""
     graph, (source, *times) = user.graph, repetition.args
     operator: Any = user.target
@@ -75,8 +75,8 @@ class SinkRepeatedRows(GraphPass):
         while waiting:
             repetition = waiting.pop()
             for user in list(repetition.users):
-                if _works_row_by_row(user, repetition):
-                    waiting.append(_moved_behind(repetition, user))
+                if _is_rowwise(user, repetition):
+                    waiting.append(_swap_with_user(repetition, user))
                     replace_node(user, waiting[-1])
                     modified = True
             if not repetition.users:

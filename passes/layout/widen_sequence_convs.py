@@ -67,15 +67,15 @@ class WidenSequenceConvs(GraphPass):
 
 
 def _widen(graph_module: fx.GraphModule, node: fx.Node) -> None:
-    graph, whole = graph_module.graph, constant_weight(node, WidenSequenceConvs.id)
-    name = str(whole.target)
+    graph, stored_weight = graph_module.graph, constant_weight(node, WidenSequenceConvs.id)
+    name = str(stored_weight.target)
     buffer = add_buffer(graph_module, f"{name}_2d", read_attribute(graph_module, name).detach().unsqueeze(2))
-    window = [[still, argument_of(node, position, size, [still])[0]] for position, size, still in WINDOW]
+    window = [[neutral, argument_of(node, position, size, [neutral])[0]] for position, size, neutral in WINDOW]
     bias, groups = argument_of(node, 2, "bias", None), argument_of(node, 6, "groups", 1)
     with graph.inserting_before(node):
         weight = insert_get_attr(graph_module, buffer, anchor=node)
-        wide = insert_call(graph, aten.unsqueeze.default, (node.args[0], 2), anchor=node)
-        conv = insert_call(graph, aten.conv2d.default, (wide, weight, bias, *window, groups), anchor=node)
-        flat = insert_call(graph, aten.squeeze.dim, (conv, 2), anchor=node)
-    replace_node(node, flat)
-    erase_unread_attribute(graph_module, whole)
+        widened = insert_call(graph, aten.unsqueeze.default, (node.args[0], 2), anchor=node)
+        conv = insert_call(graph, aten.conv2d.default, (widened, weight, bias, *window, groups), anchor=node)
+        narrowed = insert_call(graph, aten.squeeze.dim, (conv, 2), anchor=node)
+    replace_node(node, narrowed)
+    erase_unread_attribute(graph_module, stored_weight)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, fx
 
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_list, argument_node
 from tfmq_fx.passes.support.channels_last import (
     FIRST,
     NONE,
     Padding,
     channels_last_image,
+    flattened_quantizers,
     is_byte_quantizer,
     quantized_borders,
-    quantized_rows,
 )
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -41,14 +42,14 @@ class Normalization:
     last: fx.Node
 
 
-def _is_shift(node: Any, image: Tensor) -> bool:
+def _is_shift(node: Any, image: Tensor) -> TypeGuard[fx.Node]:
     """Whether ``node`` holds one number per channel, for each image or for all."""
     value = node_value(node) if isinstance(node, fx.Node) else None
     if not isinstance(value, Tensor) or value.ndim != 4 or value.dtype != torch.float32:
         return False
-    rows, channels, *rest = value.shape
-    of_rows = is_same_size(rows, 1) or is_same_size(rows, image.shape[0])
-    return rest == [1, 1] and channels == image.shape[1] and of_rows
+    items, channels, *rest = value.shape
+    per_item = is_same_size(items, 1) or is_same_size(items, image.shape[0])
+    return rest == [1, 1] and channels == image.shape[1] and per_item
 
 
 def _is_constant(node: Any, channels: int) -> bool:
@@ -61,34 +62,34 @@ def find_normalization(node: fx.Node) -> Normalization | None:
     """``node`` as a GroupNorm that the kernel covers, with everything around it that can go along."""
     if not is_call(node, aten.group_norm.default) or len(node.args) < 4:
         return None
-    image = node_value(node)
-    if image.ndim not in (3, 4) or image.dtype != torch.float32 or node_value(node.args[0]).dtype != torch.float32:  # type: ignore[arg-type]
+    image, source = node_value(node), argument_node(node, 0)
+    if image.ndim not in (3, 4) or image.dtype != torch.float32 or node_value(source).dtype != torch.float32:
         return None
     channels = int(image.shape[1])
     if channels % CHANNELS or not all(_is_constant(constant, channels) for constant in node.args[2:4]):
         return None
     if any(is_same_size(size, 0) for size in image.shape):  # no pixel to start the statistics from
         return None
-    source, shift = node.args[0], None
+    shift: fx.Node | None = None
     if is_call(source, aten.add.Tensor) and len(source.users) == 1 and not source.kwargs:
         left, right = source.args
-        for kept, moved in ((left, right), (right, left)):
-            if isinstance(kept, fx.Node) and _is_shift(moved, image) and node_value(kept).shape == image.shape:
-                source, shift = kept, moved
+        for summand, moved in ((left, right), (right, left)):
+            if isinstance(summand, fx.Node) and _is_shift(moved, image) and node_value(summand).shape == image.shape:
+                source, shift = summand, moved
                 break
-    parts = (source,)
-    if is_call(source, aten.cat.default) and image.ndim == 4 and len(source.args[0]) == 2 and source.args[1:] == (1,):  # type: ignore[arg-type]
-        joined: Any = tuple(source.args[0])  # type: ignore[arg-type]
-        if all(int(node_value(part).shape[1]) % CHANNELS == 0 for part in joined):
+    parts: tuple[fx.Node, ...] = (source,)
+    if is_call(source, aten.cat.default) and image.ndim == 4 and source.args[1:] == (1,):
+        joined = tuple(argument_list(source, 0))
+        if len(joined) == 2 and all(int(node_value(part).shape[1]) % CHANNELS == 0 for part in joined):
             parts = joined
     users = list(node.users)
     silu = len(users) == 1 and is_call(users[0], aten.silu.default)
-    return Normalization(node, parts, shift, silu, users[0] if silu else node)  # type: ignore[arg-type]
+    return Normalization(node, parts, shift, silu, users[0] if silu else node)
 
 
-def _erase_unread(graph: fx.Graph, node: fx.Node, kept: fx.Node) -> None:
+def _erase_unread(graph: fx.Graph, node: fx.Node, first: fx.Node) -> None:
     """Erase ``node`` and what led to it from ``kept`` on, as far as nothing reads it any more."""
-    while node is not kept and not node.users:
+    while node is not first and not node.users:
         source: Any = node.args[0]
         graph.erase_node(node)
         node = source
@@ -108,7 +109,7 @@ class FuseGroupNorms(GraphPass):
         %t = reshape(%shift, [-1, C])
         %p = tfmq.quantized_group_norm([permute(%a), permute(%b)], %t, %w, %v, G, eps, True, s, z, …)
 
-    Where nothing quantizes, ``tfmq.group_norm`` yields floats; where the channels-last rows ``[N * L, C]`` of a norm
+    Where nothing quantizes, ``tfmq.group_norm`` yields floats; where the channels-last pixels ``[N * L, C]`` of a norm
     are quantized, as attention does, these are the result.
 
     Legality: the definition of the four operators; a shift of a channel moves its mean and leaves its variance.
@@ -141,12 +142,12 @@ class FuseGroupNorms(GraphPass):
                 source: Any = reader.args[0]
                 replace_node(reader, self._quantized(graph, norm, arguments, quantizer, padding))
                 _erase_unread(graph, source, norm.last)
-        for quantizer in quantized_rows(norm.last):
+        for quantizer in flattened_quantizers(norm.last):
             image = self._quantized(graph, norm, arguments, quantizer, NONE)
             with graph.inserting_after(image):
-                rows = insert_call(graph, aten.reshape.default, (image, [-1, channels]), anchor=norm.node)
+                pixels = insert_call(graph, aten.reshape.default, (image, [-1, channels]), anchor=norm.node)
             source = quantizer.args[0]
-            replace_node(quantizer, rows)
+            replace_node(quantizer, pixels)
             _erase_unread(graph, source, norm.last)
         if norm.last.users:
             self._replace_floats(graph, norm, arguments)
@@ -158,8 +159,8 @@ class FuseGroupNorms(GraphPass):
         with graph.inserting_before(norm.node):
             parts = [channels_last_image(graph, part, norm.node) for part in norm.parts]
             if shift is not None:
-                rows = [-1, int(node_value(shift).shape[1])]
-                shift = insert_call(graph, aten.reshape.default, (shift, rows), anchor=norm.node)
+                shape = [-1, int(node_value(shift).shape[1])]
+                shift = insert_call(graph, aten.reshape.default, (shift, shape), anchor=norm.node)
         return parts, shift, weight, bias, groups, eps[0] if eps else 1e-5, norm.silu
 
     def _quantized(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, fx
 
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_list, argument_node
 from tfmq_fx.passes.support.channels_last import (
     NONE,
     Padding,
@@ -28,20 +29,19 @@ CHANNELS = 16
 def _enlargement(node: fx.Node) -> tuple[fx.Node, int]:
     """The image that ``node`` enlarges by whole pixels and how often; ``node`` itself, once, otherwise."""
     if is_call(node, aten.upsample_nearest2d.vec) and len(node.args) > 2 and isinstance(node.args[2], (list, tuple)):
-        factors = {float(factor) for factor in node.args[2]}  # type: ignore[arg-type]
+        factors = {float(factor) for factor in argument_list(node, 2)}
         if len(factors) == 1 and (factor := factors.pop()).is_integer():
-            return node.args[0], int(factor)  # type: ignore[return-value]
+            return argument_node(node, 0), int(factor)
     return node, 1
 
 
 def _zero_border(node: fx.Node) -> tuple[fx.Node, Padding]:
     """The image that ``node`` pads with zeros and by how much; ``node`` itself, by nothing, otherwise."""
-    if is_call(node, aten.pad.default) and len(node.args[1]) == 4:  # type: ignore[arg-type]
-        border: Any = node.args[1]
+    if is_call(node, aten.pad.default) and len(border := argument_list(node, 1)) == 4:
         mode, value = argument_of(node, 2, "mode", "constant"), argument_of(node, 3, "value", None)
         if mode == "constant" and not value and min(border) >= 0:
             left, right, top, bottom = border
-            return node.args[0], (top, left, bottom, right)  # type: ignore[return-value]
+            return argument_node(node, 0), (top, left, bottom, right)
     return node, NONE
 
 
@@ -79,7 +79,7 @@ class FuseQuantizedImages(GraphPass):
 
     def _fuse(self, graph: fx.Graph, quantizer: fx.Node) -> bool:
         scale, zero_point = quantizer.args[1:3]
-        source, inner = _zero_border(quantizer.args[0])  # type: ignore[arg-type]
+        source, inner = _zero_border(argument_node(quantizer, 0))
         source, times = _enlargement(source)
         if node_value(source).dtype not in (torch.float32, torch.bfloat16):
             return False

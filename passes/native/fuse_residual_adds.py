@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import called_operator
 from tfmq_fx.passes.support.channels_last import LAST, RELABELLINGS, relabel
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -42,17 +43,17 @@ def find_summand(node: Any) -> Summand | None:
     channels = int(node_value(node).shape[3])
     own = torch.arange(torch.Size(total).numel(), dtype=torch.int32)
     shape = [-1, *node_value(node).shape[1:3], channels]
-    given = relabel(own.reshape([int(size) for size in shape]), chain)
-    if given is None or list(given.shape) != total:
+    relabelled = relabel(own.reshape([int(size) for size in shape]), chain)
+    if relabelled is None or list(relabelled.shape) != total:
         return None
-    if torch.equal(given.flatten(), own):
+    if torch.equal(relabelled.flatten(), own):
         return Summand(node, tuple(chain), image=False)
-    if len(total) == 4 and torch.equal(given.permute(LAST).flatten(), own):
+    if len(total) == 4 and torch.equal(relabelled.permute(LAST).flatten(), own):
         return Summand(node, tuple(chain), image=True)
     return None
 
 
-def _alike(one: fx.Node, other: fx.Node) -> bool:
+def _same_metadata(one: fx.Node, other: fx.Node) -> bool:
     """Whether both are tensors of one shape and dtype, so that neither is broadcast to the other."""
     left, right = node_value(one), node_value(other)
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
@@ -71,7 +72,7 @@ class FuseResidualAdds(GraphPass):
 
         %n = tfmq.integer_conv(%x, …, permute(%r, [0, 2, 3, 1]), …)      %y = permute(%n, [0, 3, 1, 2])
 
-    The same where the result is added as a sequence ``[N, L, C]``, and for a linear whose rows become an image again.
+    The same where the result is added as a sequence ``[N, L, C]``, and for a linear whose pixels become an image again.
 
     Legality: nothing else reads the convolution, and both sides have one shape and dtype, so nothing is broadcast. The
     convolution moves to where the sum was, behind both operands. Numerics are preserved up to float rounding: the
@@ -93,7 +94,7 @@ class FuseResidualAdds(GraphPass):
                 summand = find_summand(one) if one is not other else None
                 if summand is None or not isinstance(one, fx.Node) or not isinstance(other, fx.Node):
                     continue
-                if _alike(one, other):
+                if _same_metadata(one, other):
                     self._fuse(graph, node, summand, other)
                     modified = True
                     break
@@ -103,13 +104,14 @@ class FuseResidualAdds(GraphPass):
 
     def _fuse(self, graph: fx.Graph, node: fx.Node, summand: Summand, other: fx.Node) -> None:
         conv = summand.conv
-        rows, columns, channels = (int(size) for size in node_value(conv).shape[1:])
+        height, width, channels = (int(size) for size in node_value(conv).shape[1:])
         with graph.inserting_before(node):
             if summand.image:
                 other = insert_call(graph, aten.permute.default, (other, LAST), anchor=conv)
-            residual = insert_call(graph, aten.reshape.default, (other, [-1, rows, columns, channels]), anchor=conv)
+            residual = insert_call(graph, aten.reshape.default, (other, [-1, height, width, channels]), anchor=conv)
             arguments = (*conv.args[:4], residual, *conv.args[5:])
-            new = insert_call(graph, conv.target, arguments, anchor=conv)  # type: ignore[arg-type]
+            new = insert_call(graph, called_operator(conv), arguments, anchor=conv)
             for step in summand.chain:
-                new = insert_call(graph, step.target, (new, *step.args[1:]), anchor=conv, kwargs=dict(step.kwargs))  # type: ignore[arg-type]
+                operator, arguments = called_operator(step), (new, *step.args[1:])
+                new = insert_call(graph, operator, arguments, anchor=conv, kwargs=dict(step.kwargs))
         replace_node(node, new, results=False)

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels.checks import MAX_SIGNED_PRODUCTS
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import insert_call, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
@@ -37,7 +38,7 @@ def is_indexed_conv(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     if node_value(weight)[0].numel() > MAX_SIGNED_PRODUCTS:  # the kernel adds them up in an int32, which wraps
         return False
     values = [node_value(node), *([node_value(bias)] if isinstance(bias, fx.Node) else [])]
-    zero_points: Tensor = read_attribute(graph_module, str(weight.args[2].target))  # type: ignore[union-attr]
+    zero_points: Tensor = read_attribute(graph_module, str(argument_node(weight, 2).target))
     # The kernel ignores a weight's zero points, silently.
     return all(value.dtype == torch.float32 for value in values) and not bool(zero_points.any())
 

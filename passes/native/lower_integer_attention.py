@@ -42,7 +42,7 @@ def _quantizer(node: Any) -> fx.Node | None:
     return source if is_byte_quantizer(source) else None
 
 
-def _turned(node: Any) -> fx.Node | None:
+def _transposed(node: Any) -> fx.Node | None:
     """What ``node`` transposes in its last two axes."""
     if not is_call(node, aten.transpose.int) or {axis % node_value(node).ndim for axis in node.args[1:3]} != {2, 3}:
         return None
@@ -68,14 +68,14 @@ def find_quantized_attention(node: fx.Node) -> QuantizedAttention | None:
     factor = 1.0
     if is_call(source, aten.mul.Tensor) and isinstance(source.args[1], (int, float)):
         source, factor = source.args[0], float(source.args[1])
-    inputs = (source, _turned(key.args[0]), value.args[0])
+    inputs: tuple[Any, Any, Any] = (source, _transposed(key.args[0]), value.args[0])
     if not _is_covered(node, [node_value(n) if isinstance(n, fx.Node) else None for n in inputs], weights.args[1]):
         return None
     keys, values = (_repeated_heads(n) for n in inputs[1:])
     # Grouped queries: the kernel repeats the heads itself, up to the number of the query's.
     if keys[1] == values[1] and is_same_size(node_value(source).shape[1], node_value(node).shape[1]):
         inputs = (source, keys[0], values[0])
-    return QuantizedAttention(*inputs, factor, (query, key, weights, value))  # type: ignore[arg-type]
+    return QuantizedAttention(*inputs, factor, (query, key, weights, value))
 
 
 def _repeated_heads(node: Any) -> tuple[fx.Node, int]:
@@ -146,8 +146,8 @@ class LowerIntegerAttention(GraphPass):
             with graph.inserting_before(node):
                 operands = (match.query, match.key, match.value, match.factor, scales, zeros)
                 new = insert_call(graph, OPERATORS.integer_attention.default, operands, anchor=node)
-                turned = insert_call(graph, aten.transpose.int, (new, 1, 2), anchor=node)
-            replace_node(node, turned, results=False)
+                transposed = insert_call(graph, aten.transpose.int, (new, 1, 2), anchor=node)
+            replace_node(node, transposed, results=False)
             modified = True
         if modified:
             graph.eliminate_dead_code()

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels import MAX_SIGNED_PRODUCTS, MAX_TAPS, OPERATORS, block_columns, pack_weight
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
 
@@ -68,7 +69,7 @@ def find_integer_layer(graph_module: fx.GraphModule, node: fx.Node) -> IntegerLa
     stride, padding, dilation, groups = _pair(geometry[0]), _pair(geometry[1]), _pair(geometry[2]), geometry[3]
     if (bias is None) != (bias_node is None) or stride is None or padding is None or (dilation, groups) != ((1, 1), 1):
         return None
-    value = node_value(activation.args[0])  # type: ignore[arg-type]
+    value = node_value(argument_node(activation, 0))
     linear = is_call(node, aten.linear.default)
     if value.ndim != (2 if linear else 4) or node_value(node).dtype != torch.float32:
         return None
@@ -133,8 +134,8 @@ class LowerIntegerConvs(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace every layer that the kernel covers."""
-        found = [(node, find_integer_layer(graph_module, node)) for node in graph_module.graph.nodes]
-        layers = [(node, layer) for node, layer in found if layer is not None]
+        candidates = [(node, find_integer_layer(graph_module, node)) for node in graph_module.graph.nodes]
+        layers = [(node, layer) for node, layer in candidates if layer is not None]
         for node, layer in layers:
             self._replace(graph_module, node, layer)
         if layers:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from tfmq_fx._torch import pytree
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
+from tfmq_fx.passes.support.arguments import called_operator
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call, read_attribute
 from tfmq_fx.passes.support.predicates import is_attention, is_call, is_matmul, is_weighted, node_value
 
@@ -39,13 +40,13 @@ def foreign_dtypes(graph_module: fx.GraphModule) -> frozenset[torch.dtype]:
         float64 where a layer has an operand of it, and all :data:`NARROW` ones where a layer has an operand of one. A
         type that only occurs between layers, such as the float64 of position embeddings, is none.
     """
-    found = set()
+    dtypes = set()
     for node in graph_module.graph.nodes:
         if is_weighted(node) or is_matmul(node) or is_attention(node):
             values = (node_value(operand) for operand in node.all_input_nodes)
-            found |= {value.dtype for value in values if isinstance(value, Tensor)}
-    narrow = NARROW if found & NARROW else frozenset()
-    return narrow | ({torch.float64} & found)
+            dtypes |= {value.dtype for value in values if isinstance(value, Tensor)}
+    narrow = NARROW if dtypes & NARROW else frozenset()
+    return narrow | ({torch.float64} & dtypes)
 
 
 class ComputeInFloat32(GraphPass):
@@ -121,7 +122,7 @@ class ComputeInFloat32(GraphPass):
             return
         values = fx.node.map_arg((args, kwargs), lambda source: source.meta["val"])
         try:
-            node.meta["val"] = compute_value(fake_mode_of(graph), node.target, *values)  # type: ignore[arg-type]
+            node.meta["val"] = compute_value(fake_mode_of(graph), called_operator(node), *values)
         except (RuntimeError, TypeError, ValueError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             msg = f"{self.id}: node {node.name!r} ({node.target}) cannot compute in float32: {first}"

@@ -9,6 +9,7 @@ from torch import fx
 
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_list, argument_node, called_operator
 from tfmq_fx.passes.support.channels_last import RELABELLINGS
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -61,14 +62,16 @@ class NarrowActivations(GraphPass):
                     narrow,
                 )
             elif is_call(node, *RELABELLINGS) and node.args[0] in narrow:
-                self._replace(graph, node, (narrow[node.args[0]], *node.args[1:]), narrow)  # type: ignore[index]
+                self._replace(graph, node, (narrow[argument_node(node, 0)], *node.args[1:]), narrow)
             elif is_call(node, OPERATORS.quantized_image.default) and node.args[0] in narrow:
-                node.args = (narrow[node.args[0]], *node.args[1:])  # type: ignore[index]
-            elif is_call(node, *NORMS) and any(part in narrow for part in node.args[0]):  # type: ignore[union-attr]
-                parts: Any = node.args[0]
-                node.args = ([self._narrowed(graph, part, narrow, node) for part in parts], *node.args[1:])
+                node.args = (narrow[argument_node(node, 0)], *node.args[1:])
+            elif is_call(node, *NORMS) and any(part in narrow for part in argument_list(node, 0)):
+                node.args = (
+                    [self._narrowed(graph, part, narrow, node) for part in argument_list(node, 0)],
+                    *node.args[1:],
+                )
             elif is_call(node, OPERATORS.integer_attention.default) and all(n in narrow for n in node.args[:INPUTS]):
-                inputs = [narrow[n] for n in node.args[:INPUTS]]  # type: ignore[index]
+                inputs = [narrow[argument_node(node, position)] for position in range(INPUTS)]
                 self._replace(graph, node, (*inputs, *node.args[INPUTS:]), narrow)
         if narrow:
             graph.eliminate_dead_code()
@@ -86,7 +89,7 @@ class NarrowActivations(GraphPass):
     def _replace(self, graph: fx.Graph, node: fx.Node, arguments: Any, narrow: dict[fx.Node, fx.Node]) -> None:
         """Replace ``node`` by itself with narrow ``arguments``, widened again for whoever needs that."""
         with graph.inserting_before(node):
-            new = insert_call(graph, node.target, arguments, anchor=node, kwargs=dict(node.kwargs))  # type: ignore[arg-type]
+            new = insert_call(graph, called_operator(node), arguments, anchor=node, kwargs=dict(node.kwargs))
             wide = insert_call(graph, aten.to.dtype, (new, torch.float32), anchor=node)
         replace_node(node, wide)
         narrow[wide] = new

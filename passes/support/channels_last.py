@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx._torch.operators import decomposed
+from tfmq_fx.passes.support.arguments import argument_list, called_operator
 from tfmq_fx.passes.support.nodes import insert_call
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
@@ -19,9 +20,9 @@ __all__ = [
     "RELABELLINGS",
     "Padding",
     "channels_last_image",
+    "flattened_quantizers",
     "is_byte_quantizer",
     "quantized_borders",
-    "quantized_rows",
     "relabel",
 ]
 
@@ -48,8 +49,8 @@ def channels_last_image(graph: fx.Graph, node: fx.Node, anchor: fx.Node) -> fx.N
     """Insert ``node``, an image ``[N, C, H, W]`` or a sequence ``[N, C, L]``, as ``[N, H, W, C]``; ``H`` is 1 then."""
     if node_value(node).ndim == 4:
         return insert_call(graph, aten.permute.default, (node, LAST), anchor=anchor)
-    turned = insert_call(graph, aten.permute.default, (node, [0, 2, 1]), anchor=anchor)
-    return insert_call(graph, aten.unsqueeze.default, (turned, 1), anchor=anchor)
+    transposed = insert_call(graph, aten.permute.default, (node, [0, 2, 1]), anchor=anchor)
+    return insert_call(graph, aten.unsqueeze.default, (transposed, 1), anchor=anchor)
 
 
 def is_byte_quantizer(node: Any) -> bool:
@@ -62,40 +63,40 @@ def is_byte_quantizer(node: Any) -> bool:
 
 def quantized_borders(quantizer: fx.Node) -> list[tuple[fx.Node, Padding]]:
     """What gives ``quantizer``'s image channels last, with the border each adds; ``[]`` if anything else reads it."""
-    found: list[tuple[fx.Node, Padding]] = []
+    borders: list[tuple[fx.Node, Padding]] = []
     zero_point: Any = quantizer.args[2]
     for user in quantizer.users:
-        if not is_call(user, aten.permute.default) or list(user.args[1]) != LAST:  # type: ignore[arg-type]
+        if not is_call(user, aten.permute.default) or list(argument_list(user, 1)) != LAST:
             return []
         padded = [node for node in user.users if _is_border(node, zero_point)]
         for node in padded:
             border: Any = node.args[1]
             _, _, left, right, top, bottom = border
-            found.append((node, (top, left, bottom, right)))
+            borders.append((node, (top, left, bottom, right)))
         if len(padded) < len(user.users):
-            found.append((user, NONE))
-    return found
+            borders.append((user, NONE))
+    return borders
 
 
 def _is_border(node: fx.Node, zero_point: int) -> bool:
-    if not is_call(node, aten.constant_pad_nd.default) or len(node.args[1]) != 6:  # type: ignore[arg-type]
+    if not is_call(node, aten.constant_pad_nd.default) or len(argument_list(node, 1)) != 6:
         return False
     border: Any = node.args[1]
     return bool(node.args[2] == zero_point and tuple(border[:2]) == (0, 0) and min(border) >= 0)
 
 
-def quantized_rows(norm: fx.Node) -> list[fx.Node]:
-    """The quantizers of ``norm``'s image as rows, ``[N * H * W, C]``, however it was reshaped to these."""
-    found: list[fx.Node] = []
+def flattened_quantizers(norm: fx.Node) -> list[fx.Node]:
+    """The quantizers of ``norm``'s image as a list of pixels, ``[N * H * W, C]``, however it was reshaped to that."""
+    quantizers: list[fx.Node] = []
     pending = [(norm, [norm])]
     while pending:
         node, chain = pending.pop()
         for user in node.users:
             if is_call(user, *RELABELLINGS) and user.args[0] is node:
                 pending.append((user, [*chain, user]))
-            elif is_byte_quantizer(user) and len(chain) > 1 and _gives_rows(chain):
-                found.append(user)
-    return found
+            elif is_byte_quantizer(user) and len(chain) > 1 and _flattens_pixels(chain):
+                quantizers.append(user)
+    return quantizers
 
 
 def relabel(value: Tensor, chain: Sequence[fx.Node]) -> Tensor | None:
@@ -103,18 +104,18 @@ def relabel(value: Tensor, chain: Sequence[fx.Node]) -> Tensor | None:
     for node in chain:
         rest = fx.node.map_arg(node.args[1:], lambda n: 2 if isinstance(node_value(n), torch.SymInt) else n)
         try:
-            value = node.target(value, *rest, **node.kwargs)  # type: ignore[operator]
+            value = called_operator(node)(value, *rest, **node.kwargs)
         except (RuntimeError, TypeError):
             return None
     return value
 
 
-def _gives_rows(chain: list[fx.Node]) -> bool:
+def _flattens_pixels(chain: list[fx.Node]) -> bool:
     """Whether what is behind ``chain[0]`` turns ``[N, C, *space]`` to ``[N * space, C]``: tried with two images."""
     image = node_value(chain[0])
     if not all(isinstance(size, int) for size in image.shape[1:]):
         return False
     size = [2, *(int(size) for size in image.shape[1:])]
     value = torch.arange(torch.Size(size).numel(), dtype=torch.int32).reshape(size)
-    given = relabel(value, chain[1:])
-    return given is not None and torch.equal(given, value.flatten(2).transpose(1, 2).reshape(-1, size[1]))
+    relabelled = relabel(value, chain[1:])
+    return relabelled is not None and torch.equal(relabelled, value.flatten(2).transpose(1, 2).reshape(-1, size[1]))

@@ -67,16 +67,16 @@ def inherit(node: fx.Node, anchor: fx.Node) -> None:
 
 def _own_source(node: fx.Node, anchor: fx.Node) -> tuple[str, Any]:
     source = _source(anchor) if node.target is anchor.target else None
-    if source is not None and not _is_taken(source, node, anchor):
+    if source is not None and not _is_source_used(source, node, anchor):
         return source
     kind = node.target if source is None else source[1]
     # fx gives names of erased nodes away again; one that replaced the erased node may go on under its name.
     names = itertools.chain([node.name], (f"{node.name}_{number}" for number in itertools.count(1)))
-    return next((name, kind) for name in names if not _is_taken((name, kind), node))
+    return next((name, kind) for name in names if not _is_source_used((name, kind), node))
 
 
-def _is_taken(source: tuple[str, Any], *but: fx.Node) -> bool:
-    return any(_claims(other, source) for other in but[0].graph.nodes if other not in but)
+def _is_source_used(source: tuple[str, Any], *but: fx.Node) -> bool:
+    return any(_has_source(other, source) for other in but[0].graph.nodes if other not in but)
 
 
 def _source(node: fx.Node) -> tuple[str, Any] | None:
@@ -88,12 +88,12 @@ def _source(node: fx.Node) -> tuple[str, Any] | None:
         return None
     path, kind = list(modules.values())[-1]
     if isinstance(kind, str):
-        found = getattr(nn, kind.rpartition(".")[2], None)
-        kind = found if isinstance(found, type) and f"{found.__module__}.{found.__qualname__}" == kind else None
+        entry = getattr(nn, kind.rpartition(".")[2], None)
+        kind = entry if isinstance(entry, type) and f"{entry.__module__}.{entry.__qualname__}" == kind else None
     return None if kind is None else (str(path), kind)
 
 
-def _claims(node: fx.Node, source: tuple[str, Any]) -> bool:
+def _has_source(node: fx.Node, source: tuple[str, Any]) -> bool:
     """Whether ``node`` computes and says that it comes from ``source``."""
     stack: Any = node.meta.get("source_fn_stack")
     return node.op == "call_function" and bool(stack) and tuple(stack[-1]) == source
@@ -232,7 +232,7 @@ def _with_layout_of(recorded: Tensor, node: fx.Node) -> fx.Node:
     order = axis_order(recorded)
     graph, plain = node.graph, order == sorted(order)
     with graph.inserting_before(node.next):
-        turned = node if plain else insert_call(graph, aten.permute.default, (node, order), anchor=node)
-        dense = insert_call(graph, aten.contiguous.default, (turned,), anchor=node)
-        back = [order.index(axis) for axis in range(len(order))]
-        return dense if plain else insert_call(graph, aten.permute.default, (dense, back), anchor=node)
+        permuted = node if plain else insert_call(graph, aten.permute.default, (node, order), anchor=node)
+        dense = insert_call(graph, aten.contiguous.default, (permuted,), anchor=node)
+        inverse = [order.index(axis) for axis in range(len(order))]
+        return dense if plain else insert_call(graph, aten.permute.default, (dense, inverse), anchor=node)

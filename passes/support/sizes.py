@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import SymInt
 
-__all__ = ["concrete_size", "is_same_size", "rows_per_item"]
+__all__ = ["concrete_size", "entries_per_item", "is_same_size"]
 
 
 def is_same_size(one: Any, other: Any) -> bool:
@@ -24,9 +24,9 @@ def concrete_size(value: Any, batch: int) -> Any:
     return int(expression.subs(dict.fromkeys(expression.free_symbols, batch)))
 
 
-def rows_per_item(size: Any) -> int | None:
-    """How many rows an axis of this size has for each item of the batch; None when it does not grow with it."""
+def entries_per_item(size: Any) -> int | None:
+    """How many entries an axis of this size has for each item of the batch; None when it does not grow with it."""
     if not isinstance(size, SymInt):
         return None
-    rows = int(concrete_size(size, 1))
-    return rows if rows > 0 and concrete_size(size, 3) == 3 * rows else None
+    entries = int(concrete_size(size, 1))
+    return entries if entries > 0 and concrete_size(size, 3) == 3 * entries else None

@@ -43,5 +43,5 @@ def _is_dense_image(value: Tensor) -> bool:
     """Whether ``value`` is contiguous, or an image or a video with its channels last."""
     orders = [list(range(value.ndim)), [0, *range(2, value.ndim), 1]][: 2 if value.ndim in (4, 5) else 1]
     names = [axis for axis, size in enumerate(value.shape) if not (isinstance(size, int) and size == 1)]
-    found = [axis for axis in axis_order(value) if axis in names]
-    return any(found == [axis for axis in order if axis in names] for order in orders)
+    actual = [axis for axis in axis_order(value) if axis in names]
+    return any(actual == [axis for axis in order if axis in names] for order in orders)

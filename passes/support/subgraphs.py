@@ -66,12 +66,12 @@ def extract_subgraph(
         add_input(node)
     tensors = list(inputs)
     for node in outside:
-        if isinstance(node_value(node), SymInt) and not _can_be_read_off(node, tensors, graph_module):
+        if isinstance(node_value(node), SymInt) and not _is_recomputable(node, tensors, graph_module):
             add_input(node)
             inputs.append(node)
     for node in outside:
         if node not in copies:
-            _read_off(inner, node, tensors, copies)
+            _recompute_size(inner, node, tensors, copies)
     for node in ordered:
         copies[node] = inner.node_copy(node, copies.__getitem__)
     results = tuple(copies[node] for node in outputs)
@@ -99,15 +99,15 @@ def _is_arithmetic(node: fx.Node) -> bool:
     return node.op == "call_function" and bool(sources) and all(isinstance(node_value(s), SymInt) for s in sources)
 
 
-def _can_be_read_off(node: fx.Node, tensors: Sequence[fx.Node], graph_module: fx.GraphModule) -> bool:
+def _is_recomputable(node: fx.Node, tensors: Sequence[fx.Node], graph_module: fx.GraphModule) -> bool:
     values = [known_value(graph_module, tensor) for tensor in tensors]
     if _axis(node_value(node), tensors, values) is not None:
         return True
-    return _is_arithmetic(node) and all(_can_be_read_off(s, tensors, graph_module) for s in node.all_input_nodes)
+    return _is_arithmetic(node) and all(_is_recomputable(s, tensors, graph_module) for s in node.all_input_nodes)
 
 
-def _read_off(inner: fx.Graph, node: fx.Node, tensors: Sequence[fx.Node], copies: dict[fx.Node, fx.Node]) -> None:
-    """Recompute the size ``node`` inside; ``_can_be_read_off`` has said that it can be done."""
+def _recompute_size(inner: fx.Graph, node: fx.Node, tensors: Sequence[fx.Node], copies: dict[fx.Node, fx.Node]) -> None:
+    """Recompute the size ``node`` inside; ``_is_recomputable`` has said that it can be done."""
     if node in copies:
         return
     place = _axis(node_value(node), tensors, [copies[tensor].meta["val"] for tensor in tensors])
@@ -117,7 +117,7 @@ def _read_off(inner: fx.Graph, node: fx.Node, tensors: Sequence[fx.Node], copies
         copy.meta["val"] = node.meta["val"]
     else:
         for source in node.all_input_nodes:
-            _read_off(inner, source, tensors, copies)
+            _recompute_size(inner, source, tensors, copies)
         copy = inner.node_copy(node, copies.__getitem__)
     copy.meta[SIZE_OF] = node.name
     copies[node] = copy

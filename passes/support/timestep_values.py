@@ -42,14 +42,14 @@ def distinct_timesteps(values: Any) -> Tensor:
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         msg = f"timesteps must be real numbers that are there, such as scheduler.timesteps: {_first_line(error)}"
         raise ConfigError(msg) from error
-    found = torch.tensor(list(dict.fromkeys(flat)), dtype=torch.float64)
+    distinct = torch.tensor(list(dict.fromkeys(flat)), dtype=torch.float64)
     # Engines flush what is smaller to zero. Negated, because NaN compares false with everything.
-    refused = ~((found == 0) | (found.abs() >= torch.finfo(torch.float32).tiny) & (found.abs() <= LARGEST))
+    refused = ~((distinct == 0) | (distinct.abs() >= torch.finfo(torch.float32).tiny) & (distinct.abs() <= LARGEST))
     if bool(refused.any()):
-        first = float(found[refused][0])
+        first = float(distinct[refused][0])
         msg = f"{first:g} cannot stand in a table of timesteps: pass finite numbers of float32's range, or 0"
         raise ConfigError(msg)
-    return found
+    return distinct
 
 
 def _first_line(error: Exception) -> str:
@@ -67,14 +67,14 @@ def as_captured(values: Tensor, dtype: torch.dtype, name: str = "timestep") -> T
     Raises:
         ConfigError: A value is fractional, and the dtype has integers only.
     """
-    given = values.to(dtype)
+    converted = values.to(dtype)
     if not dtype.is_floating_point and values.is_floating_point():
-        lost = given != values
-        if bool(lost.any()):
-            first, kind = float(values[lost].reshape(-1)[0]), str(dtype).removeprefix("torch.")
+        changed = converted != values
+        if bool(changed.any()):
+            first, kind = float(values[changed].reshape(-1)[0]), str(dtype).removeprefix("torch.")
             msg = f"{name} {first:g} is fractional, but the graph takes {kind}: capture the model with a float {name}"
             raise ConfigError(msg)
-    return given
+    return converted
 
 
 class ValueSearch:
@@ -140,15 +140,15 @@ class ValueSearch:
         Raises:
             TimestepError: Names the first timestep without a row, and the ways out.
         """
-        given = timestep if captured is None else timestep.to(captured if is_low(captured) else torch.float64)
-        rows, known = self.nearest(given) if unknown == "nearest" else self.find(given)
-        if not bool(known.all()):
-            raise TimestepError(self._refusal(timestep[~known].reshape(-1)[0], name))
+        rounded = timestep if captured is None else timestep.to(captured if is_low(captured) else torch.float64)
+        rows, matched = self.nearest(rounded) if unknown == "nearest" else self.find(rounded)
+        if not bool(matched.all()):
+            raise TimestepError(self._refusal(timestep[~matched].reshape(-1)[0], name))
         return rows
 
-    def _first(self, found: Tensor) -> tuple[Tensor, Tensor]:
+    def _first(self, matches: Tensor) -> tuple[Tensor, Tensor]:
         """The first row that was found along the last axis."""
-        rows = torch.where(found, self._numbers, len(self.values)).amin(-1)
+        rows = torch.where(matches, self._numbers, len(self.values)).amin(-1)
         return rows, rows < len(self.values)
 
     def _refusal(self, timestep: Tensor, name: str) -> str:
@@ -159,7 +159,7 @@ class ValueSearch:
         if name != "timestep":
             first = f"{name} {float(timestep):g}"
             return f"{first} is not among the {count} values in the table; quantize with it in finite="
-        first, close = _told_apart(float(timestep), float(self.values[row]))
+        first, close = _distinct_texts(float(timestep), float(self.values[row]))
         if is_low(timestep.dtype):
             kind = str(timestep.dtype).removeprefix("torch.")
             return (
@@ -183,7 +183,7 @@ def _gaps(values: Tensor) -> Tensor:
     return torch.minimum(steps[:-1], steps[1:])[order.indices.argsort()]
 
 
-def _told_apart(one: float, other: float) -> tuple[str, str]:
+def _distinct_texts(one: float, other: float) -> tuple[str, str]:
     """Two different numbers with as many digits as tell them apart."""
     for digits in (6, 9, 17):
         texts = f"{one:.{digits}g}", f"{other:.{digits}g}"

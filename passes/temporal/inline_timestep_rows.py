@@ -9,6 +9,7 @@ from torch import fx
 
 from tfmq_fx.passes.analysis.table_row import row_columns, row_values
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
@@ -62,9 +63,9 @@ def _search(graph_module: fx.GraphModule, lookup: fx.Node, count: int) -> fx.Nod
     def constant(name: str, value: torch.Tensor) -> fx.Node:
         return insert_get_attr(graph_module, add_buffer(graph_module, name, value), anchor=lookup)
 
-    timestep, values, unknown = lookup.args[:3]
+    timestep, values, unknown = argument_node(lookup, 0), *lookup.args[1:3]
     table = row_values(graph_module, lookup)
-    seen, tolerances = ValueSearch(table).seen(node_value(timestep).dtype)  # type: ignore[arg-type]
+    seen, tolerances = ValueSearch(table).seen(node_value(timestep).dtype)
     if not torch.equal(seen, table):
         values = constant("timestep_values_seen", seen)
     wide = call(aten.to.dtype, timestep, torch.float64)
@@ -74,5 +75,5 @@ def _search(graph_module: fx.GraphModule, lookup: fx.Node, count: int) -> fx.Nod
     else:
         bound = call(aten.clamp.default, call(aten.amin.default, distance, [-1], True), None, LARGEST)
     numbers = constant("timestep_numbers_of_rows", torch.arange(len(table), device=table.device))
-    found = call(aten.where.ScalarOther, call(aten.le.Tensor, distance, bound), numbers, count)
-    return call(aten.amin.default, found, [-1])
+    matching_rows = call(aten.where.ScalarOther, call(aten.le.Tensor, distance, bound), numbers, count)
+    return call(aten.amin.default, matching_rows, [-1])

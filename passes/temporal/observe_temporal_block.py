@@ -6,40 +6,18 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from tfmq_fx.passes.analysis import find_temporal_block
-from tfmq_fx.passes.analysis.table_row import find_row
-from tfmq_fx.passes.base import GraphPass, Numerics, PassError
-from tfmq_fx.passes.support.nodes import insert_call, insert_module_call
+from tfmq_fx.passes.analysis.table_row import require_row
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.item_rows import rows_of_items
+from tfmq_fx.passes.support.nodes import insert_module_call
 from tfmq_fx.passes.support.predicates import node_value
 
-__all__ = ["ObserveTemporalBlock", "rows_for"]
+__all__ = ["ObserveTemporalBlock"]
 
 aten = torch.ops.aten
-
-
-def rows_for(graph: fx.Graph, row: fx.Node, value: Tensor, *, anchor: fx.Node) -> fx.Node:
-    """Insert the row index of every item along axis 0 of ``value``: shape ``[value.shape[0]]``."""
-    size = value.shape[0]
-    rows = row if node_value(row).ndim == 1 else insert_call(graph, aten.reshape.default, (row, [-1]), anchor=anchor)
-    if node_value(rows).shape[0] == size:
-        return rows
-    return insert_call(graph, aten.expand.default, (rows, [_size_node(graph, size, anchor)]), anchor=anchor)
-
-
-def _size_node(graph: fx.Graph, size: int | torch.SymInt, anchor: fx.Node) -> int | fx.Node:
-    """A symbolic size as a node: read off a placeholder that has it, so it is available everywhere."""
-    if isinstance(size, int):
-        return size
-    for node in graph.nodes:
-        if node.op != "placeholder" or not isinstance(node_value(node), Tensor):
-            continue
-        for axis, candidate in enumerate(node_value(node).shape):
-            if isinstance(candidate, torch.SymInt) and candidate.node.expr == size.node.expr:
-                return insert_call(graph, aten.sym_size.int, (node, axis), anchor=anchor)
-    msg = f"no input has the size {size} that node {anchor.name!r} needs"
-    raise PassError(msg)
 
 
 class ObserveTemporalBlock(GraphPass):
@@ -81,19 +59,12 @@ class ObserveTemporalBlock(GraphPass):
     def requires(self, graph_module: fx.GraphModule) -> None:
         """A row of the timestep table."""
         super().requires(graph_module)
-        self._row(graph_module)
-
-    def _row(self, graph_module: fx.GraphModule) -> fx.Node:
-        row = find_row(graph_module)
-        if row is None:
-            msg = f"{self.id}: the graph has no timestep row; run IndexTimesteps first"
-            raise PassError(msg)
-        return row
+        require_row(graph_module, self.id)
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Observe the input of each selected linear once per distinct value."""
         graph = graph_module.graph
-        row = self._row(graph_module)
+        row = require_row(graph_module, self.id)
         temporal = set(find_temporal_block(graph_module, self.timestep).linears)
         # In graph order, so that an observer stands before the first of the linears that share it.
         linears = [n for n in graph.nodes if n in temporal and self.select(n)]
@@ -105,7 +76,7 @@ class ObserveTemporalBlock(GraphPass):
             if source not in observed:
                 name = self._register(graph_module, linear)
                 with graph.inserting_before(linear):
-                    rows = rows_for(graph, row, node_value(source), anchor=linear)
+                    rows = rows_of_items(graph, row, node_value(source), anchor=linear)
                     observed[source] = insert_module_call(graph, name, (source, rows), anchor=linear)
             linear.replace_input_with(source, observed[source])
         return bool(observed)

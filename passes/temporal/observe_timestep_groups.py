@@ -127,8 +127,8 @@ def _entries(
 ) -> fx.Node:
     """Insert the group of every index of the first axis of ``value``."""
 
-    def size(node: fx.Node, known: int | SymInt) -> Any:
-        return known if isinstance(known, int) else insert_call(graph, aten.sym_size.int, (node, 0), anchor=layer)
+    def size(node: fx.Node, value: int | SymInt) -> Any:
+        return value if isinstance(value, int) else insert_call(graph, aten.sym_size.int, (node, 0), anchor=layer)
 
     if isinstance(batch, int) and batch == 1:
         return insert_call(graph, aten.expand.default, (groups, [size(source, value.shape[0])]), anchor=layer)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import fx
 
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.support.timestep_row import ROW_OP
 
@@ -47,7 +48,11 @@ class SetUnknownTimesteps(GraphPass):
         """Set the third argument."""
         modified = False
         for node in graph_module.graph.nodes:
-            if is_call(node, ROW_OP) and node.args[0].target == self.timestep and node.args[2] != self.unknown:  # type: ignore[union-attr]
+            if (
+                is_call(node, ROW_OP)
+                and argument_node(node, 0).target == self.timestep
+                and node.args[2] != self.unknown
+            ):
                 node.update_arg(2, self.unknown)
                 modified = True
         return modified

@@ -59,8 +59,8 @@ class ShareTemporalNodes(GraphPass):
         for node in block.nodes:
             if node.op != "call_function" or node not in block:
                 continue
-            known = first.setdefault(expression(node), node)
-            if known is not node:
-                replace_node(node, known)
+            representative = first.setdefault(expression(node), node)
+            if representative is not node:
+                replace_node(node, representative)
                 modified = True
         return modified

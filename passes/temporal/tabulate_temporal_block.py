@@ -10,11 +10,11 @@ from torch import SymInt, Tensor, fx
 from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
 from tfmq_fx.passes.analysis.dependence import reads_as_parameter
 from tfmq_fx.passes.analysis.layer_names import layer_name
-from tfmq_fx.passes.analysis.table_row import find_row, row_columns
+from tfmq_fx.passes.analysis.table_row import require_row, row_columns
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
+from tfmq_fx.passes.support.item_rows import rows_of_items
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, redirect_users
 from tfmq_fx.passes.support.predicates import is_weighted, node_value
-from tfmq_fx.passes.temporal.observe_temporal_block import rows_for
 
 __all__ = ["LAYER", "TabulateTemporalBlock", "layer_behind", "shaped_feature"]
 
@@ -58,18 +58,11 @@ class TabulateTemporalBlock(GraphPass):
     def requires(self, graph_module: fx.GraphModule) -> None:
         """A row of the timestep table."""
         super().requires(graph_module)
-        self._row(graph_module)
-
-    def _row(self, graph_module: fx.GraphModule) -> fx.Node:
-        row = find_row(graph_module)
-        if row is None:
-            msg = f"{self.id}: the graph has no timestep row; run IndexTimesteps first"
-            raise PassError(msg)
-        return row
+        require_row(graph_module, self.id)
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Tabulate the frontier, then erase what only led to it."""
-        row = self._row(graph_module)
+        row = require_row(graph_module, self.id)
         block = find_temporal_block(graph_module, self.timestep)
         features = [node for node in _read_outside(block) if node is not row]
         if not features:
@@ -86,22 +79,22 @@ class TabulateTemporalBlock(GraphPass):
 
     def _evaluate(self, graph_module: fx.GraphModule, block: TemporalBlock, features: list[fx.Node],
                   columns: dict[str, Tensor]) -> list[Tensor]:  # fmt: skip
-        turned = {name: column.flip(0) for name, column in columns.items()}
+        reversed_columns = {name: column.flip(0) for name, column in columns.items()}
         count = len(columns[self.timestep])
         one = {name: column[:1] for name, column in columns.items()}
         first = evaluate_temporal_nodes(graph_module, block.nodes, features, one)
         size = count * sum(row.numel() * row.element_size() for row in first)
         if size > MOST_BYTES:
-            rows = " x ".join(f"{len(set(column.tolist()))} of {name!r}" for name, column in columns.items())
+            combinations = " x ".join(f"{len(set(column.tolist()))} of {name!r}" for name, column in columns.items())
             msg = (
-                f"{self.id}: a table of all temporal features ({rows}) would take {size / 2**30:.1f} GiB; name fewer "
-                "values in finite=, or keep the block in the graph (lower(..., tabulate=False))"
+                f"{self.id}: a table of all temporal features ({combinations}) would take {size / 2**30:.1f} GiB; "
+                "name fewer values in finite=, or keep the block in the graph (lower(..., tabulate=False))"
             )
             raise PassError(msg)
         tables = evaluate_temporal_nodes(graph_module, block.nodes, features, columns)
         for node, table in zip(features, tables, strict=True):
             self._require_finite(node, table, columns)
-        backwards = evaluate_temporal_nodes(graph_module, block.nodes, features, turned)
+        backwards = evaluate_temporal_nodes(graph_module, block.nodes, features, reversed_columns)
         for node, table, back in zip(features, tables, backwards, strict=True):
             if table.shape[0] != count or not torch.allclose(table, back.flip(0), rtol=1e-4, atol=1e-5):
                 msg = (
@@ -169,16 +162,16 @@ def layer_behind(feature: fx.Node) -> str:
 
 def shaped_feature(graph: fx.Graph, piece: fx.Node, rows: fx.Node, feature: fx.Node) -> fx.Node:
     """View a gathered slice ``[n, width]`` in the feature's own shape; ``n`` is the batch or one."""
-    wanted = node_value(feature).shape
-    trailing = [int(size) for size in wanted[1:]]
-    if len(wanted) and node_value(rows).shape[0] == wanted[0]:
+    shape = node_value(feature).shape
+    trailing = [int(size) for size in shape[1:]]
+    if len(shape) and node_value(rows).shape[0] == shape[0]:
         return insert_call(graph, aten.reshape.default, (piece, [-1, *trailing]), anchor=feature)
-    if any(isinstance(size, SymInt) for size in wanted):
+    if any(isinstance(size, SymInt) for size in shape):
         viewed = insert_call(graph, aten.reshape.default, (piece, [-1, *trailing]), anchor=feature)
-        size: Any = rows_for(graph, rows, node_value(feature), anchor=feature)
+        size: Any = rows_of_items(graph, rows, node_value(feature), anchor=feature)
         batch = insert_call(graph, aten.sym_size.int, (size, 0), anchor=feature)
         return insert_call(graph, aten.expand.default, (viewed, [batch, *trailing]), anchor=feature)
     if node_value(rows).shape[0] != 1:
         # Of a 0-dim timestep alone, where the rows follow a further input of one value per item: any row will do.
         piece = insert_call(graph, aten.slice.Tensor, (piece, 0, 0, 1), anchor=feature)
-    return insert_call(graph, aten.reshape.default, (piece, [int(size) for size in wanted]), anchor=feature)
+    return insert_call(graph, aten.reshape.default, (piece, [int(size) for size in shape]), anchor=feature)

@@ -10,6 +10,7 @@ from torch import fx
 
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
@@ -32,12 +33,10 @@ def find_grouped_quantizers(
     """
     groups = {find_groups(graph_module, name) for name in names}
     quantize = decomposed.quantize_per_channel.default
-    return [
-        n for n in graph_module.graph.nodes if is_call(n, quantize) and _groups_behind(n.args[1]) in groups - {None}
-    ]
+    return [n for n in graph_module.graph.nodes if is_call(n, quantize) and _groups_of(n.args[1]) in groups - {None}]
 
 
-def _groups_behind(parameter: Any) -> Any:
+def _groups_of(parameter: Any) -> Any:
     """The groups that a gathered scale or zero point is indexed by; None for another one."""
     if not is_call(parameter, aten.index_select.default):
         return None
@@ -82,18 +81,19 @@ class UseOneTimestepGroup(GraphPass):
         graph = graph_module.graph
         firsts: dict[fx.Node, fx.Node] = {}
         for old in quantizers:
-            x, scales, zero_points, _, low, high, dtype = old.args
-            groups = _groups_behind(scales)
+            x, _, _, _, low, high, dtype = old.args
+            scales, zero_points = argument_node(old, 1), argument_node(old, 2)
+            groups = _groups_of(scales)
             if groups not in firsts:
-                behind = groups.next
-                while behind.op == "placeholder":
-                    behind = behind.next
-                with graph.inserting_before(behind):
+                following = groups.next
+                while following.op == "placeholder":
+                    following = following.next
+                with graph.inserting_before(following):
                     firsts[groups] = insert_call(graph, aten.slice.Tensor, (groups, 0, 0, 1), anchor=old)
             first = firsts[groups]
             with graph.inserting_before(old):
                 scale, zero = (
-                    insert_call(graph, aten.index_select.default, (gather.args[0], 0, first), anchor=old)  # type: ignore[union-attr]
+                    insert_call(graph, aten.index_select.default, (gather.args[0], 0, first), anchor=old)
                     for gather in (scales, zero_points)
                 )
                 inverse = insert_call(graph, aten.reciprocal.default, (scale,), anchor=old)
@@ -105,13 +105,13 @@ class UseOneTimestepGroup(GraphPass):
             for restored in list(old.users):
                 for reader in list(restored.users):
                     with graph.inserting_before(reader):
-                        own = insert_call(
+                        dequantized = insert_call(
                             graph,
                             decomposed.dequantize_per_tensor.tensor,
                             (new, scale, zero, low, high, dtype),
                             anchor=restored,
                         )
-                    reader.replace_input_with(restored, own)
+                    reader.replace_input_with(restored, dequantized)
                 graph.erase_node(restored)
             replace_node(old, new)
         graph.eliminate_dead_code()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
+from tfmq_fx.passes.support.arguments import called_operator
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_row import ROW_OP
@@ -81,7 +82,7 @@ def _widened(graph: fx.Graph, timestep: str) -> tuple[dict[fx.Node, Any], fx.Nod
         if not is_call(node, *CARRIERS):
             return {}, node
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: widened.get(n, node_value(n)))
-        new = compute_value(mode, node.target, args, kwargs)  # type: ignore[arg-type]
+        new = compute_value(mode, called_operator(node), args, kwargs)
         if not new.is_floating_point() or (old.is_floating_point() and old.dtype != new.dtype):
             return {}, node
         if new.dtype != old.dtype:

@@ -49,15 +49,15 @@ class JoinUnits(GraphPass):
                     "pick them with operator.getitem"
                 )
                 raise PassError(msg)
-        for name, held in _replaced(graph_module, calls).items():
-            if any(not _alike(value, held[0]) for value in held[1:]):
+        for name, held in _replaced_attributes(graph_module, calls).items():
+            if any(not _same_value(value, held[0]) for value in held[1:]):
                 msg = f"{self.id}: units hold different values under the name {name!r}; give them one before joining"
                 raise PassError(msg)
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Inline each unit, then drop it."""
         calls = _unit_calls(graph_module)
-        for name, held in _replaced(graph_module, calls).items():
+        for name, held in _replaced_attributes(graph_module, calls).items():
             _write_attribute(graph_module, name, held[0])
         units = {str(call.target) for call in calls}
         for call in calls:
@@ -117,15 +117,15 @@ def _size_outside(node: fx.Node, present: dict[str, fx.Node]) -> fx.Node | None:
 # -- state -------------------------------------------------------------------------------------------------------
 
 
-def _held(owner: nn.Module, graph: fx.Graph) -> dict[str, Any]:
+def _attributes_read(owner: nn.Module, graph: fx.Graph) -> dict[str, Any]:
     names = {str(n.target) for n in graph.nodes if n.op == "get_attr" or (n.op == "call_module" and UNIT not in n.meta)}
     return {name: read_attribute(owner, name) for name in sorted(names)}
 
 
-def _replaced(graph_module: fx.GraphModule, calls: list[fx.Node]) -> dict[str, list[Any]]:
+def _replaced_attributes(graph_module: fx.GraphModule, calls: list[fx.Node]) -> dict[str, list[Any]]:
     """What the readers of each name hold under it, where some unit holds another thing than the outer module."""
-    readers = [_held(_unit(graph_module, call), _unit(graph_module, call).graph) for call in calls]
-    readers.append(_held(graph_module, graph_module.graph))
+    readers = [_attributes_read(_unit(graph_module, call), _unit(graph_module, call).graph) for call in calls]
+    readers.append(_attributes_read(graph_module, graph_module.graph))
     replaced: dict[str, list[Any]] = {}
     for held in readers[:-1]:
         for name, value in held.items():
@@ -138,7 +138,7 @@ def _replaced(graph_module: fx.GraphModule, calls: list[fx.Node]) -> dict[str, l
     return replaced
 
 
-def _alike(value: Any, other: Any) -> bool:
+def _same_value(value: Any, other: Any) -> bool:
     if isinstance(value, Tensor) and isinstance(other, Tensor):
         same = value.dtype == other.dtype and value.device == other.device and value.shape == other.shape
         return value is other or (same and torch.equal(value, other))

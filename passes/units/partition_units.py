@@ -77,13 +77,13 @@ class PartitionUnits(GraphPass):
             conditions=self.conditions,
         )
         if units:
-            _bring_together(graph_module.graph, units)
+            _make_contiguous(graph_module.graph, units)
         for unit in units:
-            _move_out(graph_module, unit)
+            _extract_unit(graph_module, unit)
         return bool(units)
 
 
-def _bring_together(graph: fx.Graph, units: Sequence[ReconstructionUnit]) -> None:
+def _make_contiguous(graph: fx.Graph, units: Sequence[ReconstructionUnit]) -> None:
     reachability = Reachability(graph)
     first = {node for unit in units if unit.kind in EARLY for node in unit.nodes}
     early = reachability.ancestors(first) | first
@@ -100,7 +100,7 @@ def _bring_together(graph: fx.Graph, units: Sequence[ReconstructionUnit]) -> Non
         output.prepend(node)
 
 
-def _move_out(graph_module: fx.GraphModule, unit: ReconstructionUnit) -> None:
+def _extract_unit(graph_module: fx.GraphModule, unit: ReconstructionUnit) -> None:
     graph = graph_module.graph
     members = set(unit.nodes)
     # What nobody reads has an output too: whoever runs a unit wants to see what it computes.

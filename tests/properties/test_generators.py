@@ -13,7 +13,7 @@ import tfmq_fx
 from tfmq_fx.passes.support.recomputed_values import recompute_values
 from tfmq_fx.testing import GraphBuilder, TimePath, aten_graphs, build_temporal_graph, temporal_graphs, tensor_specs
 from tfmq_fx.testing.canonical import canonical_text, value_signature
-from tfmq_fx.testing.random_graphs import OPERATORS
+from tfmq_fx.testing.random_operators import OPERATORS
 
 aten = torch.ops.aten
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import Phase, given, settings
 
 from tfmq_fx.passes import CANONICALIZE, PIPELINES, GraphPass, Numerics, PassError, find_pass, observe_passes
-from tfmq_fx.passes.pipelines import Pipeline, pass_class
+from tfmq_fx.passes.pipeline import Pipeline, pass_class
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.testing import GRAPH_KINDS, ContractViolation, assert_pipeline_contract, graphs_of_kind
 
@@ -76,7 +76,7 @@ def changes(pipeline, graph_module):
 def test_a_pipeline_keeps_its_promise_and_each_of_its_passes_fires(pipeline):
     fired = check(pipeline)
     idle = set(pipeline.ids) - fired.keys()
-    assert not idle, f"no kind of graphs makes what {idle} look for: add one to tfmq_fx/testing/random_graphs.py"
+    assert not idle, f"no kind of graphs makes what {idle} look for: add one to tfmq_fx/testing/special_operators.py"
 
 
 def with_planted(pass_maker):

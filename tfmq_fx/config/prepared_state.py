@@ -85,24 +85,24 @@ class PreparedState:
         Raises:
             ConfigError: What it carries is no such state, or speaks of inputs that the graph does not have.
         """
-        found = noted(graph_module, STATE_KEY)
-        if found is None:
+        state = noted(graph_module, STATE_KEY)
+        if state is None:
             return None
-        if not isinstance(found, cls):
+        if not isinstance(state, cls):
             msg = (
-                f"this graph carries a {type(found).__name__} under {STATE_KEY!r} instead of the state of a prepared "
+                f"this graph carries a {type(state).__name__} under {STATE_KEY!r} instead of the state of a prepared "
                 "graph; prepare it again with this version of tfmq_fx"
             )
             raise ConfigError(msg)
         inputs = [str(node.target) for node in graph_module.graph.find_nodes(op="placeholder")]
-        needed = (*found.path_inputs, *(() if found.timesteps is None else (found.timestep,)))
+        needed = (*state.path_inputs, *(() if state.timesteps is None else (state.timestep,)))
         if missing := [name for name in needed if name not in inputs]:
             msg = (
                 f"this graph was prepared with an input {missing[0]!r}, but its inputs are {', '.join(inputs)}; "
                 "another tool renamed or removed it: prepare the graph again"
             )
             raise ConfigError(msg)
-        return found
+        return state
 
     @classmethod
     def of(cls, graph_module: fx.GraphModule) -> PreparedState:
@@ -111,14 +111,14 @@ class PreparedState:
         Raises:
             ConfigError: It carries none, or as :meth:`find`.
         """
-        found = cls.find(graph_module)
-        if found is None:
+        state = cls.find(graph_module)
+        if state is None:
             msg = (
                 "this graph was not prepared with TFMQQuantizer; use tfmq_fx.prepare, or prepare_pt2e with a "
                 "TFMQQuantizer"
             )
             raise ConfigError(msg)
-        return found
+        return state
 
 
 def _are(kind: type, values: Any) -> bool:

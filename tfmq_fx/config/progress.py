@@ -17,11 +17,11 @@ def progress_console() -> Console:
     return Console(stderr=True)
 
 
-def draws_progress(wanted: bool = True) -> bool:
+def draws_progress(requested: bool = True) -> bool:
     """Whether to draw a progress bar: where it is wanted, not switched off, and stderr is a terminal or a notebook.
 
     Args:
-        wanted: What the caller's ``progress=`` says.
+        requested: What the caller's ``progress=`` says.
     """
     console = progress_console()
-    return wanted and os.environ.get(SWITCH, "1") != "0" and (console.is_terminal or console.is_jupyter)
+    return requested and os.environ.get(SWITCH, "1") != "0" and (console.is_terminal or console.is_jupyter)

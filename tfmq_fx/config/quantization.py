@@ -220,9 +220,9 @@ class QuantizationConfig:
         Raises:
             ConfigError: A field is unknown or its value not valid.
         """
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            msg = f"unknown configuration field {unknown[0]!r}; the fields are {', '.join(sorted(known))}"
+        fields = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - fields):
+            msg = f"unknown configuration field {unknown[0]!r}; the fields are {', '.join(sorted(fields))}"
             raise ConfigError(msg)
         return cls(**values)
 

@@ -35,7 +35,7 @@ class ReconstructionConfig:
             conditioning alone go the same way: with ``"tiar"`` they are a unit that learns over pairs of both.
         iterations: Training steps of every unit but the temporal block.
         temporal_iterations: Training steps of the temporal block, and of the conditional part.
-        batch_size: Rows of a mini-batch; the temporal block always takes all timesteps at once.
+        batch_size: Samples of a mini-batch; the temporal block always takes all timesteps at once.
         learning_rate: Adam's step for the rounding variables; None is the paper's 1e-3 at 20,000
             iterations and grows as the training gets shorter, up to 3e-2, so that every variable can
             still travel from one integer to the next.
@@ -55,7 +55,7 @@ class ReconstructionConfig:
         precision: What units other than the temporal block are trained in. ``"bfloat16"`` runs their
             convolutions and matrix products in half the time on CPUs with bfloat16 units; variables, errors
             and what is compared at the end stay float32.
-        held_back: Share of the calibration rows that no training sees; a unit whose error on them does
+        held_back: Share of the calibration samples that no training sees; a unit whose error on them does
             not fall keeps its weights rounded to nearest.
         seed: Seed of every random choice.
 
@@ -137,9 +137,9 @@ class ReconstructionConfig:
         if not isinstance(value, Mapping):
             msg = f"reconstruction={value!r} must be a ReconstructionConfig, its fields, or a name"
             raise ConfigError(msg)
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(value) - known):
-            msg = f"unknown reconstruction field {unknown[0]!r}; the fields are {', '.join(sorted(known))}"
+        fields = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(value) - fields):
+            msg = f"unknown reconstruction field {unknown[0]!r}; the fields are {', '.join(sorted(fields))}"
             raise ConfigError(msg)
         return cls(**value)
 

@@ -14,6 +14,7 @@ from tfmq_fx.fake_quantizers.grouped import GroupedQuantizer
 from tfmq_fx.fake_quantizers.temporal import TimestepQuantizer
 from tfmq_fx.fake_quantizers.weight import AdaRoundQuantizer
 from tfmq_fx.observers import GroupedObserver, PerChannelWeightObserver, TimestepObserver
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import read_attribute
 
 __all__ = ["FakeQuantizer", "float_mode", "insert_fake_quantizers", "observing", "quantizers_of"]
@@ -54,7 +55,7 @@ def insert_fake_quantizers(prepared: fx.GraphModule) -> int:
 
 def _fake_quantizer(prepared: fx.GraphModule, node: fx.Node, observer: ObserverBase) -> FakeQuantizer:
     if isinstance(observer, PerChannelWeightObserver):
-        weight = read_attribute(prepared, str(node.args[0].target))  # type: ignore[union-attr]  # a weight is an attribute
+        weight = read_attribute(prepared, str(argument_node(node, 0).target))
         assert isinstance(weight, Tensor)
         return AdaRoundQuantizer(observer, weight)
     if isinstance(observer, TimestepObserver):
@@ -64,7 +65,7 @@ def _fake_quantizer(prepared: fx.GraphModule, node: fx.Node, observer: ObserverB
 
 def quantizers_of(module: nn.Module) -> dict[str, FakeQuantizer]:
     """The fake quantizers of a module by name, each once."""
-    return {name: found for name, found in module.named_modules() if isinstance(found, FakeQuantizer)}
+    return {name: quantizer for name, quantizer in module.named_modules() if isinstance(quantizer, FakeQuantizer)}
 
 
 @contextmanager

@@ -47,8 +47,8 @@ def has_native_kernels() -> bool:
 def weights_fit(keys: int, scale: float) -> bool:
     """Whether an int32 holds what ``keys`` bytes of a softmax, in steps of ``scale``, add up to with any values.
 
-    The bytes of a row are no more than 255 each, and no more than 1 in all but for rounding each by half a step; the
-    doubled terms leave room for the rounding of the softmax itself.
+    The bytes of one query are no more than 255 each, and no more than 1 in all but for rounding each by half a step;
+    the doubled terms leave room for the rounding of the softmax itself.
     """
     return keys <= MAX_BYTE_PRODUCTS or 2 / scale + keys <= (2**31 - 1) // 255
 
@@ -59,7 +59,7 @@ def _require(holds: bool, operator: str, problem: str) -> None:
         raise LoweringError(msg)
 
 
-def _alike(one: Any, other: Any) -> bool:
+def _same_size(one: Any, other: Any) -> bool:
     """Whether two sizes may be the same: False only where that is certain, whatever a symbol stands for."""
     return not statically_known_true(one != other)
 
@@ -70,8 +70,8 @@ def _at_least(size: Any, least: int) -> bool:
 
 def common_size(sizes: Sequence[Any]) -> Any:
     """The size that ``sizes`` are broadcast to: the one that is not 1, or None where they disagree."""
-    apart = [size for size in sizes if not statically_known_true(size == 1)]
-    return None if any(not _alike(size, apart[0]) for size in apart) else next(iter(apart), 1)
+    actual_sizes = [size for size in sizes if not statically_known_true(size == 1)]
+    return None if any(not _same_size(size, actual_sizes[0]) for size in actual_sizes) else next(iter(actual_sizes), 1)
 
 
 def _check_affine(operator: str, scales: Sequence[float], zero_points: Sequence[int]) -> None:
@@ -110,8 +110,8 @@ def check_conv(
     _check_image(name, x, (torch.uint8,), DEPTH)
     depth, taps = x.shape[3], kernel[0] * kernel[1]
     packed = weight.ndim == 5 and weight.dtype == torch.int8
-    wanted = [taps, depth // DEPTH, DEPTH]
-    packed = packed and [weight.shape[1], weight.shape[2], weight.shape[4]] == wanted
+    expected = [taps, depth // DEPTH, DEPTH]
+    packed = packed and [weight.shape[1], weight.shape[2], weight.shape[4]] == expected
     _require(
         packed and weight.shape[3] in (LANES, 2 * LANES, 3 * LANES, 4 * LANES),
         name,
@@ -129,7 +129,7 @@ def check_conv(
     if residual is not None:
         size = [x.shape[0], *((n - k) // s + 1 for n, k, s in zip(x.shape[1:3], kernel, stride, strict=True)), channels]
         fits = residual.dtype == dtype and residual.ndim == 4
-        fits = fits and all(_alike(a, b) for a, b in zip(residual.shape, size, strict=True))
+        fits = fits and all(_same_size(a, b) for a, b in zip(residual.shape, size, strict=True))
         _require(fits, name, f"the residual is {residual.dtype} {list(residual.shape)}, not {dtype} {size}")
 
 
@@ -141,7 +141,7 @@ def check_norm(
     for part in x:
         _check_image(operator, part, FLOATS, LANES)
         alike = part.dtype == x[0].dtype and all(
-            _alike(a, b) for a, b in zip(part.shape[:3], x[0].shape[:3], strict=True)
+            _same_size(a, b) for a, b in zip(part.shape[:3], x[0].shape[:3], strict=True)
         )
         _require(alike, operator, "the two images differ in dtype or size")
     channels = sum(part.shape[3] for part in x)
@@ -151,9 +151,9 @@ def check_norm(
     if shift is not None:
         fits = shift.dtype == torch.float32 and shift.ndim == 2 and shift.shape[1] == channels
         fits = fits and common_size((shift.shape[0], x[0].shape[0])) is not None
-        fits = fits and (statically_known_true(shift.shape[0] == 1) or _alike(shift.shape[0], x[0].shape[0]))
-        wanted = f"float32 [{x[0].shape[0]} or 1, {channels}]"
-        _require(fits, operator, f"the shift is {shift.dtype} {list(shift.shape)}, not {wanted}")
+        fits = fits and (statically_known_true(shift.shape[0] == 1) or _same_size(shift.shape[0], x[0].shape[0]))
+        expected = f"float32 [{x[0].shape[0]} or 1, {channels}]"
+        _require(fits, operator, f"the shift is {shift.dtype} {list(shift.shape)}, not {expected}")
 
 
 def check_image(
@@ -177,10 +177,10 @@ def check_attention(
     dtypes = {operand.dtype for operand in operands}
     _require(len(dtypes) == 1 and query.dtype in FLOATS, name, f"its inputs are {', '.join(map(str, dtypes))}")
     depth = query.shape[3]
-    _require(all(_alike(x.shape[3], depth) for x in operands), name, f"{shapes} differ in their last axis")
+    _require(all(_same_size(x.shape[3], depth) for x in operands), name, f"{shapes} differ in their last axis")
     _require(depth % DEPTH == 0 and depth > 0, name, f"a depth of {depth} is no multiple of {DEPTH}")
     _require(depth <= MAX_BYTE_PRODUCTS, name, f"an int32 cannot hold the sum of {depth} products")
-    same = _alike(key.shape[2], value.shape[2]) and _at_least(key.shape[2], 1)
+    same = _same_size(key.shape[2], value.shape[2]) and _at_least(key.shape[2], 1)
     _require(same, name, f"{shapes} have no or unlike numbers of keys and values")
     _require(common_size([x.shape[0] for x in operands]) is not None, name, f"{shapes} differ in their batch")
     shared = common_size((key.shape[1], value.shape[1]))

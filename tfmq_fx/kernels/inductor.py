@@ -75,14 +75,14 @@ def _conv(
         operands.append(inductor_ir.contiguous(residual))
     batch, height, width, depth = x.get_size()
     channels, vectors = scale.get_size()[0], int(weight.get_size()[3]) // 16
-    rows, columns = ((size - k) // s + 1 for size, k, s in zip((height, width), kernel, stride, strict=True))
+    out_height, out_width = ((size - k) // s + 1 for size, k, s in zip((height, width), kernel, stride, strict=True))
 
     def statement(names: Sequence[str], output: str, number: Callable[[Any], str]) -> str:
         pointers = ", ".join([*names, *(["nullptr"] if residual is None else []), output])
-        shape = _numbers((batch, height, width, depth, rows, columns, channels, *kernel, *stride), number)
+        shape = _numbers((batch, height, width, depth, out_height, out_width, channels, *kernel, *stride), number)
         return f"tfmq::integer_conv<{vectors}, {CPP_TYPES[dtype]}>({pointers}, tfmq::ConvShape{{{shape}}});"
 
-    return _call("conv.h", (batch, rows, columns, channels), dtype, operands, statement)
+    return _call("conv.h", (batch, out_height, out_width, channels), dtype, operands, statement)
 
 
 def _quantized_norm(
@@ -147,10 +147,10 @@ def _broadcast(sizes: Sequence[Any]) -> Any:
     return next((size for size in sizes if size != 1), sizes[0])
 
 
-def _strides(value: Any, wanted: Sequence[Any]) -> list[Any]:
+def _strides(value: Any, broadcast: Sequence[Any]) -> list[Any]:
     """The first three strides of ``value``: 0 for the batch and the heads where it has one for all ``wanted``."""
     size, strides = value.get_size(), value.get_stride()
-    return [*(0 if n == 1 and m != 1 else s for n, m, s in zip(size, wanted, strides, strict=False)), strides[2]]
+    return [*(0 if n == 1 and m != 1 else s for n, m, s in zip(size, broadcast, strides, strict=False)), strides[2]]
 
 
 def _attention(
@@ -160,14 +160,14 @@ def _attention(
     sizes = [x.get_size() for x in operands]
     batch, key_batch = (_broadcast([size[0] for size in group]) for group in (sizes, sizes[1:]))
     heads, key_heads = (max(int(size[1]) for size in group) for group in (sizes, sizes[1:]))
-    rows, depth, keys = sizes[0][2], sizes[0][3], sizes[1][2]
+    length, depth, keys = sizes[0][2], sizes[0][3], sizes[1][2]
     repeated = ((batch, heads), (key_batch, key_heads), (key_batch, key_heads))
 
     def statement(names: Sequence[str], output: str, number: Callable[[Any], str]) -> str:
         strides = ", ".join(
-            f"{{{_numbers(_strides(x, wanted), number)}}}" for x, wanted in zip(operands, repeated, strict=True)
+            f"{{{_numbers(_strides(x, broadcast), number)}}}" for x, broadcast in zip(operands, repeated, strict=True)
         )
-        counts = _numbers((batch, heads, rows, keys, depth, key_batch, key_heads), number)
+        counts = _numbers((batch, heads, length, keys, depth, key_batch, key_heads), number)
         shape = f"tfmq::AttentionShape{{{counts}, {strides}}}"
         zeros = (zero_points[0], zero_points[1], 0, zero_points[2])
         affine = ", ".join(
@@ -175,7 +175,7 @@ def _attention(
         )
         return f"tfmq::integer_attention({', '.join(names)}, {output}, {shape}, {number(factor)}, {affine});"
 
-    return _call("attention.h", (batch, rows, heads, depth), query.get_dtype(), operands, statement)
+    return _call("attention.h", (batch, length, heads, depth), query.get_dtype(), operands, statement)
 
 
 @functools.cache

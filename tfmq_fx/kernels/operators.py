@@ -1,4 +1,4 @@
-"""The operators of our integer kernels: their schemas, shapes, and what they compute, in plain torch.
+"""The operators of our integer kernels: their schemas and what they compute, in plain torch.
 
 Images are channels last, ``[N, H, W, C]`` and contiguous, because that is how the kernels walk them. A quantized image
 carries its border: it was padded with its zero point, which stands for exactly 0, so that a convolution reads it
@@ -19,8 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tfmq_fx.kernels.checks import check_attention, check_conv, check_image, check_norm, common_size
+from tfmq_fx.kernels.checks import check_attention, check_conv, check_image, check_norm
 from tfmq_fx.kernels.packing import unpack_weight
+from tfmq_fx.kernels.shapes import (
+    attention_size,
+    fake_attention,
+    fake_conv,
+    fake_image,
+    fake_norm,
+    fake_quantized_norm,
+)
 
 __all__ = ["OPERATORS"]
 
@@ -45,11 +53,6 @@ _library.define(
 
 #: The operators, by what they replace.
 OPERATORS = torch.ops.tfmq
-
-
-def _out_size(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> tuple[int, int]:
-    height, width = ((size - k) // s + 1 for size, k, s in zip(x.shape[1:3], kernel, stride, strict=True))
-    return height, width
 
 
 def integer_conv(
@@ -101,10 +104,10 @@ def group_norm(
         float32 ``[N, H, W, C]``.
     """
     check_norm("group_norm", x, shift, weight, bias, groups)
-    whole = torch.cat([part.float() for part in x], -1)
+    image = torch.cat([part.float() for part in x], -1)
     if shift is not None:
-        whole = whole + shift[:, None, None, :]
-    result = functional.group_norm(whole.permute(0, 3, 1, 2), groups, weight, bias, eps)
+        image = image + shift[:, None, None, :]
+    result = functional.group_norm(image.permute(0, 3, 1, 2), groups, weight, bias, eps)
     return (functional.silu(result) if silu else result).permute(0, 2, 3, 1).contiguous()
 
 
@@ -145,13 +148,6 @@ def quantized_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padd
     return _pad(value, zero_point, padding)
 
 
-def _attention_size(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int, int, int]:
-    """Batch, heads, rows and depth of attention, once its operands are broadcast."""
-    batch = common_size([x.shape[0] for x in (query, key, value)])
-    heads = max(x.shape[1] for x in (query, key, value))
-    return batch, heads, query.shape[2], query.shape[3]
-
-
 def integer_attention(
     query: Tensor, key: Tensor, value: Tensor, factor: float, scales: Sequence[float], zero_points: Sequence[int]
 ) -> Tensor:
@@ -172,7 +168,7 @@ def integer_attention(
         ``[N, L, heads, D]`` of the dtype of ``query``.
     """
     check_attention(query, key, value, scales, zero_points)
-    heads = _attention_size(query, key, value)[1]
+    heads = attention_size(query, key, value)[1]
     q, k, v = (
         _quantize(x, scale, zero).double() - zero
         for x, scale, zero in zip(
@@ -185,67 +181,12 @@ def integer_attention(
     return ((weights @ v) * (scales[2] * scales[3])).transpose(1, 2).to(query.dtype).contiguous()
 
 
-def _fake_conv(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    residual: Tensor | None,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    dtype: torch.dtype,
-) -> Tensor:
-    check_conv(x, weight, scale, bias, residual, kernel, stride, dtype)
-    return x.new_empty((x.shape[0], *_out_size(x, kernel, stride), scale.shape[0]), dtype=dtype)
-
-
-def _fake_norm(x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, *_: Any) -> Tensor:
-    check_norm("group_norm", x, shift, weight, bias, groups)
-    return x[0].new_empty((*x[0].shape[:3], weight.shape[0]), dtype=torch.float32)
-
-
-def _padded(x: Tensor, channels: int, enlarge: int, padding: Sequence[int]) -> Tensor:
-    top, left, bottom, right = padding
-    height, width = x.shape[1] * enlarge + top + bottom, x.shape[2] * enlarge + left + right
-    return x.new_empty((x.shape[0], height, width, channels), dtype=torch.uint8)
-
-
-def _fake_quantized_norm(
-    x: Sequence[Tensor],
-    shift: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    groups: int,
-    eps: float,
-    silu: bool,
-    scale: float,
-    zero_point: int,
-    padding: Sequence[int],
-) -> Tensor:
-    check_norm("quantized_group_norm", x, shift, weight, bias, groups)
-    check_image("quantized_group_norm", x, 1, scale, zero_point, padding)
-    return _padded(x[0], weight.shape[0], 1, padding)
-
-
-def _fake_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Tensor:
-    check_image("quantized_image", (x,), enlarge, scale, zero_point, padding)
-    return _padded(x, x.shape[3], enlarge, padding)
-
-
-def _fake_attention(
-    query: Tensor, key: Tensor, value: Tensor, factor: float, scales: Sequence[float], zero_points: Sequence[int]
-) -> Tensor:
-    check_attention(query, key, value, scales, zero_points)
-    batch, heads, rows, depth = _attention_size(query, key, value)
-    return query.new_empty((batch, rows, heads, depth))
-
-
 for _name, _meaning, _shape in (
-    ("integer_conv", integer_conv, _fake_conv),
-    ("group_norm", group_norm, _fake_norm),
-    ("quantized_group_norm", quantized_group_norm, _fake_quantized_norm),
-    ("quantized_image", quantized_image, _fake_image),
-    ("integer_attention", integer_attention, _fake_attention),
+    ("integer_conv", integer_conv, fake_conv),
+    ("group_norm", group_norm, fake_norm),
+    ("quantized_group_norm", quantized_group_norm, fake_quantized_norm),
+    ("quantized_image", quantized_image, fake_image),
+    ("integer_attention", integer_attention, fake_attention),
 ):
     _library.impl(_name, _meaning, "CompositeExplicitAutograd")
     torch.library.register_fake(f"tfmq::{_name}", _shape, lib=_library)

@@ -82,35 +82,35 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_ma
 def _search(
     x: Tensor, low: Tensor, high: Tensor, q_min: int, q_max: int, *, symmetric: bool, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Best shrink of ``[low, high]`` per row of ``x`` (shape ``[rows, n]``) in the 2.4 norm, block by block of rows."""
+    """Best shrink of ``[low, high]`` per vector of ``x`` (shape ``[K, n]``) in the 2.4 norm, in blocks of vectors."""
     factor = ordinary_size(low, high)
     if bool((factor != 1).any()):
-        found_low, found_high = _search(
+        scaled_low, scaled_high = _search(
             x * factor[:, None], low * factor, high * factor, q_min, q_max, symmetric=symmetric, weights=weights
         )
-        return found_low / factor, found_high / factor
+        return scaled_low / factor, scaled_high / factor
     size = max(1, BLOCK // max(1, x.shape[1]))
     blocks = [slice(first, first + size) for first in range(0, len(x), size)]
-    found = [
+    ranges = [
         _search_block(
-            x[rows], low[rows], high[rows], q_min, q_max, symmetric, None if weights is None else weights[rows]
+            x[block], low[block], high[block], q_min, q_max, symmetric, None if weights is None else weights[block]
         )
-        for rows in blocks
+        for block in blocks
     ]
-    return torch.cat([low for low, _ in found]), torch.cat([high for _, high in found])
+    return torch.cat([low for low, _ in ranges]), torch.cat([high for _, high in ranges])
 
 
 def ordinary_size(low: Tensor, high: Tensor) -> Tensor:
     """Per range a power of two that brings it near 1 where powers of errors or products would leave float32, else 1."""
     exponent = torch.frexp(torch.maximum(low.abs(), high.abs())).exponent
-    far = exponent.abs() > SEARCHED_EXPONENTS
-    return torch.ldexp(torch.ones_like(low), torch.where(far, -exponent.clamp(-126, 126), 0))
+    is_extreme = exponent.abs() > SEARCHED_EXPONENTS
+    return torch.ldexp(torch.ones_like(low), torch.where(is_extreme, -exponent.clamp(-126, 126), 0))
 
 
 def _search_block(
     x: Tensor, low: Tensor, high: Tensor, q_min: int, q_max: int, symmetric: bool, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One candidate at a time over all rows at once: 80 steps whatever the number of rows."""
+    """One candidate at a time over all vectors at once: 80 steps whatever their number."""
     best_low, best_high = low.clone(), high.clone()
     best = torch.full_like(low, torch.inf)
     for shrink in SHRINKS:
@@ -131,18 +131,18 @@ def _search_block(
 def search_asymmetric(
     x: Tensor, low: Tensor, high: Tensor, q_min: int, q_max: int, *, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The range ``(low, high) * (1 - 0.01 i)`` that quantizes each row of ``x`` best, asymmetrically.
+    """The range ``(low, high) * (1 - 0.01 i)`` that quantizes each vector of ``x`` best, asymmetrically.
 
     Args:
-        x: Values, shape ``[rows, n]``.
-        low: Smallest value of each row, shape ``[rows]``.
-        high: Largest value of each row, shape ``[rows]``.
+        x: Values, ``K`` vectors of shape ``[K, n]``.
+        low: Smallest value of each vector, shape ``[K]``.
+        high: Largest value of each vector, shape ``[K]``.
         q_min: Smallest integer.
         q_max: Largest integer.
-        weights: How much each value counts, shape ``[rows, n]``; all alike by default.
+        weights: How much each value counts, shape ``[K, n]``; all alike by default.
 
     Returns:
-        The chosen ``(low, high)``, each ``[rows]``.
+        The chosen ``(low, high)``, each ``[K]``.
     """
     return _search(x, low.clamp_max(0.0), high.clamp_min(0.0), q_min, q_max, symmetric=False, weights=weights)
 

@@ -126,7 +126,7 @@ def check_activation_observer(name: Any, *, grouped: bool = False) -> None:
         raise ConfigError(msg)
 
 
-def _check_class(name: str, argument: str, given: object, base: type) -> None:
-    if not (isinstance(given, type) and issubclass(given, base)):
-        msg = f"observer {name!r}: {argument}= must be a subclass of tfmq_fx.observers.{base.__name__}, not {given!r}"
+def _check_class(name: str, argument: str, value: object, base: type) -> None:
+    if not (isinstance(value, type) and issubclass(value, base)):
+        msg = f"observer {name!r}: {argument}= must be a subclass of tfmq_fx.observers.{base.__name__}, not {value!r}"
         raise ConfigError(msg)

@@ -100,12 +100,12 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]  # torchao h
         return self._chosen[1]
 
     def _choose(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        rows = weight.to(torch.float32).movedim(self.axis, 0).flatten(1)
-        low, high = rows.amin(1), rows.amax(1)
+        channels = weight.to(torch.float32).movedim(self.axis, 0).flatten(1)
+        low, high = channels.amin(1), channels.amax(1)
         q_min, q_max = self.bounds
         if self.search:
             find = search_symmetric if self.symmetric else search_asymmetric
-            low, high = find(rows, low, high, q_min, q_max)
+            low, high = find(channels, low, high, q_min, q_max)
         if self.symmetric:
             return symmetric_parameters(low, high, q_max)
         return asymmetric_parameters(low, high, q_min, q_max)

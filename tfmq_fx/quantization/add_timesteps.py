@@ -49,12 +49,12 @@ def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]
         )
         raise ConfigError(msg)
     new = copy.deepcopy(program)
-    known = program.timesteps
-    search = ValueSearch(known)
-    wanted = distinct_timesteps(list(timesteps) if isinstance(timesteps, Iterator) else timesteps)
-    _, there = search.find(wanted)
-    added = wanted[~there]
-    new.timesteps = torch.cat([known, added])
+    current = program.timesteps
+    search = ValueSearch(current)
+    requested = distinct_timesteps(list(timesteps) if isinstance(timesteps, Iterator) else timesteps)
+    _, matched = search.find(requested)
+    added = requested[~matched]
+    new.timesteps = torch.cat([current, added])
     accept_timesteps(new.graph_module, new.timesteps, program.timestep)
     new.interface = interface_of(new.graph_module).called_like(program.interface)
     extend_rows(new.graph_module, added, program.timestep)

@@ -17,6 +17,7 @@ from tfmq_fx.frontend.program_stage import CONVERTED, describe, stage_of
 from tfmq_fx.frontend.roles import output_nodes
 from tfmq_fx.passes.analysis import TemporalBlock
 from tfmq_fx.passes.analysis.table_row import several_timesteps
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.predicates import (
     fqn,
     is_attention,
@@ -97,24 +98,24 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         config = self.options.config
         block = self.options.temporal_block(model)
         layers = FloatLayers.of(model, config, block)
-        kept: dict[str, str] = {}
+        float_reasons: dict[str, str] = {}
         for node in model.graph.nodes:
             if is_attention(node) and (reason := layers.attention_reason(node)):
-                kept[fqn(node)] = reason
+                float_reasons[fqn(node)] = reason
             if Q_ANNOTATION_KEY in node.meta or not (is_weighted(node) or is_matmul(node)):
                 continue
             if reason := layers.reason(node):
-                kept[fqn(node)] = reason
+                float_reasons[fqn(node)] = reason
             else:
                 _annotate_layer(node, config.for_layer(fqn(node)), temporal=node in block)
         if config.output_bits not in (None, FLOAT_BITS):
             for node in filter(is_float_tensor, map(_before_cast, output_nodes(model.graph))):
                 _annotate_output(node, config)
-        self._state(model, block, kept).attach(model)
+        self._state(model, block, float_reasons).attach(model)
         warn_unmatched_patterns(model, config)
         return model
 
-    def _state(self, model: fx.GraphModule, block: TemporalBlock, kept: dict[str, str]) -> PreparedState:
+    def _state(self, model: fx.GraphModule, block: TemporalBlock, float_reasons: dict[str, str]) -> PreparedState:
         """What the later stages need to know of the annotated graph."""
         options, conditions = self.options, self.options.conditions(model)
         finite = finite_values(model, options.finite)
@@ -128,7 +129,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
             timesteps=timesteps,
             finite={name: tuple(values.tolist()) for name, values in finite.items()} if block else {},
             conditions=conditions,
-            kept_float=kept,
+            kept_float=float_reasons,
             ungrouped=ungrouped_layers(model),
         )
 
@@ -168,4 +169,4 @@ def _annotate_output(result: fx.Node, config: QuantizationConfig) -> None:
 
 def _before_cast(result: fx.Node) -> fx.Node:
     """A result as it was computed, before the cast to the type that the model returns it in."""
-    return result.args[0] if is_call(result, torch.ops.aten.to.dtype) else result  # type: ignore[return-value]
+    return argument_node(result, 0) if is_call(result, torch.ops.aten.to.dtype) else result

@@ -65,8 +65,8 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     batches = with_table_check(prepared, values, batches, timestep)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
-    off, console = not draws_progress(progress), progress_console()
-    for batch in track(batches, "calibrating", total=total, disable=off, transient=True, console=console):
+    disabled, console = not draws_progress(progress), progress_console()
+    for batch in track(batches, "calibrating", total=total, disable=disabled, transient=True, console=console):
         call = bind_batch(interface, count, batch, timestep)
         args, kwargs = call.arguments()
         try:

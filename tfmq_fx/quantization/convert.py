@@ -21,6 +21,7 @@ from tfmq_fx.frontend.program_stage import CONVERTED, PREPARED, describe, live_o
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes import FINISH_CONVERSION, PropagateValues
 from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import fqn, is_weighted
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
@@ -119,7 +120,7 @@ def _warn_wider_weights(converted: fx.GraphModule, config: QuantizationConfig) -
         weight = layer.args[1]
         bits = config.for_layer(fqn(layer)).weight_bits
         if isinstance(weight, fx.Node) and dequantizes_constant(weight) and bits < 8:
-            integers: Tensor = read_attribute(converted, str(weight.args[0].target))  # type: ignore[union-attr]
+            integers: Tensor = read_attribute(converted, str(argument_node(weight, 0).target))
             channels = integers.reshape(len(integers), -1).to(torch.int32)
             levels = int((channels.amax(1) - channels.amin(1)).max()) + 1
             if levels > 2**bits:

@@ -47,8 +47,8 @@ def _value(graph_module: fx.GraphModule, scale: Any) -> Tensor | None:
         return torch.tensor(float(scale), dtype=torch.float64)
     if not (isinstance(scale, fx.Node) and scale.op == "get_attr"):
         return None
-    found = read_attribute(graph_module, str(scale.target))
-    return found.double() if isinstance(found, Tensor) else None
+    value = read_attribute(graph_module, str(scale.target))
+    return value.double() if isinstance(value, Tensor) else None
 
 
 def _reader(node: fx.Node) -> str:

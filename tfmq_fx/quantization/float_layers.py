@@ -87,9 +87,9 @@ def warn_unmatched_patterns(model: fx.GraphModule, config: QuantizationConfig, *
         stacklevel: As for ``warnings.warn``, counted from the caller.
     """
     names = [fqn(node) for node in model.graph.nodes if is_weighted(node) or is_matmul(node) or is_attention(node)]
-    kept = [entry for entry in config.keep_float if entry not in ROLES]
-    for field, patterns in (("keep_float", kept), ("overrides", list(config.overrides))):
+    layer_patterns = [entry for entry in config.keep_float if entry not in ROLES]
+    for field, patterns in (("keep_float", layer_patterns), ("overrides", list(config.overrides))):
         unmatched = [p for p in patterns if not any(fnmatch.fnmatchcase(name, p) for name in names)]
         if unmatched:
-            shown = ", ".join(map(repr, unmatched))
-            warnings.warn(f"{field} has {shown}, which matches no layer of this model", stacklevel=stacklevel + 1)
+            listed = ", ".join(map(repr, unmatched))
+            warnings.warn(f"{field} has {listed}, which matches no layer of this model", stacklevel=stacklevel + 1)

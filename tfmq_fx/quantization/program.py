@@ -15,6 +15,7 @@ from tfmq_fx.frontend.binding import Call, bind
 from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import row_lookups, row_values
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.temporal.extended_graph import ExtendedGraph
 from tfmq_fx.temporal.table import TemporalChoice
 
@@ -49,7 +50,7 @@ class QuantizedProgram:
     @property
     def finite(self) -> dict[str, Tensor]:
         """By name, the values of the further inputs that its table is indexed by, float64 ``[K]`` each."""
-        lookups = {str(node.args[0].target): node for node in row_lookups(self.graph_module)}  # type: ignore[union-attr]
+        lookups = {str(argument_node(node, 0).target): node for node in row_lookups(self.graph_module)}
         values = {name: row_values(self.graph_module, node) for name, node in lookups.items()}
         return {name: allowed for name, allowed in values.items() if name != self.timestep}
 

@@ -40,8 +40,8 @@ class QuantizerOptions:
     def conditions(self, model: fx.GraphModule) -> tuple[str, ...]:
         """The further inputs that layers of the time path depend on, those of ``finite`` excepted."""
         samples = {str(node.target) for node in sample_inputs(model.graph, self.timestep)}
-        found = conditioning_inputs(model, samples, self.timestep)
-        return tuple(name for name in found if name not in self.finite)
+        names = conditioning_inputs(model, samples, self.timestep)
+        return tuple(name for name in names if name not in self.finite)
 
     def required_timesteps(self, subject: str) -> Tensor:
         """The timesteps, which ``subject`` (a clause) needs.
@@ -68,8 +68,8 @@ def schedule_values(timesteps: Tensor | Iterable[float]) -> Tensor:
         msg = f"timesteps must be real numbers that are there, not {timesteps.dtype} on {timesteps.device}"
         raise ConfigError(msg)
     try:
-        given = timesteps if isinstance(timesteps, Tensor) else [float(t) for t in timesteps]
-        values = torch.as_tensor(given, dtype=torch.float64)
+        numbers = timesteps if isinstance(timesteps, Tensor) else [float(t) for t in timesteps]
+        values = torch.as_tensor(numbers, dtype=torch.float64)
     except (TypeError, ValueError, OverflowError) as error:
         msg = f"timesteps must be numbers, such as scheduler.timesteps: {error}"
         raise ConfigError(msg) from error

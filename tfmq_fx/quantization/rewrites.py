@@ -27,12 +27,12 @@ def layout_rewrites(options: QuantizerOptions) -> Pipeline:
         options: Of the quantizer: attention in float stays one operator, and concatenations are split on demand.
     """
     config = options.config
-    left_out = [ShareTemporalNodes.id]
+    excluded = [ShareTemporalNodes.id]
     if config.activation_bits >= FLOAT_BITS or "attention" in config.keep_float:
-        left_out.append(DecomposeAttention.id)
+        excluded.append(DecomposeAttention.id)
     if not config.split_concatenations:
-        left_out.append(SplitConcatenatedConvs.id)
-    return REWRITE_FOR_ANNOTATION.without(*left_out).with_options(SinkRepeatedRows, timestep=options.timestep)
+        excluded.append(SplitConcatenatedConvs.id)
+    return REWRITE_FOR_ANNOTATION.without(*excluded).with_options(SinkRepeatedRows, timestep=options.timestep)
 
 
 def rewrite_for_annotation(model: fx.GraphModule, options: QuantizerOptions) -> None:

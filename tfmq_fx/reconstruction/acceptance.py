@@ -50,13 +50,13 @@ def keep_if_better(
     """
     began = time.perf_counter()
     states = _snapshot(quantizers)
-    kept = False
+    accepted = False
     try:
         learn()
         after = measure()
-        kept = after <= before
+        accepted = after <= before
     finally:
-        if not kept:
+        if not accepted:
             _restore(quantizers, states)
     weights = [(q, s["up"]) for q, s in zip(quantizers, states, strict=True) if isinstance(q, AdaRoundQuantizer)]
     total = sum(up.numel() for _, up in weights)
@@ -66,9 +66,9 @@ def keep_if_better(
         kind=kind,
         weights=total,
         before=before,
-        after=after if kept else before,
+        after=after if accepted else before,
         changed=changed / max(total, 1),
         iterations=iterations,
         seconds=time.perf_counter() - began,
-        reason="" if kept else f"training raised the error to {after:.3g}, so the weights stay rounded to nearest",
+        reason="" if accepted else f"training raised the error to {after:.3g}, so the weights stay rounded to nearest",
     )

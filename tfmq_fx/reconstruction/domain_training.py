@@ -97,8 +97,8 @@ def prepare_domain_training(
     tensors = [node for node in sources if isinstance(example[node], Tensor)]
     columns, count = domain.columns(), len(domain)
 
-    def evaluate(wanted: list[fx.Node]) -> list[Tensor]:
-        return evaluate_temporal_nodes(prepared, members, wanted, columns)
+    def evaluate(targets: list[fx.Node]) -> list[Tensor]:
+        return evaluate_temporal_nodes(prepared, members, targets, columns)
 
     def arranged(tensors: dict[fx.Node, Tensor]) -> list[Tensor | int]:
         return [

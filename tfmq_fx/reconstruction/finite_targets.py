@@ -34,19 +34,19 @@ def require_finite_targets(propagation: Propagation, node: fx.Node, timestep: st
                 try:
                     require_finite(*torch.aminmax(leaf), leaf, subject)
                 except NonFiniteError as error:
-                    raise error.at(_place(propagation, window, timestep, error)) from error
+                    raise error.at(_describe_place(propagation, window, timestep, error)) from error
 
 
-def _place(propagation: Propagation, window: Window, timestep: str, error: NonFiniteError) -> str:
+def _describe_place(propagation: Propagation, window: Window, timestep: str, error: NonFiniteError) -> str:
     samples = propagation.samples
     each = max(1, error.length // len(window))
     refused = sorted({min(window.start + entry // each, window.stop - 1) for entry in error.entries})
     batches = sorted(set(samples.origins[refused].tolist()))
-    words = f" in calibration batch{'es' if len(batches) > 1 else ''} {', '.join(map(str, batches))}"
+    place = f" in calibration batch{'es' if len(batches) > 1 else ''} {', '.join(map(str, batches))}"
     inputs = [str(node.target) for node in propagation.graph_module.graph.nodes if node.op == "placeholder"]
     if timestep not in inputs:
-        return words
+        return place
     column = samples.inputs[inputs.index(timestep)]
     if isinstance(column, Tensor):
-        return f"{words},{at_timesteps(column[refused])}"
-    return f"{words},{at_timesteps(torch.as_tensor(placeholder_value(column).at(window)))}"
+        return f"{place},{at_timesteps(column[refused])}"
+    return f"{place},{at_timesteps(torch.as_tensor(placeholder_value(column).at(window)))}"

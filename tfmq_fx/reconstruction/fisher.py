@@ -74,10 +74,10 @@ def fisher_information(
                 result, [torch.randn(leaf.shape, generator=generator).to(leaf.dtype) for leaf in result]
             )
             for unit, leaves in walk.outputs.items():
-                found = [None if leaf.grad is None else leaf.grad.square().sum(0) for leaf in leaves]
-                before = sums.setdefault(unit, [None] * len(found))
+                squares = [None if leaf.grad is None else leaf.grad.square().sum(0) for leaf in leaves]
+                before = sums.setdefault(unit, [None] * len(squares))
                 sums[unit] = [new if old is None else old if new is None else old + new
-                              for old, new in zip(before, found, strict=True)]  # fmt: skip
+                              for old, new in zip(before, squares, strict=True)]  # fmt: skip
     return {unit: [None if total is None else _scaled(total) for total in totals] for unit, totals in sums.items()}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from tfmq_fx.fake_quantizers import FakeQuantizer, float_mode, quantizers_of
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.support.subgraphs import known_value
@@ -85,7 +86,8 @@ class Propagation:
             return Batches((read_attribute(self.graph_module, str(node.target)),))
         if is_call(node, operator.getitem):
             values = self.quantized_values if quantized else self.float_values
-            return values[node.args[0]][node.args[1]]  # type: ignore[index]  # a node and a number: the call is getitem
+            index: Any = node.args[1]
+            return values[argument_node(node, 0)][index]
         target: Any = self.graph_module.get_submodule(str(node.target)) if node.op == "call_module" else node.target
         kwargs = node.kwargs
 

@@ -66,10 +66,10 @@ class ReconstructionReport:
         for unit in self.units:
             if unit.iterations:
                 ratio = unit.after / unit.before if unit.before else 1.0
-                what = (
+                outcome = (
                     f"{unit.before:.3g} → {unit.after:.3g} ({ratio:.2f} ×), {unit.changed:.0%} of the roundings changed"
                 )
             else:
-                what = "not trained"
-            lines.append(f"  {unit.name} [{unit.kind}]: {what}{': ' if unit.reason else ''}{unit.reason}")
+                outcome = "not trained"
+            lines.append(f"  {unit.name} [{unit.kind}]: {outcome}{': ' if unit.reason else ''}{unit.reason}")
         return "\n".join(lines)

@@ -73,8 +73,8 @@ def _fused_step(
         distance = centred.abs().clamp_min(1e-12)
         # d/dh (1 - |2h - 1|^beta) = -2 beta |2h - 1|^(beta - 1) sign(2h - 1); the power as an exponential,
         # which vectorises.
-        pull = (2.0 * beta * weight) * torch.exp((beta - 1.0) * torch.log(distance))
-        total = total - torch.copysign(pull, centred)
+        regularisation = (2.0 * beta * weight) * torch.exp((beta - 1.0) * torch.log(distance))
+        total = total - torch.copysign(regularisation, centred)
     total = torch.where(raw == h, total * (sigmoid - sigmoid * sigmoid) * (ZETA - GAMMA), 0.0)
     new_mean = DECAY_MEAN * mean + (1.0 - DECAY_MEAN) * total
     new_square = DECAY_SQUARE * square + (1.0 - DECAY_SQUARE) * total * total
@@ -94,9 +94,9 @@ def _step_function(compiled: bool) -> Callable[..., Any]:
     if not compiled:
         return _fused_step
     fused: Callable[..., Any] = constant_floats()(torch.compile(_fused_step, dynamic=True))
-    probe = [*(torch.zeros(6) for _ in range(7)), torch.ones(4), torch.zeros(6)]
+    example = [*(torch.zeros(6) for _ in range(7)), torch.ones(4), torch.zeros(6)]
     try:
-        fused(*probe, regularised=False)
+        fused(*example, regularised=False)
     except CompilerError:
         return _fused_step
     return fused

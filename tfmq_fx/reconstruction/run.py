@@ -8,16 +8,15 @@ import logging
 from importlib.metadata import version
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.reconstruction import ReconstructionConfig
-from tfmq_fx.errors import ConfigError, ReconstructionError
+from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, FakeQuantizer, quantizers_of
 from tfmq_fx.frontend.batches import Batch
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
-from tfmq_fx.passes.support.timestep_values import distinct_timesteps
 from tfmq_fx.reconstruction.checkpoint import Checkpoint, fingerprint
 from tfmq_fx.reconstruction.code_digest import code_digest
 from tfmq_fx.reconstruction.finite_targets import require_finite_targets
@@ -27,17 +26,10 @@ from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.samples import Samples
 from tfmq_fx.reconstruction.store import ActivationStore
-from tfmq_fx.reconstruction.time_path import (
-    TimePathUnit,
-    conditional_unit,
-    reconstruct_time_path,
-    temporal_quantizers,
-    temporal_unit,
-)
+from tfmq_fx.reconstruction.time_path import TimePathUnit, reconstruct_time_path
+from tfmq_fx.reconstruction.time_path_units import find_time_path_units
 from tfmq_fx.reconstruction.training import WORTH_COMPILING
 from tfmq_fx.reconstruction.unit import load_state, reconstruct_unit, state_of, trainable_weights
-from tfmq_fx.temporal.domain import conditioned_domain, schedule_domain, time_path
-from tfmq_fx.temporal.inputs import collect_conditionings
 
 __all__ = ["ReconstructionRun"]
 
@@ -70,25 +62,13 @@ class ReconstructionRun:
         self.prepared, self.state, self.config = prepared, state, config
         self.timestep = state.timestep
         self.resumed, self.earlier_seconds = 0, 0.0
-        timesteps = None if state.timesteps is None else distinct_timesteps(state.timesteps)
-        temporal = temporal_quantizers(prepared, self.timestep)
-        self.learns = any(isinstance(module, AdaRoundQuantizer) for module in temporal.values())
-        domain = schedule_domain(prepared, self.timestep, timesteps)
-        if self.learns and domain is None and config.temporal != "nearest":
-            msg = "the temporal block is reconstructed over the schedule's timesteps: pass timesteps= to prepare"
-            raise ConfigError(msg)
-        self.block = None if domain is None or not temporal else temporal_unit(prepared, domain)
-        self.conditional = None
-        if state.conditions and timesteps is not None and batches:
-            found = collect_conditionings(prepared, state.path_inputs, batches, self.timestep)
-            pairs = conditioned_domain(self.timestep, timesteps, found)
-            self.conditional = conditional_unit(prepared, pairs, state.conditions)
+        self.time_path = find_time_path_units(prepared, state, config, batches)
         for quantizer in quantizers_of(prepared).values():
             if isinstance(quantizer, AdaRoundQuantizer):
                 quantizer.round_to_nearest()
             elif isinstance(quantizer, ActivationQuantizer):
                 quantizer.forget_step()
-        self._observe()
+        self.time_path.observe()
         # A copy of the graph alone: it shares every tensor and quantizer with the one that came in.
         self.graph_module = fx.GraphModule(prepared, copy.deepcopy(prepared.graph))
         PartitionUnits(
@@ -99,16 +79,9 @@ class ReconstructionRun:
         )(self.graph_module)
         self.units = [node for node in self.graph_module.graph.nodes if "tfmq_fx.unit" in node.meta]
 
-    def _observe(self) -> None:
-        for unit in self._time_path():
-            unit.observe(self.prepared)
-
-    def _time_path(self) -> list[TimePathUnit]:
-        return [unit for unit in (self.block, self.conditional) if unit is not None]
-
     def _learning(self) -> list[TimePathUnit]:
         """The parts of the time path that learn from their own output."""
-        return [unit for unit in self._time_path() if unit.weights and self.config.temporal == "tiar"]
+        return [unit for unit in self.time_path.all if unit.weights and self.config.temporal == "tiar"]
 
     def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
         return trainable_weights(self.graph_module.get_submodule(str(node.target)))
@@ -125,16 +98,17 @@ class ReconstructionRun:
 
     def _updates_compiled(self) -> bool:
         """Whether the run has enough weights and iterations to compile their update."""
-        others = sum(w.up.numel() for node in self.units if self._trains(node) for w in self._weights(node))
+        trained = sum(w.up.numel() for node in self.units if self._trains(node) for w in self._weights(node))
         learning = sum(weight.up.numel() for unit in self._learning() for weight in unit.weights)
-        return others * self.config.iterations + learning * self.config.temporal_iterations >= WORTH_COMPILING
+        return trained * self.config.iterations + learning * self.config.temporal_iterations >= WORTH_COMPILING
 
     def fingerprints(self, samples: Samples | None) -> dict[str, str]:
         """A hash of each part of what decides the outcome, by the name of the part."""
         quantization = {key: value for key, value in self.state.config.to_dict().items() if key != "reconstruction"}
         units = [node.meta["tfmq_fx.unit"] for node in self.units]
         versions = [torch.__version__, version("torchao"), torch.backends.cpu.get_cpu_capability()]
-        conditionings = [] if self.conditional is None else list(self.conditional.domain.values.values())
+        conditional = self.time_path.conditional
+        conditionings = [] if conditional is None else list(conditional.domain.values.values())
         return {
             "configuration": fingerprint([dataclasses.asdict(self.config), quantization]),
             "timesteps": fingerprint(self.state.timesteps),
@@ -152,27 +126,29 @@ class ReconstructionRun:
         self._checkpoint, self._bar = checkpoint, bar
         results = []
         kinds = [node.meta["tfmq_fx.unit"][1] for node in self.units]
-        if self.block is not None and self.block in self._learning():
-            results.append(self._time_path_unit(self.block, 0))
+        block = self.time_path.block
+        if block is not None and block in self._learning():
+            results.append(self._time_path_unit(block, 0))
         elif "temporal" in kinds:
-            reason = "temporal='nearest'" if self.learns else "its weights are not quantized"
+            reason = "temporal='nearest'" if self.time_path.quantizes_weights else "its weights are not quantized"
             results.append(UnitResult("temporal block", "temporal", reason=reason))
         if "conditional" in kinds:
             results.append(self._conditional_result(1 + kinds.index("conditional")))
         return results if samples is None else results + self._other_units(samples, store)
 
     def _conditional_result(self, index: int) -> UnitResult:
+        unit = self.time_path.conditional
         reason = "its weights are not quantized"
-        if self.conditional is not None:
+        if unit is not None:
             # What leads to it is final by now.
-            self.conditional.observe(self.prepared)
+            unit.observe(self.prepared)
         if self.config.temporal != "tiar":
             reason = f"temporal={self.config.temporal!r}"
-        elif self.conditional is None:
+        elif unit is None:
             reason = "its conditionings, or the timesteps, are not known: pass batches, and timesteps= to prepare"
-        elif self.conditional.weights:
+        elif unit.weights:
             try:
-                return self._time_path_unit(self.conditional, index)
+                return self._time_path_unit(unit, index)
             except ReconstructionError as error:
                 reason = f"rounded to nearest: {error}"
         return UnitResult("conditional part", "conditional", reason=reason)
@@ -190,10 +166,10 @@ class ReconstructionRun:
 
     def _finished(self, index: int, quantizers: dict[str, FakeQuantizer]) -> UnitResult | None:
         """The result of a unit that an earlier run has finished, whose state is put back."""
-        found = self._checkpoint.load(index)
-        if found is None:
+        finished = self._checkpoint.load(index)
+        if finished is None:
             return None
-        result, state = found
+        result, state = finished
         load_state(quantizers, state)
         self.resumed += 1
         self.earlier_seconds += result.seconds
@@ -245,11 +221,7 @@ class ReconstructionRun:
             )
             self._checkpoint.save(index, result, state_of(quantizers))
         log.info("unit %s: error %.3g, rounded to nearest %.3g", result.name, result.after, result.before)
-        if not self.config.learned_steps and any(m in quantizers.values() for m in self._time_path_modules()):
+        if not self.config.learned_steps and any(m in quantizers.values() for m in self.time_path.modules()):
             # Layers of the time path inside this unit: what follows them there sees other values now.
-            self._observe()
+            self.time_path.observe()
         return result
-
-    def _time_path_modules(self) -> list[nn.Module]:
-        nodes = [node for unit in self._time_path() for node in time_path(self.prepared, unit.domain).nodes]
-        return [self.prepared.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"]

@@ -16,7 +16,7 @@ from tfmq_fx.frontend.batches import Batch, bind_batch
 from tfmq_fx.frontend.binding import Call
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.passes.support.predicates import node_value
-from tfmq_fx.passes.support.sizes import rows_per_item
+from tfmq_fx.passes.support.sizes import entries_per_item
 
 __all__ = ["Samples", "Window", "gather_samples"]
 
@@ -71,8 +71,8 @@ class Samples:
         if self.mixing:
             back = min(max(1, round(held_back * self.count)), self.count - 1)
         else:
-            kept = min(max(1, round(held_back * len(self.chunks))), len(self.chunks) - 1)
-            back = self.count - self.chunks[-kept].start
+            held_back_chunks = min(max(1, round(held_back * len(self.chunks))), len(self.chunks) - 1)
+            back = self.count - self.chunks[-held_back_chunks].start
         return self.count - back, back
 
     def draw(self, size: int, count: int, generator: torch.Generator) -> Window:
@@ -110,24 +110,27 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
     if not flat:
         msg = "reconstruction got no batches; pass those that the model was calibrated on"
         raise CalibrationError(msg)
-    grows = [_grows(node) for node in placeholders]
+    batched = [_has_batch_axis(node) for node in placeholders]
     # A graph of a fixed batch: its samples are not told apart.
     sizes = [_size(call) for call in calls]
     origins = torch.arange(len(flat)).repeat_interleave(torch.tensor(sizes))
     generator = torch.Generator().manual_seed(seed)
     tensors = [isinstance(node_value(node), Tensor) for node in placeholders]
-    if all(grow or not tensor for grow, tensor in zip(grows, tensors, strict=True)):
+    if all(has_batch or not tensor for has_batch, tensor in zip(batched, tensors, strict=True)):
         count = sum(sizes)
         order = torch.randperm(count, generator=generator)
         columns = list(zip(*flat, strict=True))
         inputs = tuple(
-            torch.cat(column)[order] if grow else [column[0]] for column, grow in zip(columns, grows, strict=True)
+            torch.cat(column)[order] if has_batch else [column[0]]
+            for column, has_batch in zip(columns, batched, strict=True)
         )
         chunks = tuple(Window(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
         return Samples(inputs, count, chunks, mixing=True, origins=origins[order])
     shuffled = torch.randperm(len(flat), generator=generator).tolist()
     columns = list(zip(*(flat[i] for i in shuffled), strict=True))
-    inputs = tuple(torch.cat(column) if grow else list(column) for column, grow in zip(columns, grows, strict=True))
+    inputs = tuple(
+        torch.cat(column) if has_batch else list(column) for column, has_batch in zip(columns, batched, strict=True)
+    )
     windows, start = [], 0
     for chunk, index in enumerate(shuffled):
         windows.append(Window(start, start + sizes[index], chunk))
@@ -136,10 +139,10 @@ def gather_samples(prepared: fx.GraphModule, batches: Iterable[Batch], seed: int
     return Samples(inputs, start, tuple(windows), mixing=False, origins=origins)
 
 
-def _grows(node: fx.Node) -> bool:
+def _has_batch_axis(node: fx.Node) -> bool:
     """Whether a placeholder has one value per item of the batch."""
     value = node_value(node)
-    return isinstance(value, Tensor) and value.ndim > 0 and rows_per_item(value.shape[0]) == 1
+    return isinstance(value, Tensor) and value.ndim > 0 and entries_per_item(value.shape[0]) == 1
 
 
 def _size(call: Call) -> int:

@@ -70,7 +70,7 @@ class TimePathUnit:
 
 def temporal_quantizers(prepared: fx.GraphModule, timestep: str = "timestep") -> dict[str, FakeQuantizer]:
     """The fake quantizers that only the temporal block calls, by name."""
-    return _called_alone(prepared, find_temporal_block(prepared, timestep).nodes)
+    return _exclusive_quantizers(prepared, find_temporal_block(prepared, timestep).nodes)
 
 
 def temporal_unit(prepared: fx.GraphModule, domain: TemporalDomain) -> TimePathUnit:
@@ -88,7 +88,7 @@ def temporal_unit(prepared: fx.GraphModule, domain: TemporalDomain) -> TimePathU
         nodes=block.nodes,
         outputs=tuple(layer.linear for layer in block.embedding_layers) or block.time_embedding[-1:],
         sites=tuple(block_sites(prepared, domain.timestep)),
-        quantizers=_called_alone(prepared, block.nodes),
+        quantizers=_exclusive_quantizers(prepared, block.nodes),
     )
 
 
@@ -104,8 +104,8 @@ def conditional_unit(prepared: fx.GraphModule, domain: TemporalDomain, condition
         conditions: Names of the conditioning inputs.
     """
     units = find_units(prepared, domain.timestep, conditions=tuple(conditions))
-    found = next((unit for unit in units if unit.kind == "conditional"), None)
-    nodes = () if found is None else found.nodes
+    conditional = next((unit for unit in units if unit.kind == "conditional"), None)
+    nodes = () if conditional is None else conditional.nodes
     return TimePathUnit(
         "conditional part",
         "conditional",
@@ -113,11 +113,11 @@ def conditional_unit(prepared: fx.GraphModule, domain: TemporalDomain, condition
         nodes=nodes,
         outputs=_last_layers(nodes),
         sites=tuple(conditional_sites(prepared, domain)),
-        quantizers=_called_alone(prepared, nodes),
+        quantizers=_exclusive_quantizers(prepared, nodes),
     )
 
 
-def _called_alone(prepared: fx.GraphModule, nodes: Collection[fx.Node]) -> dict[str, FakeQuantizer]:
+def _exclusive_quantizers(prepared: fx.GraphModule, nodes: Collection[fx.Node]) -> dict[str, FakeQuantizer]:
     """The fake quantizers that no other node calls."""
     members = set(nodes)
     inside: dict[str, bool] = {}

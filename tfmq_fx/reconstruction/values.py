@@ -10,7 +10,7 @@ import torch
 from torch import SymInt, Tensor
 
 from tfmq_fx._torch import pytree
-from tfmq_fx.passes.support.sizes import concrete_size, rows_per_item
+from tfmq_fx.passes.support.sizes import concrete_size, entries_per_item
 from tfmq_fx.reconstruction.samples import Samples, Window
 from tfmq_fx.reconstruction.store import ActivationStore
 
@@ -75,28 +75,28 @@ def collect(samples: Samples, example: Any, compute: Callable[[Window], Any], st
     if all(isinstance(leaf, SymInt) for leaf in examples) and examples:
         return pytree.tree_unflatten([Size(leaf) for leaf in examples], spec)
     collected: list[list[Any]] = [[] for _ in examples]
-    kept: list[Tensor | None] = [None] * len(examples)
-    per_item = [rows_per_item(leaf.shape[0]) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in examples]
+    stored: list[Tensor | None] = [None] * len(examples)
+    entries = [entries_per_item(leaf.shape[0]) if isinstance(leaf, Tensor) and leaf.ndim else None for leaf in examples]
     for window in samples.chunks:
-        found = pytree.tree_leaves(compute(window))
-        for i, leaf in enumerate(found):
-            each = per_item[i]
+        tensor_leaves = pytree.tree_leaves(compute(window))
+        for i, leaf in enumerate(tensor_leaves):
+            each = entries[i]
             if each is None:
                 if samples.mixing and collected[i]:
                     continue
                 collected[i].append(leaf)
                 continue
-            target = kept[i]
+            target = stored[i]
             if target is None:
-                target = kept[i] = store.allocate((samples.count * each, *leaf.shape[1:]), leaf.dtype)
+                target = stored[i] = store.allocate((samples.count * each, *leaf.shape[1:]), leaf.dtype)
             target[window.start * each : window.stop * each] = leaf
     leaves: list[Leaf] = []
     for i, leaf in enumerate(examples):
-        target = kept[i]
+        target = stored[i]
         if isinstance(leaf, SymInt):
             leaves.append(Size(leaf))
         elif target is not None:
-            leaves.append(PerSample(target, per_item[i] or 1))
+            leaves.append(PerSample(target, entries[i] or 1))
         else:
             leaves.append(Batches(tuple(collected[i])))
     return pytree.tree_unflatten(leaves, spec)

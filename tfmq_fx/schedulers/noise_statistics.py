@@ -85,7 +85,7 @@ class _Moments:
         self.sums = torch.zeros(5, channels, dtype=torch.float64)
 
     def add(self, output: Tensor, noise: Tensor) -> None:
-        """Add rows ``[n, C, ...]`` of one timestep."""
+        """Add items ``[n, C, ...]`` of one timestep."""
         e, d = (x.double().movedim(1, 0).flatten(1) for x in (output, noise))
         self.count += e.shape[1]
         self.sums += torch.stack([x.sum(1) for x in (e, d, e * e, e * d, d * d)]).cpu()
@@ -117,7 +117,7 @@ def collect_noise_statistics(
         model: The float denoiser, called with a batch's inputs by name.
         denoiser: The quantized one (:func:`tfmq_fx.lower`), called alike.
         scheduler: The scheduler that the calibration trajectories were sampled with; it is not changed.
-        batches: What :func:`tfmq_fx.sample_trajectories` returned: inputs by name, the sample first. Rows at other
+        batches: What :func:`tfmq_fx.sample_trajectories` returned: inputs by name, the sample first. Items at other
             timesteps than the schedule's are left out.
         steps: Sampling steps.
         eta: How stochastic the sampler is that will be corrected. By default 1 for DDPM and 0 for the others.
@@ -138,8 +138,8 @@ def collect_noise_statistics(
         for value, mask in groups:
             row = known_row(values, value)
             if row is not None:
-                rows = mask.to(output.device)
-                moments.setdefault(row, _Moments(output.shape[1])).add(output[rows], (quantized - output)[rows])
+                items = mask.to(output.device)
+                moments.setdefault(row, _Moments(output.shape[1])).add(output[items], (quantized - output)[items])
     if len(moments) < len(values):
         first = next(float(values[row]) for row in range(len(values)) if row not in moments)
         msg = (

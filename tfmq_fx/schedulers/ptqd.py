@@ -161,8 +161,8 @@ def _check(scheduler: Scheduler, statistics: NoiseStatistics) -> None:
         raise ConfigError(msg)
     prediction = str(config.get("prediction_type", ""))
     eta = {DDPM: 1.0, DDIM: statistics.eta}.get(name, 0.0)
-    asked, found = (name, prediction, eta), (statistics.scheduler, statistics.prediction, statistics.eta)
-    if asked != found:
-        what, of = ("{} (prediction_type {!r}, eta {:g})".format(*key) for key in (asked, found))
+    actual, expected = (name, prediction, eta), (statistics.scheduler, statistics.prediction, statistics.eta)
+    if actual != expected:
+        what, of = ("{} (prediction_type {!r}, eta {:g})".format(*key) for key in (actual, expected))
         msg = f"the noise statistics are of {of}, not of {what}: collect them for the scheduler that you sample with"
         raise ConfigError(msg)

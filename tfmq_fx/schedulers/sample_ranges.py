@@ -104,8 +104,8 @@ def collect_sample_ranges(
         msg = "no batch is of a timestep of this schedule: record trajectories with the same scheduler and steps"
         raise CalibrationError(msg)
     chosen = {row: observer.calculate_qparams() for row, observer in observers.items()}
-    held = torch.tensor(list(chosen))
-    rows = held[ValueSearch(values[held]).nearest(values)[0]].tolist()
+    observed_rows = torch.tensor(list(chosen))
+    rows = observed_rows[ValueSearch(values[observed_rows]).nearest(values)[0]].tolist()
     return SampleRanges(
         scheduler=type(scheduler).__name__,
         steps=steps,

@@ -27,9 +27,9 @@ def schedule_of(scheduler: Scheduler, steps: int) -> Tensor:
 
 def known_row(values: Tensor, timestep: float | Tensor) -> int | None:
     """The row of ``values`` that holds ``timestep``, a number or a tensor with one element, or None."""
-    given = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep, dtype=torch.float64)
-    row, known = ValueSearch(values).find(given.detach().reshape(()).cpu())
-    return int(row) if bool(known) else None
+    value = timestep if isinstance(timestep, Tensor) else torch.tensor(timestep, dtype=torch.float64)
+    row, matched = ValueSearch(values).find(value.detach().reshape(()).cpu())
+    return int(row) if bool(matched) else None
 
 
 def find_row(values: Tensor, timestep: float | Tensor, what: str) -> int:
@@ -71,14 +71,14 @@ def check_schedule(timesteps: Tensor, values: Tensor, what: str) -> None:
 def grouped_by_timestep(
     batches: Iterable[RecordedBatch], timestep: str
 ) -> Iterator[tuple[RecordedBatch, Tensor, list[tuple[Tensor, Tensor]]]]:
-    """Go through recorded batches and say which rows belong to which timestep.
+    """Go through recorded batches and say which items belong to which timestep.
 
     Args:
         batches: Inputs of a denoiser by name, the sample first (:func:`tfmq_fx.sample_trajectories`).
         timestep: Name of the timestep input.
 
     Yields:
-        The batch, its sample, and pairs of a timestep, as it was recorded, and a mask over the rows, bool ``[N]``.
+        The batch, its sample, and pairs of a timestep, as it was recorded, and a mask over the items, bool ``[N]``.
 
     Raises:
         CalibrationError: A batch is not by name, or has no timestep.

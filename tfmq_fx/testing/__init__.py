@@ -20,7 +20,9 @@ from .checked_passes import check_passes
 from .contract import ContractViolation, assert_pass_contract
 from .graph_builder import GraphBuilder
 from .pipeline_contract import assert_pipeline_contract
-from .time_path import ExpectedBlock, TemporalGraph, TimePath, build_temporal_graph
+from .temporal_graph import ExpectedBlock, TemporalGraph
+from .temporal_model import build_temporal_graph
+from .time_path import TimePath
 
 if TYPE_CHECKING:
     from .strategies import (

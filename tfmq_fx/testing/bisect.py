@@ -147,7 +147,7 @@ class _Search:
         self.steps: list[BisectStep] = []
         self.outputs: Any = None
         self.nodes: list[str] = []
-        self.found = Bisection(())
+        self.outcome = Bisection(())
 
     def before(self, application: PassApplication) -> None:
         self.outputs = self._outputs(application.graph_module)
@@ -159,8 +159,8 @@ class _Search:
         if self.outputs is not None:
             outputs = self._outputs(application.graph_module)
         if outputs is not None:
-            wanted = self.outputs if self.reference is None else self.reference
-            errors = (self.compare(self.outputs, wanted), self.compare(outputs, wanted))
+            expected = self.outputs if self.reference is None else self.reference
+            errors = (self.compare(self.outputs, expected), self.compare(outputs, expected))
         step = BisectStep(application.index, rewrite.id, rewrite.numerics, application.modified, *errors)
         self.steps.append(step)
         if step.error_before is None or step.error_after is None:
@@ -169,16 +169,16 @@ class _Search:
         allowed = 0.0 if exact else self.tolerance
         # Not ``>``: an error that is no number is an error.
         if not step.error_before <= self.tolerance:
-            self.found = Bisection((), step, outside=True)
+            self.outcome = Bisection((), step, outside=True)
             raise _Found
         if not step.error_after <= allowed:
             removed, added = _difference(self.nodes, _lines(application.graph_module))
-            self.found = Bisection((), step, removed=removed, added=added)
+            self.outcome = Bisection((), step, removed=removed, added=added)
             raise _Found
 
     def result(self) -> Bisection:
-        found = self.found
-        return Bisection(tuple(self.steps), found.culprit, found.outside, found.removed, found.added)
+        outcome = self.outcome
+        return Bisection(tuple(self.steps), outcome.culprit, outcome.outside, outcome.removed, outcome.added)
 
     def _outputs(self, graph_module: fx.GraphModule) -> Any:
         values = values_of_inputs(graph_module, self.inputs)
@@ -210,4 +210,5 @@ def _lines(graph_module: fx.GraphModule) -> list[str]:
 
 def _difference(before: list[str], after: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     lines = list(difflib.unified_diff(before, after, n=0, lineterm=""))[2:]
-    return tuple(tuple(line[1:] for line in lines if line.startswith(sign)) for sign in "-+")  # type: ignore[return-value]
+    removed, added = (tuple(line[1:] for line in lines if line.startswith(sign)) for sign in "-+")
+    return removed, added

@@ -75,7 +75,7 @@ def assert_pass_contract(
     inputs_before = [bytes_of(inputs) for inputs in calls]
     before = GraphSnapshot.of(graph_module)
     allowed = {node.name for node in graph_module.graph.nodes if confined_to is None or confined_to(node)}
-    wanted = [run_graph(graph_module, inputs) for inputs in calls]
+    expected = [run_graph(graph_module, inputs) for inputs in calls]
 
     working = copy.deepcopy(graph_module)
     rewrite = make_pass()
@@ -91,7 +91,7 @@ def assert_pass_contract(
     check_values(rewritten, before, calls[0])
     check_module_stack(rewritten, before, after)
     check_sources(rewritten, before)
-    for inputs, outputs in zip(calls, wanted, strict=True):
+    for inputs, outputs in zip(calls, expected, strict=True):
         check_semantics(rewritten, inputs, outputs, exact, rtol, atol)
     if [bytes_of(inputs) for inputs in calls] != inputs_before:
         fail("P7", "the pass or the rewritten graph wrote to the example inputs", rewritten)

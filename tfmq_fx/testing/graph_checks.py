@@ -176,7 +176,7 @@ def check_values(rewritten: fx.GraphModule, before: GraphSnapshot, inputs: Seque
 def check_module_stack(rewritten: fx.GraphModule, before: GraphSnapshot, after: GraphSnapshot) -> None:
     """New nodes know their module when all computing nodes that they stand for or in front of do."""
     computing = [name for name, node in before.nodes.items() if node.op == "call_function"]
-    touched = [name for name in computing if _touched(name, before, after)]
+    touched = [name for name in computing if _is_changed(name, before, after)]
     if not touched or not all("nn_module_stack" in before.nodes[name].meta for name in touched):
         return
     for name in after.nodes:
@@ -213,5 +213,5 @@ def _source(node: Any) -> tuple[str, str] | None:
     return (str(stack[-1][0]), repr(stack[-1][1])) if stack else None
 
 
-def _touched(name: str, before: GraphSnapshot, after: GraphSnapshot) -> bool:
+def _is_changed(name: str, before: GraphSnapshot, after: GraphSnapshot) -> bool:
     return name not in after.nodes or after.nodes[name].arguments != before.nodes[name].arguments

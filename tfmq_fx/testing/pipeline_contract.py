@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx
 
 from tfmq_fx.passes.base import Numerics, PassError
-from tfmq_fx.passes.pipelines import Pipeline, pass_class
+from tfmq_fx.passes.pipeline import Pipeline, pass_class
 
 from .contract import assert_pass_contract
 

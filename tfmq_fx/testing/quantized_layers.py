@@ -63,7 +63,7 @@ def weight(
     bounds: tuple[int, int] = (-127, 127),
     dtype: torch.dtype = torch.int8,
 ) -> fx.Node:
-    """A dequantized integer weight under ``name``, its values drawn within ``bounds``, one scale per row."""
+    """A dequantized integer weight under ``name``, its values drawn within ``bounds``, one scale per output channel."""
     generator = torch.Generator().manual_seed(seed)
     low, high = bounds
     values = torch.randint(low, high + 1, tuple(shape), generator=generator, dtype=dtype)
@@ -130,8 +130,8 @@ def attention(
     """Attention of ``[N, H, L, 16]`` whose two products read bytes; ``bits`` are those of the softmax."""
     with builder.inside("attention"):
         scaled = builder.call(aten.mul.Tensor, query, 0.25)
-        turned = builder.call(aten.transpose.int, key, -2, -1)
-        factors = rounded(builder, scaled, 0.008, 128), rounded(builder, turned, 0.03, 125)
+        transposed_key = builder.call(aten.transpose.int, key, -2, -1)
+        factors = rounded(builder, scaled, 0.008, 128), rounded(builder, transposed_key, 0.03, 125)
         scores = builder.call(aten.matmul.default, *factors)
         scores = scores if mask is None else builder.call(aten.add.Tensor, scores, mask)
         weights = builder.call(aten.softmax.int, scores, -1)

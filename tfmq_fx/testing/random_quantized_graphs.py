@@ -6,9 +6,9 @@ import torch
 from hypothesis import strategies as st
 from torch import fx
 
+from .generated_graph import GeneratedGraph
 from .graph_builder import GraphBuilder
 from .quantized_layers import SILU, attention, conv, group_norm, linear, quantized, weight
-from .random_graphs import GeneratedGraph
 
 __all__ = ["QUANTIZED_LAYERS", "quantized_graphs"]
 
@@ -74,7 +74,7 @@ class _Stack:
         self.builder = GraphBuilder(dynamic_batch=dynamic)
         self.image = self.builder.placeholder("x", (self.builder.batch, 16, SIZE, SIZE))
         self.shapes: list[tuple[int, ...]] = [(16, SIZE, SIZE)]
-        self.rows = self.builder.call(aten.sym_size.int, self.image, 0) if dynamic else 2
+        self.batch_size = self.builder.call(aten.sym_size.int, self.image, 0) if dynamic else 2
         self.unrecorded = False
 
     def grow(self, kind: str) -> None:
@@ -107,10 +107,12 @@ class _Stack:
     def shift(self, name: str) -> fx.Node:
         """A value for each channel of each image, out of a linear, as a time embedding that is not in a table."""
         means = quantized(self.builder, self.builder.call(aten.mean.dim, self.image, [2, 3]))
-        rows = linear(self.builder, means, name, self.channels())
-        wide = self.builder.call(aten.unsqueeze.default, self.builder.call(aten.unsqueeze.default, rows, -1), -1)
+        projected = linear(self.builder, means, name, self.channels())
+        shift_image = self.builder.call(
+            aten.unsqueeze.default, self.builder.call(aten.unsqueeze.default, projected, -1), -1
+        )
         return self.builder.call(
-            aten.add.Tensor, *((self.image, wide) if self.draw(st.booleans()) else (wide, self.image))
+            aten.add.Tensor, *((self.image, shift_image) if self.draw(st.booleans()) else (shift_image, self.image))
         )
 
     def concatenate(self, name: str) -> fx.Node:
@@ -120,30 +122,31 @@ class _Stack:
         return conv(self.builder, normalized, f"{name}.conv", self.draw(st.sampled_from(CHANNELS)))
 
     def resize(self, name: str) -> fx.Node:
-        up = self.builder.call(aten.upsample_nearest2d.vec, self.image, None, [2.0, 2.0])
-        return conv(self.builder, up, name, 16, stride=2)
+        enlarged = self.builder.call(aten.upsample_nearest2d.vec, self.image, None, [2.0, 2.0])
+        return conv(self.builder, enlarged, name, 16, stride=2)
 
     def attend(self, name: str) -> fx.Node:
         """Self-attention with one head, as diffusers has it on images, and its residual."""
         call, channels = self.builder.call, self.channels()
-        sequence = call(aten.view.default, self.image, [self.rows, channels, SIZE * SIZE])
+        sequence = call(aten.view.default, self.image, [self.batch_size, channels, SIZE * SIZE])
         normalized = call(aten.transpose.int, group_norm(self.builder, sequence, name, groups=4), 1, 2)
         source = quantized(self.builder, call(aten.reshape.default, normalized, [-1, channels]))
         heads = []
         for part in ("q", "k", "v"):
-            rows = linear(self.builder, source, f"{name}.{part}", 16)
-            heads.append(call(aten.view.default, rows, [self.rows, 1, SIZE * SIZE, 16]))
+            projected = linear(self.builder, source, f"{name}.{part}", 16)
+            heads.append(call(aten.view.default, projected, [self.batch_size, 1, SIZE * SIZE, 16]))
         mixed = call(aten.transpose.int, attention(self.builder, *heads), 1, 2)
         back = linear(self.builder, call(aten.reshape.default, mixed, [-1, 16]), f"{name}.out", channels)
-        turned = call(aten.transpose.int, call(aten.view.default, back, [self.rows, SIZE * SIZE, channels]), 1, 2)
-        image = call(aten.reshape.default, turned, [self.rows, channels, SIZE, SIZE])
+        transposed = call(
+            aten.transpose.int, call(aten.view.default, back, [self.batch_size, SIZE * SIZE, channels]), 1, 2
+        )
+        image = call(aten.reshape.default, transposed, [self.batch_size, channels, SIZE, SIZE])
         return call(aten.add.Tensor, image, self.image)
 
     def asymmetric(self, name: str) -> fx.Node:
         """A convolution of one pixel whose 4-bit weight has a zero point, as asymmetric quantization makes it."""
         channels = self.channels()
-        options = {"zero": 7, "bounds": (0, 15), "dtype": torch.uint8}
-        matrix = weight(self.builder, name, (16, channels, 1, 1), **options)  # type: ignore[arg-type]
+        matrix = weight(self.builder, name, (16, channels, 1, 1), zero=7, bounds=(0, 15), dtype=torch.uint8)
         with self.builder.inside(name):
             return self.builder.call(aten.conv2d.default, self.image, matrix)
 

@@ -90,31 +90,31 @@ def check_semantics(
     old, new = pytree.tree_flatten(outputs), pytree.tree_flatten(computed)
     if str(old[1]) != str(new[1]):
         fail("P5", f"the graph returns {new[1]}, it returned {old[1]}", rewritten)
-    for index, (was, now) in enumerate(zip(old[0], new[0], strict=True)):
-        if not isinstance(was, Tensor) or not isinstance(now, Tensor):
-            if was != now:
-                fail("P2", f"output {index} is {now!r}, it was {was!r}", rewritten)
+    for index, (expected, actual) in enumerate(zip(old[0], new[0], strict=True)):
+        if not isinstance(expected, Tensor) or not isinstance(actual, Tensor):
+            if expected != actual:
+                fail("P2", f"output {index} is {actual!r}, it was {expected!r}", rewritten)
             continue
-        if value_signature(was) != value_signature(now):
-            message = f"output {index} is {value_signature(now)}, it was {value_signature(was)}"
+        if value_signature(expected) != value_signature(actual):
+            message = f"output {index} is {value_signature(actual)}, it was {value_signature(expected)}"
             fail("P5", message, rewritten)
-        if exact and tensor_bytes(was) != tensor_bytes(now):
-            fail("P2", f"output {index} differs in its bits by {_distance(was, now)}", rewritten)
-        if not exact and not torch.allclose(was, now, rtol=rtol, atol=atol, equal_nan=True):
-            fail("P2", f"output {index} differs by {_distance(was, now)}", rewritten)
+        if exact and tensor_bytes(expected) != tensor_bytes(actual):
+            fail("P2", f"output {index} differs in its bits by {_distance(expected, actual)}", rewritten)
+        if not exact and not torch.allclose(expected, actual, rtol=rtol, atol=atol, equal_nan=True):
+            fail("P2", f"output {index} differs by {_distance(expected, actual)}", rewritten)
 
 
-def _distance(was: Tensor, now: Tensor) -> float:
-    return float((was.to(torch.float64) - now.to(torch.float64)).abs().max())
+def _distance(expected: Tensor, actual: Tensor) -> float:
+    return float((expected.to(torch.float64) - actual.to(torch.float64)).abs().max())
 
 
 def check_idempotence(make_pass: Callable[[], Pass], rewritten: fx.GraphModule, after: GraphSnapshot) -> None:
     """P3: a second run changes nothing and reports nothing."""
     again = copy.deepcopy(rewritten)
     result = apply_pass(make_pass(), again, "P3")
-    now = GraphSnapshot.of(result.graph_module)
-    if now.text != after.text:
-        message = f"the second run changed the graph again, at {first_difference(after, now)}"
+    snapshot = GraphSnapshot.of(result.graph_module)
+    if snapshot.text != after.text:
+        message = f"the second run changed the graph again, at {first_difference(after, snapshot)}"
         fail("P3", message, again)
     if result.modified:
         fail("P3", "the second run reports a change", again)
@@ -123,8 +123,8 @@ def check_idempotence(make_pass: Callable[[], Pass], rewritten: fx.GraphModule, 
 def check_determinism(rewrite: Pass, graph_module: fx.GraphModule, after: GraphSnapshot) -> None:
     """P8: the instance that gave ``after`` gives its code and state again; it has kept nothing."""
     result = apply_pass(rewrite, copy.deepcopy(graph_module), "P8")
-    now = GraphSnapshot.of(result.graph_module)
-    if now.code != after.code or now.state != after.state:
+    snapshot = GraphSnapshot.of(result.graph_module)
+    if snapshot.code != after.code or snapshot.state != after.state:
         fail("P8", "the same graph gave another code or state this time", result.graph_module)
     if address := re.search(r"0x[0-9a-f]{6,}", after.code):
         fail("P8", f"the code holds a memory address, {address.group()}", graph_module)

@@ -10,10 +10,15 @@ except ImportError as error:
     msg = "the strategies of tfmq_fx.testing need hypothesis: pip install 'tfmq-fx[testing]'"
     raise ImportError(msg) from error
 
-from .random_graphs import OPERATORS, SPECIAL_OPERATORS, GeneratedGraph, aten_graphs
+from .generated_graph import GeneratedGraph
+from .random_graphs import aten_graphs
+from .random_operators import OPERATORS
 from .random_quantized_graphs import QUANTIZED_LAYERS, quantized_graphs
+from .special_operators import SPECIAL_OPERATORS
+from .temporal_graph import TemporalGraph
+from .temporal_model import build_temporal_graph
 from .tensors import TensorSpec, tensor_specs
-from .time_path import TemporalGraph, TimePath, build_temporal_graph
+from .time_path import TimePath
 
 __all__ = [
     "GRAPH_KINDS",
@@ -113,10 +118,10 @@ def time_paths(
         shared_weight_decoy=flag,
         dead_branch=flag,
     )
-    return paths.map(_telling)
+    return paths.map(_without_ambiguity)
 
 
-def _telling(path: TimePath) -> TimePath:
+def _without_ambiguity(path: TimePath) -> TimePath:
     """The path, without the one pair of options that has no answer."""
     both = path.prompt != "none" and path.class_embedding == "linear"
     return replace(path, class_embedding="table") if both else path
