@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tfmq_fx
-from tests.models import TIMESTEPS, PromptDenoiser, batch, relative, small_denoiser
+from tests.models import TIMESTEPS, PromptDenoiser, SmallDenoiser, batch, relative, small_denoiser
 from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.lowering.plan import folded_graph
 from tfmq_fx.lowering.run.staged import Reused, StagedProgram, stage_inputs
@@ -202,3 +202,24 @@ def test_a_package_without_reuse_is_one_graph(tmp_path):
     whole = tfmq_fx.lower(program, "aot", path=tmp_path / "whole.pt2", reuse=False)
     assert not whole.report.conditioning.endswith("reused from call to call")
     assert relative(tfmq_fx.load_denoiser(tmp_path / "whole.pt2")(*given), program(*given)) < 0.02
+
+
+class ReturnsFeatures(SmallDenoiser):
+    """What it computes of the timestep alone is a result too."""
+
+    def forward(self, sample, timestep):
+        emb = self.time(timestep)
+        return self.denoise(sample, emb), emb
+
+
+@pytest.mark.parametrize("backend", ["reference", "inductor"])
+def test_a_caller_may_write_to_every_result(backend):
+    torch.manual_seed(0)
+    calibration = [batch(8)]
+    program = tfmq_fx.quantize(ReturnsFeatures().eval(), None, calibration, timesteps=TIMESTEPS, progress=False)
+    denoiser = tfmq_fx.lower(program, backend)
+    x, _ = batch(1, seed=5)
+    expected = [value.clone() for value in denoiser(x, 100)]
+    for value in denoiser(x, 100):
+        value.zero_()
+    assert all(torch.equal(one, other) for one, other in zip(denoiser(x, 100), expected, strict=True))

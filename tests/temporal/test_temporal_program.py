@@ -274,7 +274,7 @@ def test_memory_is_bounded_and_what_gave_way_is_computed_again():
         t = torch.full((4,), timestep)
         assert torch.equal(few(x, t), all_kept(x, t))
     assert few.time.computed > all_kept.time.computed == 9
-    assert few.time._bytes <= 200
+    assert few.time._cache.nbytes <= 200
 
 
 def test_two_threads_compute_nothing_twice():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
@@ -20,6 +18,7 @@ from tfmq_fx.temporal.rest_inputs import TemporalInput
 from tfmq_fx.temporal.split import TemporalSplit
 from tfmq_fx.temporal.table import stored_rows
 from tfmq_fx.temporal.time_graph import outputs_of
+from tfmq_fx.temporal.value_cache import ValueCache, join_items
 
 __all__ = ["TemporalProgram"]
 
@@ -65,14 +64,12 @@ class TemporalProgram:
         most_bytes: int = CACHE_BYTES,
     ) -> None:
         self.time, self.names, self.layers, self.inputs = time, tuple(names), tuple(layers), tuple(inputs)
-        self.timesteps, self.unknown, self.storage, self.most_bytes = timesteps, unknown, storage, most_bytes
+        self.timesteps, self.unknown, self.storage = timesteps, unknown, storage
         self.computed = 0
         self._nodes, self._outputs = set(time.graph.nodes), outputs_of(time)
         self._quantizers = find_row_quantizers(time, self._nodes)
         self._search = None if timesteps is None else ValueSearch(timesteps)
-        self._cache: OrderedDict[Key, Row] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._cache: ValueCache[Key] = ValueCache(most_bytes)
 
     @classmethod
     def of(
@@ -145,21 +142,12 @@ class TemporalProgram:
         count = max(map(len, columns))
         expanded = (column * count if len(column) == 1 else column for column in columns)
         keys: list[Key] = list(zip(*expanded, strict=True))
-        with self._lock:  # another thread's rows may push these out; and what it computes is not computed twice
-            missing = [key for key in dict.fromkeys(keys) if key not in self._cache]
-            row_of = {key: self._cache[key] for key in keys if key in self._cache}
-            row_of.update(self._compute(missing))
-            for key, row in row_of.items():
-                self._store(key, row)
-        rows = [row_of[key] for key in keys]
-        return tuple(torch.cat(column) for column in zip(*rows, strict=True))
+        return join_items(self._cache.fetch(keys, self._compute))
 
     @torch.no_grad()
     def _compute(self, keys: Sequence[Key]) -> dict[Key, Row]:
         """The values of rows that are not in the cache."""
         row_of: dict[Key, Row] = {}
-        if not keys:
-            return row_of
         resolved = self.resolve(torch.tensor([key[0] for key in keys], dtype=torch.float64))
         in_table = torch.zeros(len(keys), dtype=torch.bool) if self._search is None else self._search.find(resolved)[1]
         further = list(zip(*keys, strict=True))[1:]
@@ -192,16 +180,6 @@ class TemporalProgram:
     def _as_stored(self, rows: Tensor) -> Tensor:
         return stored_rows(rows, self.storage) if rows.dtype == torch.float32 else rows
 
-    def _store(self, key: Key, row: Row) -> None:
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return
-        self._cache[key] = row
-        self._bytes += _size(row)
-        while self._bytes > self.most_bytes and len(self._cache) > 1:
-            _, dropped = self._cache.popitem(last=False)
-            self._bytes -= _size(dropped)
-
     def _require_computable(self, new: Tensor, dtype: torch.dtype) -> None:
         """Raise unless timesteps outside the table can be computed."""
         if self._search is not None:
@@ -228,7 +206,3 @@ class TemporalProgram:
                 f"{str(dtype).removeprefix('torch.')} timesteps{reason}: capture it again with a float timestep"
             )
             raise TimestepError(msg)
-
-
-def _size(row: Row) -> int:
-    return sum(value.numel() * value.element_size() for value in row)

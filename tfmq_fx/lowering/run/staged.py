@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -14,6 +12,7 @@ from torch import Tensor
 from tfmq_fx._torch import pytree
 from tfmq_fx.frontend.tensors import contiguous
 from tfmq_fx.lowering.stages import Layout, Stage, StagedGraph, StageRun
+from tfmq_fx.temporal.value_cache import ValueCache, join_items
 
 __all__ = ["Reused", "StagedProgram", "stage_inputs"]
 
@@ -37,38 +36,33 @@ class Reused:
     """
 
     def __init__(self, stage: Stage, run: StageRun, most_bytes: int = CACHE_BYTES) -> None:
-        self.stage, self.run, self.most_bytes = stage, run, most_bytes
+        self.stage, self.run = stage, run
         self.computed = 0
-        self._cache: OrderedDict[bytes, tuple[Tensor, ...]] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+        self._cache: ValueCache[bytes] = ValueCache(most_bytes)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The stage's outputs."""
-        if not self.stage.by_row:
-            return self._values([inputs])[0]
-        count = next(value.shape[0] for value in inputs if value.ndim)
-        items = [tuple(value[n : n + 1] if value.ndim else value for value in inputs) for n in range(count)]
-        values = self._values(items)
-        return tuple(torch.cat(column) for column in zip(*values, strict=True))
-
-    def _values(self, items: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-        """The outputs of each item, computed together where they are not in the cache."""
+        """The stage's outputs, which are not to be written to: some are what is kept."""
+        items = [inputs]
+        if self.stage.by_row:
+            count = next(value.shape[0] for value in inputs if value.ndim)
+            items = [tuple(value[n : n + 1] if value.ndim else value for value in inputs) for n in range(count)]
         keys = [_digest(item) for item in items]
-        with self._lock:  # another thread's items may push these out; and what it computes is not computed twice
-            missing = {key: item for key, item in zip(keys, items, strict=True) if key not in self._cache}
-            values_by_key = {key: self._cache[key] for key in keys if key in self._cache}
-            for call in self._calls(missing):
-                self.computed += len(call)
-                values_by_key.update(zip(call, self._compute(list(call.values())), strict=True))
-            for key, values in values_by_key.items():
-                self._store(key, values)
-        return [values_by_key[key] for key in keys]
+        item_of = dict(zip(keys, items, strict=True))
+        values = self._cache.fetch(keys, lambda missing: self._compute_all({key: item_of[key] for key in missing}))
+        return join_items(values)
+
+    def _compute_all(self, items: dict[bytes, tuple[Tensor, ...]]) -> dict[bytes, tuple[Tensor, ...]]:
+        """The outputs of each item, computed together."""
+        values: dict[bytes, tuple[Tensor, ...]] = {}
+        for call in self._calls(items):
+            self.computed += len(call)
+            values.update(zip(call, self._compute(list(call.values())), strict=True))
+        return values
 
     def _calls(self, missing: dict[bytes, tuple[Tensor, ...]]) -> list[dict[bytes, tuple[Tensor, ...]]]:
         """The items of each call: all of them, or those of one timestep."""
         if self.stage.timestep is None or not self.stage.by_row:
-            return [missing] if missing else []
+            return [missing]
         calls: dict[bytes, dict[bytes, tuple[Tensor, ...]]] = {}
         position = self.stage.inputs.index(self.stage.timestep)
         for key, item in missing.items():
@@ -82,24 +76,15 @@ class Reused:
         outputs = _as_tuple(self.run(*inputs))
         return [tuple(value[n : n + 1].clone() for value in outputs) for n in range(len(items))]
 
-    def _store(self, key: bytes, values: tuple[Tensor, ...]) -> None:
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return
-        self._cache[key] = values
-        self._bytes += _size(values)
-        while self._bytes > self.most_bytes and len(self._cache) > 1:
-            _, dropped = self._cache.popitem(last=False)
-            self._bytes -= _size(dropped)
-
 
 def _as_tuple(outputs: Any) -> tuple[Tensor, ...]:
     """A stage's outputs in one memory layout: compiled code takes no other than it was compiled for."""
     return tuple(value.contiguous() for value in ((outputs,) if isinstance(outputs, Tensor) else outputs))
 
 
-def _size(values: tuple[Tensor, ...]) -> int:
-    return sum(value.numel() * value.element_size() for value in values)
+def _memory_of(value: Tensor) -> int:
+    """Where a tensor lies."""
+    return value.untyped_storage().data_ptr()
 
 
 def _digest(item: tuple[Tensor, ...]) -> bytes:
@@ -138,7 +123,11 @@ class StagedProgram:
         for stage, run in zip(self.layout.stages, self.runs, strict=True):
             outputs = _as_tuple(run(*(values[name] for name in stage.inputs)))
             values.update(zip(stage.outputs, outputs, strict=True))
-        return pytree.tree_unflatten([values[name] for name in self.layout.results], self.structure)
+        # What an earlier stage keeps is not its caller's to write to, also where the last one only hands it on.
+        kept = {_memory_of(values[name]) for stage in self.layout.stages[:-1] for name in stage.outputs}
+        results = [values[name] for name in self.layout.results]
+        results = [value.clone() if value is not None and _memory_of(value) in kept else value for value in results]
+        return pytree.tree_unflatten(results, self.structure)
 
 
 def stage_inputs(staged: StagedGraph, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[Any, ...]]:
