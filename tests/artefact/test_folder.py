@@ -284,6 +284,20 @@ def test_a_target_is_checked_before_the_work(saved, tmp_path):
             check_target(path)
 
 
+def test_the_home_folder(program, saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_target("~/made")
+    assert tfmq_fx.save(program, "~/made") == tmp_path / "made"
+    assert tfmq_fx.load("~/made")(*inputs()).equal(program(*inputs()))
+    with pytest.raises(ArtefactError, match=f"there is no package at {tmp_path}"):
+        tfmq_fx.load_denoiser("~/made.pt2")
+    with pytest.raises(tfmq_fx.LoweringError, match=f"'{tmp_path}/made' does not end in"):
+        tfmq_fx.lower(program, "aot", path=Path("~/made"))
+    for use in (check_target, tfmq_fx.load, tfmq_fx.load_denoiser, lambda path: tfmq_fx.save(program, path)):
+        with pytest.raises(ArtefactError, match="choose another path"):
+            use("~nobody_of_this_name/made")
+
+
 def test_an_unwritable_path_is_found_before_the_model_is_loaded(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 
