@@ -233,9 +233,8 @@ class CompilerBackend(Backend):
         error, floor = 0.0, 0.0
         if self.support.compared:
             # Against the program as it came in: the rewrites of the plan are checked together with the compiler.
-            one_timestep = plan.groups is not None
             examples = parity_examples(
-                program.graph_module, program.indexed, program.timestep, one_timestep=one_timestep
+                program.graph_module, program.indexed, program.timestep, one_timestep=plan.groups is not None
             )
             error, floor = check_parity(run, program.graph_module, examples, narrow=precision == "bf16")
         return LoweringReport(
