@@ -127,7 +127,8 @@ def check_activation_observer(name: Any, *, grouped: bool = False) -> None:
         return
     if not isinstance(name, str) or name not in _OBSERVERS:
         msg = (
-            f"activation_range={name!r} is not supported: use one of {', '.join(map(repr, _OBSERVERS))}, or register "
+            f"activation_range={' '.join(repr(name).split())} is not supported: use one of "
+            f"{', '.join(map(repr, _OBSERVERS))}, or register "
             "an observer with tfmq_fx.observers.register_activation_observer first"
         )
         raise ConfigError(msg)
