@@ -7,10 +7,9 @@ Python's own type, so a configuration is plain JSON whatever it was made from.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping, Sequence, Set
 from typing import Any
-
-import numpy as np
 
 from tfmq_fx.errors import ConfigError
 
@@ -24,7 +23,9 @@ LARGEST = 1e6
 
 def plain(value: Any) -> Any:
     """``value`` as Python's own type where it is one of NumPy's scalars, or of a subclass of numbers or strings."""
-    if isinstance(value, (np.bool_, np.number)):
+    # Not imported here: the command line's help needs this file, and whoever has a value of NumPy's has imported it.
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, (numpy.bool_, numpy.number)):
         return value.item()
     if isinstance(value, str):
         return str.__str__(value)  # of a member of an enumeration str() is its name
