@@ -284,6 +284,65 @@ def test_a_target_is_checked_before_the_work(saved, tmp_path):
             check_target(path)
 
 
+@pytest.mark.parametrize("damage", [
+    lambda folder: (folder / "tensors.safetensors").unlink(),
+    lambda folder: (folder / "graph.json.gz").unlink(),
+    lambda folder: [(folder / name).unlink() for name in FILES[:2]],
+    lambda folder: (folder / "graph.json.gz").write_bytes(b""),
+    lambda folder: (folder / "manifest.json").write_bytes((folder / "manifest.json").read_bytes()[:300]),
+    lambda folder: change_manifest(folder, lambda manifest: manifest.update(format_version=1)),
+])  # fmt: skip
+def test_a_damaged_artefact_is_saved_over(program, artefact, damage):
+    damage(artefact)
+    (artefact / "notes.txt").write_text("mine")
+    check_target(artefact)
+    tfmq_fx.save(program, artefact)
+    assert files(artefact) == sorted((*FILES, "notes.txt"))
+    assert tfmq_fx.load(artefact)(*inputs()).equal(program(*inputs()))
+
+
+@pytest.mark.parametrize("name", [*FILES, *PREVIOUS.values(), MARK])
+def test_a_folder_in_the_place_of_a_file_stays(program, artefact, name):
+    (artefact / name).unlink(missing_ok=True)
+    (artefact / name).mkdir()
+    (artefact / name / "notes.txt").write_text("mine")
+    check_both_refuse(program, artefact, "remove it first")
+    assert (artefact / name / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("text", [None, b"", b"{}"])
+def test_a_folder_without_our_manifest_is_not_ours(program, artefact, text):
+    """Others call their files like ours, so nothing but the manifest says whose a folder is."""
+    (artefact / "manifest.json").unlink()
+    if text is not None:
+        (artefact / "manifest.json").write_bytes(text)
+    check_both_refuse(program, artefact, "is not an artefact of tfmq_fx; choose another path or remove it first")
+
+
+def check_both_refuse(program, path, words):
+    before = files(path)
+    said = []
+    for use in (check_target, lambda path: tfmq_fx.save(program, path)):
+        with pytest.raises(ArtefactError, match=words) as caught:
+            use(path)
+        said.append(str(caught.value))
+    assert said[0] == said[1] and "\n" not in said[0] and files(path) == before
+
+
+def test_the_home_folder(program, saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_target("~/made")
+    assert tfmq_fx.save(program, "~/made") == tmp_path / "made"
+    assert tfmq_fx.load("~/made")(*inputs()).equal(program(*inputs()))
+    with pytest.raises(ArtefactError, match=f"there is no package at {tmp_path}"):
+        tfmq_fx.load_denoiser("~/made.pt2")
+    with pytest.raises(tfmq_fx.LoweringError, match=f"'{tmp_path}/made' does not end in"):
+        tfmq_fx.lower(program, "aot", path=Path("~/made"))
+    for use in (check_target, tfmq_fx.load, tfmq_fx.load_denoiser, lambda path: tfmq_fx.save(program, path)):
+        with pytest.raises(ArtefactError, match="choose another path"):
+            use("~nobody_of_this_name/made")
+
+
 def test_an_unwritable_path_is_found_before_the_model_is_loaded(monkeypatch, tmp_path):
     from typer.testing import CliRunner
 

@@ -3,10 +3,13 @@ import dataclasses
 import json
 import pickle
 
+import numpy as np
 import pytest
+import torch
 
 from tfmq_fx import ConfigError, QuantizationConfig
 from tfmq_fx.config.presets import PRESETS
+from tfmq_fx.config.quantization import CHECKS
 
 
 @pytest.mark.parametrize("bits", [1, 0, 9, 15, 33, 4.5, True, "8"])
@@ -106,3 +109,59 @@ def test_what_is_taken_for_a_configuration():
     assert QuantizationConfig.of(config) is config and QuantizationConfig.of(None) == QuantizationConfig()
     with pytest.raises(ConfigError, match=r"QuantizationConfig\(\*\*values\)"):
         QuantizationConfig.of({"weight_bits": 4})
+
+
+#: Of no field; each fails in another way where it is compared, hashed or printed.
+STRANGE = [
+    np.arange(3), np.array(["ema", "mse"]), np.float64(8.0), np.complex64(8), torch.tensor(4), torch.ones(3, 3), 8.0,
+    float("nan"), [], [[8]], {"a": 8}.items(), object(), b"ema", 3,
+]  # fmt: skip
+TAKES_WHOLE = ("weight_bits", "activation_bits", "output_bits", "activation_groups")
+FIELDS = [field.name for field in dataclasses.fields(QuantizationConfig)]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_value_of_another_type_is_one_sentence_that_names_its_field(field):
+    for value in STRANGE:
+        empty = type(value) is list and not value
+        if (field in TAKES_WHOLE and type(value) is int) or (field == "keep_float" and empty):
+            continue
+        with pytest.raises(ConfigError, match=field) as caught:
+            QuantizationConfig(**{field: value})
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+        if field in ("weight_bits", "activation_bits", "weight_range", "symmetric_weights"):
+            with pytest.raises(ConfigError, match=field):
+                QuantizationConfig(overrides={"mid.*": {field: value}})
+
+
+def test_every_field_has_a_check():
+    assert [*CHECKS, "overrides", "reconstruction"] == sorted(
+        FIELDS, key=[*CHECKS, "overrides", "reconstruction"].index
+    )
+
+
+def test_numbers_of_numpy_become_plain():
+    config = QuantizationConfig(
+        weight_bits=np.int64(4), activation_bits=np.uint8(6), temporal=np.str_("fsc"), activation_range=np.str_("mse"),
+        activation_groups=np.int32(2), symmetric_weights=np.bool_(False), symmetric_attention=np.bool_(True),
+        softmax_bits=np.int64(16), output_bits=np.int8(8), keep_float=(np.str_("input"),),
+        overrides={np.str_("mid.*"): {"weight_bits": np.int64(3), "symmetric_weights": np.bool_(False)}},
+        reconstruction={"iterations": np.int64(3)},
+    )  # fmt: skip
+    same = QuantizationConfig(
+        weight_bits=4, activation_bits=6, activation_range="mse", activation_groups=2, symmetric_weights=False,
+        symmetric_attention=True, softmax_bits=16, output_bits=8, keep_float=("input",),
+        overrides={"mid.*": {"weight_bits": 3, "symmetric_weights": False}}, reconstruction={"iterations": 3},
+    )  # fmt: skip
+    assert config == same and hash(config) == hash(same)
+    assert json.dumps(config.to_dict()) == json.dumps(same.to_dict())
+    values = [getattr(config, name) for name in FIELDS] + list(config.overrides["mid.*"].values())
+    assert not [value for value in (*values, *config.keep_float, *config.overrides) if isinstance(value, np.generic)]
+    assert config.symmetric_weights is False and config.overrides["mid.*"]["symmetric_weights"] is False
+
+
+@pytest.mark.parametrize("values", [None, [], "ema", 3, torch.ones(3, 3), {3: 8}, {"a": 1, None: 2}])
+def test_a_dictionary_of_fields_is_one(values):
+    with pytest.raises(ConfigError, match="configuration") as caught:
+        QuantizationConfig.from_dict(values)
+    assert "\n" not in str(caught.value)

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tfmq_fx import ConfigError, QuantizationConfig
-from tfmq_fx.config.reconstruction import RECONSTRUCTIONS, ReconstructionConfig
+from tfmq_fx.config.reconstruction import CHECKS, RECONSTRUCTIONS, ReconstructionConfig
 
 WRONG = [
     ("granularity", "blocks"),
@@ -40,6 +42,23 @@ WRONG = [
     ("held_back", float("inf")),
     ("seed", -1),
     ("seed", 0.5),
+    ("seed", 2**33),
+    ("fisher", "no"),
+    ("fisher", 1),
+    ("fisher", None),
+    ("learned_steps", []),
+    ("learned_steps", float("nan")),
+    ("beta", (float("inf"), 2.0)),
+    ("beta", (True, True)),
+    ("beta", torch.tensor([20.0, 2.0])),
+    ("iterations", np.float64(3)),
+    ("iterations", torch.tensor(3)),
+    ("iterations", np.arange(3)),
+    ("warmup", np.bool_(True)),
+    ("warmup", torch.tensor([[0.1], [0.2]])),
+    ("learning_rate", np.array([1e-3, 1e-3])),
+    ("granularity", np.array(["block", "layer"])),
+    ("precision", None),
 ]
 
 
@@ -54,8 +73,21 @@ def test_a_wrong_value_is_one_sentence_that_names_its_field(field, value):
 
 def test_every_field_has_a_wrong_value_above():
     checked = {field for field, _ in WRONG}
-    unchecked = {f.name for f in dataclasses.fields(ReconstructionConfig)} - checked
-    assert unchecked == {"fisher", "learned_steps"}  # any value is true or false
+    assert checked == {f.name for f in dataclasses.fields(ReconstructionConfig)} == set(CHECKS)
+
+
+def test_numbers_of_numpy_become_plain():
+    config = ReconstructionConfig(
+        granularity=np.str_("layer"), iterations=np.int64(5), batch_size=np.uint8(4), learning_rate=np.float32(0.5),
+        beta=[np.int64(20), np.float64(2)], fisher=np.bool_(True), held_back=0, seed=np.int32(3),
+    )  # fmt: skip
+    same = ReconstructionConfig(
+        granularity="layer", iterations=5, batch_size=4, learning_rate=0.5, fisher=True, held_back=0.0, seed=3
+    )
+    assert config == same and hash(config) == hash(same)
+    plain = [entry for value in dataclasses.astuple(config) for entry in (value if type(value) is tuple else [value])]
+    assert {type(value) for value in plain} == {str, int, float, bool}
+    assert json.dumps(dataclasses.asdict(config)) == json.dumps(dataclasses.asdict(same))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +137,15 @@ def test_a_configuration_and_its_fields():
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [("tfmq", "'tiar'"), (3, "or a name"), ({"steps": 3}, "unknown reconstruction field 'steps'")]
+    ("value", "words"),
+    [
+        ("tfmq", "'tiar'"),
+        (3, "or a name"),
+        ({"steps": 3}, "unknown reconstruction field 'steps'"),
+        ({3: 3}, "unknown reconstruction field 3"),
+        (torch.ones(3, 3), "or a name"),
+        ([], "or a name"),
+    ],
 )
 def test_anything_else_is_refused(value, words):
     with pytest.raises(ConfigError, match=words):

@@ -319,6 +319,8 @@ def test_a_backend_loads_what_it_wrote(program, tmp_path):
     try:
         with pytest.raises(LoweringError, match=r"backend='packaging' needs path=, the \.toy package to write"):
             tfmq_fx.lower(program, "packaging")
+        with pytest.raises(LoweringError, match=r"backend='packaging' needs path=.*a\.zip' does not end in \.toy"):
+            tfmq_fx.lower(program, "packaging", path=tmp_path / "a.zip")
         made = tfmq_fx.lower(program, "packaging", path=path)
         loaded = tfmq_fx.load_denoiser(path)
         x, t = batch(2)

@@ -1,5 +1,6 @@
 """Lowering to the reference and, once each, to the compiling backends (on a very small model)."""
 
+import zipfile
 from collections import Counter
 
 import pytest
@@ -163,6 +164,13 @@ def test_inductor_puts_every_eligible_layer_on_integer_kernels(program, referenc
         denoiser(batch(2)[0], 101)
 
 
+def flipped(data, entry):
+    """The archive with a byte in the middle of one file changed."""
+    name, extra = (int.from_bytes(data[entry.header_offset + at :][:2], "little") for at in (26, 28))
+    position = entry.header_offset + 30 + name + extra + entry.compress_size // 2
+    return data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :]
+
+
 def test_an_aot_package_needs_nothing_but_itself(program, reference, tmp_path):
     path = tmp_path / "denoiser.pt2"
     made = tfmq_fx.lower(program, "aot", path=path)
@@ -174,10 +182,29 @@ def test_an_aot_package_needs_nothing_but_itself(program, reference, tmp_path):
         assert relative(loaded(x, t), reference(x, t)) < 0.05
     with pytest.raises(TimestepError, match="101"):
         loaded(batch(2)[0], 101)
-    (tmp_path / "broken.pt2").write_bytes(path.read_bytes()[:1000])
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    compiled = [entry for entry in entries if entry.filename.endswith(".so")]
+    weights = max((entry for entry in entries if "/data/" in entry.filename), key=lambda entry: entry.file_size)
+    data, damaged = path.read_bytes(), tmp_path / "damaged.pt2"
+    for entry in (*compiled, weights):
+        damaged.write_bytes(flipped(data, entry))
+        with pytest.raises(tfmq_fx.ArtefactError, match=r"damaged\.pt2 is damaged: .*; copy it again") as caught:
+            tfmq_fx.load_denoiser(damaged)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "broken.pt2").write_bytes(data[:1000])
     for bad in (tmp_path / "broken.pt2", tmp_path / "missing.pt2"):
         with pytest.raises(tfmq_fx.ArtefactError):
             tfmq_fx.load_denoiser(bad)
+
+
+@pytest.mark.parametrize(("name", "words"), [("a.pt2", "is not a package"), ("a.zip", r"does not end in \.pt2")])
+def test_a_file_of_somebody_else_is_refused_before_anything_is_compiled(program, tmp_path, monkeypatch, name, words):
+    monkeypatch.setattr("tfmq_fx.lowering.backends.backend.make_plan", lambda *_: pytest.fail("it was planned"))
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(LoweringError, match=words) as caught:
+        tfmq_fx.lower(program, "aot", path=tmp_path / name)
+    assert "\n" not in str(caught.value) and (tmp_path / name).read_text() == "mine"
 
 
 def test_asymmetric_4_bit_weights_reach_the_kernels_exactly():

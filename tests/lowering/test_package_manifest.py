@@ -12,14 +12,14 @@ from torch.utils import _pytree as pytree
 from tests.artefact.test_crafted import SPECS
 from tests.artefact.test_mutated import VALUES, changed, parent, positions, without
 from tests.artefact.watch import watched
-from tfmq_fx import ArtefactError, load_denoiser
+from tfmq_fx import ArtefactError, LoweringError, load_denoiser
 from tfmq_fx.frontend.interface import ConstantInput, Interface, Parameter, TensorInput
 from tfmq_fx.frontend.interface_json import interface_to_json
 from tfmq_fx.frontend.sizes import BatchSize
 from tfmq_fx.lowering.backends.aot import package as package_file
 from tfmq_fx.lowering.backends.aot.machine import Machine
 from tfmq_fx.lowering.backends.aot.manifest import PackageManifest
-from tfmq_fx.lowering.backends.aot.package import ABOUT, describe_package
+from tfmq_fx.lowering.backends.aot.package import ABOUT, check_package_path, describe_package, staged_package
 from tfmq_fx.lowering.report.report import LoweringReport, ReportEntry
 from tfmq_fx.lowering.stages import Layout, Stage
 
@@ -73,6 +73,7 @@ def package(tmp_path):
 
 
 def rewrite(path, change):
+    """Change what a package says of itself."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     name = next(name for name in entries if name.endswith(ABOUT))
@@ -210,3 +211,88 @@ def test_files_that_are_no_package(package, loaded, tmp_path):
     with pytest.raises(ArtefactError, match="0 descriptions instead of one"):
         load_denoiser(package)
     assert not loaded
+
+
+def rebuilt(path, change):
+    """Change the files of a package, and leave what it says of itself."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in change(entries):
+            archive.writestr(name, data)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda entries: [(name, b"1" if name.endswith("version") else data) for name, data in entries], "checksum of"),
+        (lambda entries: [e for e in entries if not e[0].endswith("version")], "lacks the file 'package/version'"),
+        (lambda entries: [*entries, ("package/more", b"")], "not written with, such as 'package/more'"),
+        (lambda entries: [("package/version", b"1"), *entries], "not written with, such as 'package/version'"),
+    ],
+)
+def test_every_file_is_held_against_its_checksum(package, loaded, change, words):
+    rebuilt(package, change)
+    with pytest.raises(ArtefactError, match=rf"package\.pt2 is damaged: .*{words}.*; copy it again or"):
+        load_denoiser(package)
+    assert not loaded
+
+
+def test_any_damaged_byte_is_one_sentence_or_none_at_all(package, loaded):
+    """Bytes that nothing reads may differ; whatever is read is what was written."""
+    data, wanted = package.read_bytes(), package_file.load_package(package).manifest
+    refused = 0
+    for position in range(len(data)):
+        package.write_bytes(data[:position] + bytes([data[position] ^ 0x55]) + data[position + 1 :])
+        loaded.clear()
+        try:
+            again = package_file.load_package(package).manifest
+        except ArtefactError as error:
+            refused += 1
+            assert "\n" not in str(error) and not loaded
+        else:
+            assert again == wanted
+    assert refused > len(data) * 0.7
+
+
+def test_a_package_without_the_record_is_refused(package, loaded):
+    def older(values):
+        del values["members"]
+        return {**values, "format_version": 2}
+
+    rewrite(package, older)
+    with pytest.raises(ArtefactError, match="of version 3; compile it again with this version"):
+        load_denoiser(package)
+    assert not loaded
+
+
+def test_only_a_package_of_ours_is_written_over(package, tmp_path):
+    check_package_path(package)
+    check_package_path(tmp_path / "new" / "a.pt2")
+    (tmp_path / "empty.pt2").touch()
+    check_package_path(tmp_path / "empty.pt2")
+    foreign = tmp_path / "foreign.pt2"
+    with zipfile.ZipFile(foreign, "w") as archive:
+        archive.writestr("foreign/version", "0")
+    with pytest.raises(LoweringError, match="is not a package of tfmq_fx; choose another path or remove it first"):
+        check_package_path(foreign)
+    with pytest.raises(LoweringError, match="a folder is there"):
+        check_package_path(tmp_path / "new")
+
+
+def test_what_was_there_stays_until_the_new_package_is_complete(package, tmp_path):
+    before = package.read_bytes()
+    with pytest.raises(ZeroDivisionError), staged_package(package) as part:
+        part.write_bytes(b"half")
+        1 / 0  # noqa: B018
+    assert package.read_bytes() == before
+    (tmp_path / "link.pt2").symlink_to(package)
+    with staged_package(tmp_path / "link.pt2") as part:
+        part.write_bytes(b"whole")
+    assert package.read_bytes() == b"whole" and (tmp_path / "link.pt2").is_symlink()
+    with pytest.raises(LoweringError, match="is not a package"), staged_package(tmp_path / "late.pt2") as part:
+        part.write_bytes(b"whole")
+        (tmp_path / "late.pt2").write_bytes(b"somebody else's")
+    assert (tmp_path / "late.pt2").read_bytes() == b"somebody else's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["late.pt2", "link.pt2", "package.pt2"]

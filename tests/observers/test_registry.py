@@ -1,5 +1,6 @@
 """An observer of one's own: registered once, it is known to configurations, the quantizer and the command line."""
 
+import dataclasses
 import re
 
 import pytest
@@ -76,6 +77,36 @@ def test_it_is_reconstructed(registered):
     config = QuantizationConfig(activation_range="last", activation_groups=4, reconstruction=learned)
     program = tfmq_fx.quantize(small_denoiser(), config, [batch(8)], timesteps=TIMESTEPS, progress=False)
     assert torch.isfinite(program(*batch())).all()
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_program_is_loaded_where_its_observer_is_not_registered(groups, tmp_path):
+    register_activation_observer("last", LastRange, GroupedLastRange)
+    try:
+        config = QuantizationConfig(activation_range="last", activation_groups=groups)
+        program = tfmq_fx.quantize(small_denoiser(), config, [batch(8)], timesteps=TIMESTEPS, progress=False)
+        tfmq_fx.save(program, tmp_path / "artefact")
+    finally:
+        unregister_activation_observer("last")
+    loaded, (x, t) = tfmq_fx.load(tmp_path / "artefact"), batch(8)
+    assert loaded.config == config and hash(loaded.config) == hash(config)
+    assert torch.equal(loaded(x, t), program(x, t))
+    # Nor does anything that is done with a program that has its ranges need it.
+    again = tfmq_fx.load(tfmq_fx.save(loaded, tmp_path / "again"))
+    nearest = tfmq_fx.lower(again, "reference", unknown_timestep="nearest")
+    assert relative(nearest(x[:2], t[:2]), program(x[:2], t[:2])) < 1e-3
+    assert tfmq_fx.add_timesteps(loaded, [3]).config == config
+    # Preparing does, and so does a configuration of one's own.
+    captured = tfmq_fx.capture(small_denoiser(), (x, t))
+    for use in (
+        lambda: tfmq_fx.prepare(captured, loaded.config, timesteps=TIMESTEPS),
+        lambda: tfmq_fx.TFMQQuantizer(loaded.config, timesteps=TIMESTEPS),
+        lambda: QuantizationConfig.from_dict(loaded.config.to_dict()),
+        lambda: dataclasses.replace(loaded.config, activation_range="last"),
+    ):
+        with pytest.raises(ConfigError, match=r"activation_range='last' is not supported: .* first$") as caught:
+            use()
+        assert "\n" not in str(caught.value)
 
 
 def test_the_command_line_lists_and_takes_it(registered):

@@ -93,11 +93,16 @@ def _staging_parent(target: Path) -> tuple[Path, str]:
 
 
 def _check_replaceable(target: Path) -> None:
-    """Refuse a path that holds anything but an artefact, or what a killed save left of one."""
-    if not target.exists() or (target.is_dir() and (is_artefact(target) or all(map(_is_leftover, target.iterdir())))):
+    """Refuse a path that holds anything but an artefact, damaged or not, or what a killed save left of one."""
+    if not target.exists():
         return
-    msg = f"{target} exists and is not an artefact of tfmq_fx; choose another path or remove it first"
-    raise ArtefactError(msg)
+    if not (target.is_dir() and (is_artefact(target) or all(map(_is_leftover, target.iterdir())))):
+        msg = f"{target} exists and is not an artefact of tfmq_fx; choose another path or remove it first"
+        raise ArtefactError(msg)
+    for name in (*FILES, *PREVIOUS.values(), MARK):
+        if (target / name).is_dir():
+            msg = f"{target / name} is a folder where an artefact has a file; remove it first or choose another path"
+            raise ArtefactError(msg)
 
 
 def _is_leftover(path: Path) -> bool:
@@ -149,7 +154,9 @@ def _switch(part: Path, target: Path) -> None:
         files = Manifest.from_bytes(before, str(manifest)).files
     except (OSError, ArtefactError):
         files = {}  # nothing that this version could read, or nothing at all
-    if any(file.name == name for name, file in files.items()):
+    # Of an artefact that has lost a file there is nothing to keep until the end.
+    complete = all((target / file.name).is_file() for file in files.values())
+    if complete and any(file.name == name for name, file in files.items()):
         values = json.loads(before)
         for name, file in files.items():
             _link(target / file.name, target / PREVIOUS[name])

@@ -12,6 +12,7 @@ from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, TENSORS
 from tfmq_fx.artefact.manifest_entries import Packed, StoredFile, TensorKind
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ArtefactError
+from tfmq_fx.observers.registry import RecordedObserver
 from tfmq_fx.temporal.table import TemporalChoice
 
 __all__ = ["MOST_MANIFEST_BYTES", "Manifest"]
@@ -147,7 +148,7 @@ def _entries(value: Any, what: str, read: Any) -> dict[str, Any]:
 def _config(value: Any) -> QuantizationConfig:
     values = checked(value, dict, "'config'")
     try:
-        config = QuantizationConfig.from_dict(values)
+        config = QuantizationConfig.from_dict({**values, **_recorded(values)})
         unchanged = config.to_dict() == values
     except Exception as error:
         msg = f"'config' holds a configuration that is not valid: {error}"
@@ -157,6 +158,12 @@ def _config(value: Any) -> QuantizationConfig:
         msg = f"'config' holds a configuration that is not valid: {differing[0]!r} was changed, save the program again"
         raise ArtefactError(msg)
     return config
+
+
+def _recorded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The observer of activations by its name alone: the program has its ranges, so it need not be registered here."""
+    name = values.get("activation_range")
+    return {"activation_range": RecordedObserver(name)} if isinstance(name, str) else {}
 
 
 def _timesteps(value: Any) -> tuple[float, ...]:

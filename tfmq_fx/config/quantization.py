@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 
-from tfmq_fx.config.checks import check_choice, check_whole
+from tfmq_fx.config.checks import check_choice, check_fields, check_names, check_switch, check_whole, plain, shown
 from tfmq_fx.config.choices import Lookup, TableStorage, Temporal, UnknownTimestep, WeightRange
 from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze, thaw
 from tfmq_fx.config.presets import find_preset
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.errors import ConfigError
-from tfmq_fx.observers.registry import check_activation_observer
+from tfmq_fx.observers.registry import RecordedObserver, check_activation_observer
 
 __all__ = ["FLOAT_BITS", "ROLES", "QuantizationConfig"]
 
@@ -79,7 +80,7 @@ class QuantizationConfig:
             (``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``); None rounds to nearest.
 
     Raises:
-        ConfigError: A value is outside what the field admits.
+        ConfigError: A value is of another type than its field or outside what it admits.
     """
 
     weight_bits: int = 8
@@ -102,22 +103,9 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        object.__setattr__(self, "keep_float", _entries(self.keep_float))
-        _check_bits("weight_bits", self.weight_bits)
-        _check_bits("activation_bits", self.activation_bits)
-        check_choice("temporal", self.temporal, get_args(Temporal))
-        check_choice("table", self.table, (None, *get_args(TableStorage)))
-        check_choice("weight_range", self.weight_range, (None, *get_args(WeightRange)))
-        check_choice("symmetric_weights", self.symmetric_weights, (None, False, True))
-        check_choice("symmetric_activations", self.symmetric_activations, (False, True))
-        check_choice("symmetric_attention", self.symmetric_attention, (False, True))
-        check_choice("split_concatenations", self.split_concatenations, (False, True))
-        check_choice("softmax_bits", self.softmax_bits, (None, 8, 16))
-        if self.output_bits is not None:
-            _check_bits("output_bits", self.output_bits)
-        check_whole("activation_groups", self.activation_groups, 1)
+        for name, check in CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
         check_activation_observer(self.activation_range, grouped=self.activation_groups > 1)
-        check_choice("unknown_timestep", self.unknown_timestep, get_args(UnknownTimestep))
         object.__setattr__(self, "reconstruction", ReconstructionConfig.of(self.reconstruction))
         if self.symmetric_weights is False and self.weight_bits == 8:
             msg = (
@@ -125,20 +113,23 @@ class QuantizationConfig:
                 "an asymmetric 8-bit weight does not fit the integer kernels"
             )
             raise ConfigError(msg)
-        self._check_overrides()
-        object.__setattr__(self, "overrides", freeze(self.overrides))
+        object.__setattr__(self, "overrides", freeze(self._checked_overrides()))
 
-    def _check_overrides(self) -> None:
+    def _checked_overrides(self) -> dict[str, dict[str, Any]]:
         if not isinstance(self.overrides, Mapping):
-            msg = f"overrides={self.overrides!r} must be fields by pattern, such as {{'mid.*': {{'weight_bits': 8}}}}"
+            example = "{'mid.*': {'weight_bits': 8}}"
+            msg = f"overrides={shown(self.overrides)} must be fields by pattern, such as {example}"
             raise ConfigError(msg)
+        checked = {}
         for pattern, values in self.overrides.items():
             if not isinstance(pattern, str) or not isinstance(values, Mapping):
-                msg = f"overrides has {pattern!r}: {values!r} instead of 'mid.*': {{'weight_bits': 8}} or the like"
+                entry = f"{shown(pattern)}: {shown(values)}"
+                msg = f"overrides has {entry} instead of 'mid.*': {{'weight_bits': 8}} or the like"
                 raise ConfigError(msg)
-            for name in values:
-                check_choice(f"override of {pattern!r}: field", name, OVERRIDABLE)
-            dataclasses.replace(self, overrides={}, **values)
+            names = [check_choice(f"override of {pattern!r}: field", name, OVERRIDABLE) for name in values]
+            layer = dataclasses.replace(self, overrides={}, **values)
+            checked[str(pattern)] = {name: getattr(layer, name) for name in names}
+        return checked
 
     @classmethod
     def of(cls, value: Any) -> QuantizationConfig:
@@ -220,26 +211,40 @@ class QuantizationConfig:
         Raises:
             ConfigError: A field is unknown or its value not valid.
         """
-        fields = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - fields):
-            msg = f"unknown configuration field {unknown[0]!r}; the fields are {', '.join(sorted(fields))}"
-            raise ConfigError(msg)
-        return cls(**values)
+        return cls(**check_fields(values, [entry.name for entry in dataclasses.fields(cls)], "configuration"))
 
 
 OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
 
 
-def _entries(keep_float: Any) -> tuple[str, ...]:
-    """The entries of ``keep_float``; a bare string is one entry, not its letters."""
-    entries = (keep_float,) if isinstance(keep_float, str) else keep_float
-    if not isinstance(entries, Collection) or not all(isinstance(entry, str) for entry in entries):
-        msg = f"keep_float={keep_float!r} must be a tuple of roles and name patterns, such as ('input',)"
+def _check_bits(name: str, bits: Any, *, optional: bool = False) -> Any:
+    found = plain(bits)
+    if not (optional and found is None) and (type(found) is not int or found not in BITS):
+        msg = f"{name}={shown(bits)} is not supported: use 2 to 8, 16, or {FLOAT_BITS} for float"
         raise ConfigError(msg)
-    return tuple(entries)
+    return found
 
 
-def _check_bits(name: str, bits: Any) -> None:
-    if isinstance(bits, bool) or bits not in BITS:
-        msg = f"{name}={bits!r} is not supported: use 2 to 8, 16, or {FLOAT_BITS} for float"
-        raise ConfigError(msg)
+def _check_observer_name(_: str, name: Any) -> Any:
+    """Its registration is checked together with ``activation_groups``; a name that was recorded stays one."""
+    return name if isinstance(name, RecordedObserver) else plain(name)
+
+
+#: What every field is checked with, but for those that depend on others; what a check returns is kept.
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "weight_bits": _check_bits,
+    "activation_bits": _check_bits,
+    "temporal": partial(check_choice, choices=get_args(Temporal)),
+    "table": partial(check_choice, choices=(None, *get_args(TableStorage))),
+    "weight_range": partial(check_choice, choices=(None, *get_args(WeightRange))),
+    "activation_range": _check_observer_name,
+    "activation_groups": partial(check_whole, least=1),
+    "symmetric_weights": partial(check_choice, choices=(None, False, True)),
+    "symmetric_activations": check_switch,
+    "symmetric_attention": check_switch,
+    "softmax_bits": partial(check_choice, choices=(None, 8, 16)),
+    "output_bits": partial(_check_bits, optional=True),
+    "keep_float": check_names,
+    "split_concatenations": check_switch,
+    "unknown_timestep": partial(check_choice, choices=get_args(UnknownTimestep)),
+}

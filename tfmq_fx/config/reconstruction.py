@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, get_args
 
-from tfmq_fx.config.checks import check_choice, check_number, check_whole
+from tfmq_fx.config.checks import (
+    check_choice,
+    check_fields,
+    check_number,
+    check_pair,
+    check_switch,
+    check_whole,
+    shown,
+)
 from tfmq_fx.config.choices import Granularity, Precision, TemporalObjective
 from tfmq_fx.errors import ConfigError
 
@@ -18,6 +26,37 @@ PAPER_ITERATIONS = 20_000
 PAPER_LEARNING_RATE = 1e-3
 #: Above this, Adam's steps are a tenth of the way between two integers and the schedule turns noisy.
 LARGEST_LEARNING_RATE = 3e-2
+
+
+_share = partial(check_number, low=0.0, high=1.0)
+_steps = partial(check_whole, least=1)
+
+
+def _rate(name: str, value: Any) -> float | None:
+    return None if value is None else check_number(name, value, 1e-8, 1.0)
+
+
+#: What every field is checked with; what a check returns is kept.
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "granularity": partial(check_choice, choices=get_args(Granularity)),
+    "temporal": partial(check_choice, choices=get_args(TemporalObjective)),
+    "iterations": _steps,
+    "temporal_iterations": _steps,
+    "batch_size": _steps,
+    "learning_rate": _rate,
+    "round_weight": partial(check_number, low=0.0, high=1e6),
+    "beta": check_pair,
+    "warmup": _share,
+    "quantized_inputs": _share,
+    "drop_activations": _share,
+    "fisher": check_switch,
+    "learned_steps": check_switch,
+    "step_learning_rate": _share,
+    "precision": partial(check_choice, choices=get_args(Precision)),
+    "temporal_precision": partial(check_choice, choices=get_args(Precision)),
+    "held_back": partial(check_number, low=0.0, high=0.9),
+    "seed": partial(check_whole, least=0, most=2**32),  # units have seeds of their own, far apart
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +99,7 @@ class ReconstructionConfig:
         seed: Seed of every random choice.
 
     Raises:
-        ConfigError: A value is outside what the field admits.
+        ConfigError: A value is of another type than its field or outside what it admits.
     """
 
     granularity: Granularity = "block"
@@ -84,28 +123,8 @@ class ReconstructionConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        check_choice("granularity", self.granularity, get_args(Granularity))
-        check_choice("temporal", self.temporal, get_args(TemporalObjective))
-        check_whole("iterations", self.iterations, 1)
-        check_whole("temporal_iterations", self.temporal_iterations, 1)
-        check_whole("batch_size", self.batch_size, 1)
-        if self.learning_rate is not None:
-            check_number("learning_rate", self.learning_rate, 1e-8, 1.0)
-        check_number("round_weight", self.round_weight, 0.0, 1e6)
-        pair = isinstance(self.beta, (tuple, list)) and len(self.beta) == 2
-        if not pair or not all(type(b) in (int, float) for b in self.beta) or not self.beta[0] >= self.beta[1] >= 1:
-            msg = f"beta={self.beta!r} must be a pair (start, end) with start >= end >= 1"
-            raise ConfigError(msg)
-        object.__setattr__(self, "beta", tuple(self.beta))
-        check_number("warmup", self.warmup, 0.0, 1.0)
-        check_number("quantized_inputs", self.quantized_inputs, 0.0, 1.0)
-        check_number("drop_activations", self.drop_activations, 0.0, 1.0)
-        check_number("step_learning_rate", self.step_learning_rate, 0.0, 1.0)
-        check_choice("precision", self.precision, get_args(Precision))
-        check_choice("temporal_precision", self.temporal_precision, get_args(Precision))
-        check_number("held_back", self.held_back, 0.0, 0.9)
-        check_whole("seed", self.seed, 0)
-        check_number("seed", self.seed, 0, 2**32)  # units have seeds of their own, far apart
+        for name, check in CHECKS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.granularity == "none" and self.temporal == "blocks":
             msg = (
                 "temporal='blocks' trains embedding layers inside their blocks, but granularity='none' trains no block"
@@ -135,13 +154,9 @@ class ReconstructionConfig:
             check_choice("reconstruction", value, tuple(RECONSTRUCTIONS))
             return RECONSTRUCTIONS[value]
         if not isinstance(value, Mapping):
-            msg = f"reconstruction={value!r} must be a ReconstructionConfig, its fields, or a name"
+            msg = f"reconstruction={shown(value)} must be a ReconstructionConfig, its fields, or a name"
             raise ConfigError(msg)
-        fields = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(value) - fields):
-            msg = f"unknown reconstruction field {unknown[0]!r}; the fields are {', '.join(sorted(fields))}"
-            raise ConfigError(msg)
-        return cls(**value)
+        return cls(**check_fields(value, CHECKS, "reconstruction"))
 
 
 #: The reconstructions that have names.

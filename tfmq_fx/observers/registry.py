@@ -16,6 +16,7 @@ from tfmq_fx.observers.grouped import (
 
 __all__ = [
     "ActivationObserver",
+    "RecordedObserver",
     "activation_observer",
     "activation_observer_names",
     "check_activation_observer",
@@ -37,6 +38,16 @@ class ActivationObserver:
     name: str
     per_tensor: type[PerTensorObserver]
     grouped: type[GroupedObserver] | None = None
+
+
+class RecordedObserver(str):
+    """The name of the observer that ranges were chosen with, in the configuration of a program that has them.
+
+    Nothing is observed any more, so a configuration takes it whether or not it is registered here. Who prepares a model
+    with such a configuration needs the observer itself.
+    """
+
+    __slots__ = ()
 
 
 _OBSERVERS: dict[str, ActivationObserver] = {
@@ -98,7 +109,7 @@ def activation_observer(name: str) -> ActivationObserver:
     Raises:
         ConfigError: There is none.
     """
-    check_activation_observer(name)
+    check_activation_observer(str(name) if isinstance(name, RecordedObserver) else name)
     return _OBSERVERS[name]
 
 
@@ -106,15 +117,18 @@ def check_activation_observer(name: Any, *, grouped: bool = False) -> None:
     """Check a configuration's ``activation_range``.
 
     Args:
-        name: The name.
+        name: The name; any that is a :class:`RecordedObserver`.
         grouped: Whether a form for timestep groups is needed.
 
     Raises:
         ConfigError: No observer is registered under this name, or none with such a form.
     """
+    if isinstance(name, RecordedObserver) and name:
+        return
     if not isinstance(name, str) or name not in _OBSERVERS:
         msg = (
-            f"activation_range={name!r} is not supported: use one of {', '.join(map(repr, _OBSERVERS))}, or register "
+            f"activation_range={' '.join(repr(name).split())} is not supported: use one of "
+            f"{', '.join(map(repr, _OBSERVERS))}, or register "
             "an observer with tfmq_fx.observers.register_activation_observer first"
         )
         raise ConfigError(msg)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.roles import sample_inputs
+from tfmq_fx.observers.registry import check_activation_observer
 from tfmq_fx.passes.analysis import TemporalBlock, conditioning_inputs, find_temporal_block
 from tfmq_fx.temporal.inputs import FiniteInputs
 
@@ -26,12 +27,19 @@ class QuantizerOptions:
         timesteps: The timesteps of the schedule, float64 ``[K]``, or None.
         timestep: Name of the timestep input.
         finite: Names of the further inputs from a finite set, or their values by name.
+
+    Raises:
+        ConfigError: The observer that the configuration names is not registered here.
     """
 
     config: QuantizationConfig
     timesteps: Tensor | None
     timestep: str
     finite: FiniteInputs
+
+    def __post_init__(self) -> None:
+        """Ask for the observer itself: the configuration of a loaded program has its name only."""
+        check_activation_observer(str(self.config.activation_range), grouped=self.config.activation_groups > 1)
 
     def temporal_block(self, model: fx.GraphModule) -> TemporalBlock:
         """The temporal block of a graph, with the inputs from finite sets."""

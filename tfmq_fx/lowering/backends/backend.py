@@ -67,18 +67,20 @@ class Backend(ABC):
         """Refuse what it cannot do before anything is computed; return the options with the precision resolved.
 
         Raises:
-            LoweringError: A package is missing, ``path`` is missing or has no use, or it lacks the precision.
+            LoweringError: A package is missing, ``path`` has no use or is not what it needs, or it lacks the precision.
         """
-        if options.path is None and self.package_suffix is not None:
-            msg = f"backend={self.name!r} needs path=, the {self.package_suffix} package to write"
+        path, suffix = options.path, self.package_suffix
+        if suffix is not None and (path is None or path.suffix != suffix):
+            given = "" if path is None else f", and {str(path)!r} does not end in {suffix}"
+            msg = f"backend={self.name!r} needs path=, the {suffix} package to write{given}"
             raise LoweringError(msg)
-        if options.path is not None and self.package_suffix is None:
-            msg = f"backend={self.name!r} writes no package: leave path={str(options.path)!r} out, or use 'aot'"
+        if path is not None and suffix is None:
+            msg = f"backend={self.name!r} writes no package: leave path={str(path)!r} out, or use 'aot'"
             raise LoweringError(msg)
         resolved = replace(options, precision=self.resolve_precision(options.precision))
         if missing := self.missing_packages():
-            install = f'pip install "{self.extra}"' if self.extra else f"pip install {' '.join(missing)}"
-            msg = f"backend={self.name!r} needs {' and '.join(missing)}: {install}"
+            wanted = f'"{self.extra}"' if self.extra else " ".join(missing)
+            msg = f"backend={self.name!r} needs {' and '.join(missing)}: pip install {wanted}"
             raise LoweringError(msg)
         return resolved
 
@@ -231,9 +233,8 @@ class CompilerBackend(Backend):
         error, floor = 0.0, 0.0
         if self.support.compared:
             # Against the program as it came in: the rewrites of the plan are checked together with the compiler.
-            one_timestep = plan.groups is not None
             examples = parity_examples(
-                program.graph_module, program.indexed, program.timestep, one_timestep=one_timestep
+                program.graph_module, program.indexed, program.timestep, one_timestep=plan.groups is not None
             )
             error, floor = check_parity(run, program.graph_module, examples, narrow=precision == "bf16")
         return LoweringReport(

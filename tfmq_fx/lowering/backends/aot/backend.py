@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tfmq_fx.lowering.backends.aot.package import (
     is_package,
     load_models,
     load_package,
+    staged_package,
 )
 from tfmq_fx.lowering.backends.backend import WHOLE, CompiledGraphs, GraphToCompile, stage_name
 from tfmq_fx.lowering.backends.inductor.backend import InductorBackend
@@ -33,6 +35,7 @@ from tfmq_fx.lowering.report.report import LoweringReport
 from tfmq_fx.lowering.run.denoiser import Denoiser
 from tfmq_fx.lowering.run.staged import StagedProgram
 from tfmq_fx.lowering.stages import Layout
+from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["AotBackend"]
 
@@ -49,6 +52,11 @@ class AotBackend(InductorBackend):
         resolved = super().check(options)
         check_package_path(_path_in(resolved))
         return resolved
+
+    def lower(self, program: QuantizedProgram, options: LoweringOptions) -> Denoiser:
+        """Write the package beside its place: a failure leaves what was there."""
+        with staged_package(_path_in(options)) as path:
+            return super().lower(program, replace(options, path=path))
 
     def compile_graphs(self, graphs: Sequence[GraphToCompile], plan: LoweringPlan) -> CompiledGraphs:
         """Compile all graphs into one package."""

@@ -17,13 +17,14 @@ from tfmq_fx.artefact.tree_specs import check_tree_spec, load_tree_spec
 from tfmq_fx.config.choices import UnknownTimestep
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.frontend.interface_json import interface_from_json
+from tfmq_fx.lowering.backends.aot.checksums import read_checksums
 from tfmq_fx.lowering.backends.aot.machine import Machine
 from tfmq_fx.lowering.report.report import LoweringReport
 from tfmq_fx.lowering.stages import Layout
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "MOST_BYTES", "PackageManifest"]
 
-FORMAT, FORMAT_VERSION = "tfmq_fx.package", 2
+FORMAT, FORMAT_VERSION = "tfmq_fx.package", 3
 MOST_BYTES = 2**26
 MOST_ROWS, MOST_STAGES = 1_000_000, 8
 
@@ -44,6 +45,7 @@ class PackageManifest:
         groups: The group of each timestep.
         unknown_timestep: What a timestep outside the table does.
         machine: What it was compiled for.
+        members: The checksums of the other files, by name.
     """
 
     interface: dict[str, Any]
@@ -57,6 +59,7 @@ class PackageManifest:
     groups: list[int] | None
     unknown_timestep: str
     machine: Machine
+    members: dict[str, str]
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PackageManifest:
@@ -102,6 +105,7 @@ class PackageManifest:
             groups=None if groups is None else [whole(n, "'groups'") for n in items(groups, "'groups'", MOST_ROWS)],
             unknown_timestep=unknown,
             machine=Machine.from_json(values["machine"]),
+            members=read_checksums(values["members"]),
         )
 
     def to_json(self) -> dict[str, Any]:
