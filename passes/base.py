@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from tfmq_fx._torch.exclusion import exclusive
 from tfmq_fx.errors import TfmqError
 from tfmq_fx.passes.observation import observed
 
@@ -61,7 +62,9 @@ class GraphPass(PassBase):
             assert result is not None
             return result
 
-        return observed(self, graph_module, run)
+        # Copies of a graph share its fake tensors, and with them their mode.
+        with exclusive():
+            return observed(self, graph_module, run)
 
     @abstractmethod
     def rewrite(self, graph_module: fx.GraphModule) -> bool:

@@ -18,14 +18,14 @@ from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.notes import keep_notes
 from tfmq_fx.frontend.program_stage import CAPTURED, describe, held_model, stage_of
 from tfmq_fx.frontend.state import check_state
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.frontend.unwrapping import unwrap
 from tfmq_fx.frontend.weights import check_weights, detach_from_inference
 
 __all__ = ["capture"]
 
 
-@in_plain_surroundings
+@pipeline_stage
 def capture(
     model: nn.Module | fx.GraphModule | ExportedProgram,
     example_inputs: Sequence[Any] = (),

@@ -11,7 +11,7 @@ from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.config.choices import UnknownTimestep
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.frontend.program_stage import describe
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.lowering.backends.registry import find_backend, find_package_backend
 from tfmq_fx.lowering.options import LoweringOptions
 from tfmq_fx.lowering.run.denoiser import Denoiser
@@ -22,7 +22,7 @@ from tfmq_fx.quantization.unknown_timesteps import check_unknown_timestep, with_
 __all__ = ["load_denoiser", "lower"]
 
 
-@in_plain_surroundings
+@pipeline_stage
 def lower(
     program: QuantizedProgram | fx.GraphModule,
     backend: str = "inductor",
@@ -80,7 +80,7 @@ def lower(
     return chosen.lower(with_unknown_timestep(program, unknown_timestep), options)
 
 
-@in_plain_surroundings
+@pipeline_stage
 def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None = None) -> Denoiser:
     """Load a package that ``lower(..., backend="aot", path=path)`` wrote; nothing is compiled.
 

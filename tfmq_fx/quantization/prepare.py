@@ -13,7 +13,7 @@ from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.notes import restore_notes
 from tfmq_fx.frontend.program_stage import CAPTURED, describe, stage_of
 from tfmq_fx.frontend.roles import sample_inputs
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block
 from tfmq_fx.passes.analysis.table_row import several_timesteps
 from tfmq_fx.quantization.annotate import TFMQQuantizer
@@ -22,7 +22,7 @@ from tfmq_fx.temporal.inputs import FiniteInputs, finite_values
 __all__ = ["prepare"]
 
 
-@in_plain_surroundings
+@pipeline_stage
 def prepare(
     program: fx.GraphModule,
     config: QuantizationConfig | None = None,

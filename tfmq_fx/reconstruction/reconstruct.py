@@ -17,7 +17,7 @@ from tfmq_fx.fake_quantizers import insert_fake_quantizers
 from tfmq_fx.frontend.batches import Batch
 from tfmq_fx.frontend.notes import keep_notes, restore_notes
 from tfmq_fx.frontend.program_stage import CONVERTED, describe, stage_of
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.reconstruction.checkpoint import Checkpoint
 from tfmq_fx.reconstruction.progress import ReconstructionProgress
 from tfmq_fx.reconstruction.report import ReconstructionReport
@@ -31,7 +31,7 @@ __all__ = ["reconstruct"]
 CACHE_BYTES = 2 * 2**30
 
 
-@in_plain_surroundings
+@pipeline_stage
 def reconstruct(
     prepared: fx.GraphModule,
     batches: Iterable[Batch] = (),

@@ -14,7 +14,7 @@ from tfmq_fx.errors import CalibrationError
 from tfmq_fx.frontend.batches import batch_arguments
 from tfmq_fx.frontend.capture import capture
 from tfmq_fx.frontend.export_inputs import Batched
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.quantization.calibrate import Batch, calibrate
 from tfmq_fx.quantization.convert import convert
 from tfmq_fx.quantization.prepare import prepare
@@ -27,7 +27,7 @@ __all__ = ["quantize"]
 log = logging.getLogger(__name__)
 
 
-@in_plain_surroundings
+@pipeline_stage
 def quantize(
     model: nn.Module | fx.GraphModule | ExportedProgram,
     config: QuantizationConfig | None,
