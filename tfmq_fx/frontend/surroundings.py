@@ -100,7 +100,10 @@ def pipeline_stage(function: Callable[P, R]) -> Callable[P, R]:
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put ``model`` into ``eval()``; afterwards every submodule has the mode that it had, error or not."""
     training = {module: module.training for module in model.modules()}
-    model.eval()
+    with contextlib.suppress(NotImplementedError):  # a graph of torch.export has no other mode than it was exported in
+        model.eval()
+    for module in training:
+        module.training = False
     try:
         yield
     finally:

@@ -43,7 +43,7 @@ def quantize(
     """Quantize a diffusion model in one call.
 
     Args:
-        model: What :func:`tfmq_fx.capture` takes.
+        model: What :func:`tfmq_fx.capture` takes; a captured graph among it, which is not changed.
         config: What to quantize; None is W8A8 with FSC.
         batches: Calibration batches: the model's own inputs, as tuples or mappings
             (:func:`tfmq_fx.sample_trajectories` makes them). The first one is the example to capture with.
