@@ -55,7 +55,14 @@ class GraphPass(PassBase):
     numerics: ClassVar[Numerics] = Numerics.CHANGED
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        """Check the graph, rewrite it, lint it."""
+        """Check the graph, rewrite it, lint it.
+
+        Raises:
+            PassError: It is no graph, or one that the pass does not take.
+        """
+        if not isinstance(graph_module, fx.GraphModule):
+            msg = f"{self.id}: a {type(graph_module).__name__} is no fx.GraphModule; capture it with tfmq_fx.capture"
+            raise PassError(msg)
 
         def run() -> PassResult:
             result = PassBase.__call__(self, graph_module)

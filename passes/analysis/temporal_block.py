@@ -155,7 +155,7 @@ def find_temporal_block(
         raise PassError(msg)
     if finite is None:
         finite = tuple(name for name in row_columns(graph_module) if name != timestep)
-    further = tuple(finite)
+    further = (finite,) if isinstance(finite, str) else tuple(finite)
     allowed = frozenset((timestep, *further))
 
     def empty(reason: str) -> TemporalBlock:

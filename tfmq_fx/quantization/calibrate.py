@@ -11,7 +11,7 @@ from torch import fx
 from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.progress import draws_progress, progress_console
 from tfmq_fx.errors import CalibrationError, NonFiniteError
-from tfmq_fx.frontend.batches import Batch, bind_batch
+from tfmq_fx.frontend.batches import Batch, as_batches, bind_batch
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.frontend.notes import restore_notes
 from tfmq_fx.frontend.program_stage import CAPTURED, PREPARED, describe, stage_of
@@ -62,7 +62,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     if state is not None and state.conditions and values is not None:
         conditionings = Conditionings(state.path_inputs)
     interface = interface_of(prepared)
-    batches = with_table_check(prepared, values, batches, timestep)
+    batches = with_table_check(prepared, values, as_batches(batches), timestep)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
     disabled, console = not draws_progress(progress), progress_console()

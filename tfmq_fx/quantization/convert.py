@@ -74,6 +74,9 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`, or ``temporal="auto"`` has
             no float table to compare with.
     """
+    if not isinstance(converted, fx.GraphModule):
+        msg = f"only a converted graph makes a quantized program, this is {describe(converted)}"
+        raise ConfigError(msg)
     ensure_calling_convention(converted)
     if stage_of(converted) == PREPARED:
         msg = f"only a converted graph makes a quantized program, this is {describe(converted)}"

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import CalibrationError
-from tfmq_fx.frontend.batches import batch_arguments
+from tfmq_fx.frontend.batches import as_batches, batch_arguments
 from tfmq_fx.frontend.capture import capture
 from tfmq_fx.frontend.export_inputs import Batched
 from tfmq_fx.frontend.surroundings import pipeline_stage
@@ -62,14 +62,14 @@ def quantize(
         CalibrationError: There are no batches, or they do not fit.
         ConfigError: The model has a temporal block and no timesteps are given.
     """
-    batches = list(batches)
+    batches = list(as_batches(batches))
     if not batches:
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
         raise CalibrationError(msg)
     log.info("capturing %s", type(model).__name__)
     args, kwargs = batch_arguments(batches[0])
     program = capture(model, args, example_kwargs=kwargs, batched=batched, timestep=timestep)
-    chosen = config or QuantizationConfig()
+    chosen = QuantizationConfig.of(config)
     prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep, finite=finite)
     log.info("calibrating on %d batches", len(batches))
     calibrate(prepared, batches, progress=progress)
