@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
+from tfmq_fx._torch.exclusion import exclusive
 from tfmq_fx.errors import TfmqError
 from tfmq_fx.passes.observation import observed
 
@@ -54,14 +55,23 @@ class GraphPass(PassBase):
     numerics: ClassVar[Numerics] = Numerics.CHANGED
 
     def __call__(self, graph_module: fx.GraphModule) -> PassResult:
-        """Check the graph, rewrite it, lint it."""
+        """Check the graph, rewrite it, lint it.
+
+        Raises:
+            PassError: It is no graph, or one that the pass does not take.
+        """
+        if not isinstance(graph_module, fx.GraphModule):
+            msg = f"{self.id}: a {type(graph_module).__name__} is no fx.GraphModule; capture it with tfmq_fx.capture"
+            raise PassError(msg)
 
         def run() -> PassResult:
             result = PassBase.__call__(self, graph_module)
             assert result is not None
             return result
 
-        return observed(self, graph_module, run)
+        # Copies of a graph share its fake tensors, and with them their mode.
+        with exclusive():
+            return observed(self, graph_module, run)
 
     @abstractmethod
     def rewrite(self, graph_module: fx.GraphModule) -> bool:

@@ -85,10 +85,10 @@ def observe_passes(
     not observed either.
 
     Args:
-        skip: Ids of passes to leave out: they report that they changed nothing.
+        skip: Ids of passes to leave out, or one: they report that they changed nothing.
         before: Called with each application before the pass runs.
         after: Called with each application after the pass ran.
-        print_after: Ids of passes whose graph is printed to stderr when they have run; ``("all",)`` for every pass.
+        print_after: Ids of passes whose graph is printed to stderr when they have run; ``"all"`` for every pass.
         verify: Whether the graph is verified after each pass: it lints, every value recorded in ``meta["val"]`` is
             the one that its node computes, the inputs are the same, and a pass that reports no change made none.
 
@@ -102,9 +102,9 @@ def observe_passes(
             denoiser = tfmq_fx.lower(program)
     """
     # The registry imports every pass, and every pass this module.
-    from tfmq_fx.passes.registry import check_pass_ids
+    from tfmq_fx.passes.registry import check_pass_ids, ids_of
 
-    skipped, printed = frozenset(skip), frozenset(print_after)
+    skipped, printed = ids_of(skip, "skip"), ids_of(print_after, "print_after")
     check_pass_ids(skipped)
     check_pass_ids(printed - {EVERY_PASS})
     observation = _Observation(skipped, before, after, printed, verify, itertools.count())

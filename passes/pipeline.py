@@ -133,10 +133,31 @@ class Pipeline:
         return f"{pass_id} is no pass of the pipeline {self.name!r}, which has {', '.join(dict.fromkeys(self.ids))}"
 
 
-def run_pipeline(graph_module: fx.GraphModule, pipeline: Pipeline | Sequence[PassMaker]) -> bool:
-    """Run each pass once, in order, in place; return whether any changed the graph."""
+def run_pipeline(graph_module: fx.GraphModule, pipeline: Pipeline | Sequence[PassMaker | GraphPass]) -> bool:
+    """Run each pass once, in order, in place; return whether any changed the graph.
+
+    Args:
+        graph_module: The graph.
+        pipeline: A pipeline, or what makes each pass, or passes.
+
+    Raises:
+        ConfigError: The pipeline is none, or an entry neither a pass nor what makes one.
+        PassError: A pass refuses the graph.
+    """
+    if not isinstance(pipeline, (Pipeline, Sequence)) or isinstance(pipeline, str):
+        msg = f"a pipeline is a Pipeline or a list of passes, not {pipeline!r}; find_pipeline knows those with names"
+        raise ConfigError(msg)
+    # All are made first: what is no pass is refused before the graph is changed.
+    passes = [_made(entry) for entry in pipeline]
     # Every pass runs: ``any`` of a generator would stop at the first change.
-    return any([make()(graph_module).modified for make in pipeline])
+    return any([rewrite(graph_module).modified for rewrite in passes])
+
+
+def _made(entry: PassMaker | GraphPass) -> GraphPass:
+    """The pass of an entry."""
+    if isinstance(entry, GraphPass):
+        return entry
+    return entry() if callable(entry) else pass_class(entry)()
 
 
 def _entry(make: PassMaker) -> str:

@@ -129,7 +129,7 @@ def find_pipeline(name: str) -> Pipeline:
     Raises:
         ConfigError: There is none.
     """
-    if name not in PIPELINES:
+    if not isinstance(name, str) or name not in PIPELINES:
         msg = f"there is no pipeline {name!r}; known are {', '.join(PIPELINES)}"
         raise ConfigError(msg)
     return PIPELINES[name]

@@ -13,7 +13,7 @@ from typing import Any
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.base import GraphPass
 
-__all__ = ["check_pass_ids", "find_pass", "pass_registry"]
+__all__ = ["check_pass_ids", "find_pass", "ids_of", "pass_registry"]
 
 
 def pass_registry() -> Mapping[str, type[GraphPass]]:
@@ -47,6 +47,21 @@ def find_pass(pass_id: str) -> type[GraphPass]:
     return pass_registry()[pass_id]
 
 
+def ids_of(given: Any, where: str) -> frozenset[str]:
+    """The ids in what a user gave for several of them; a string is one.
+
+    Raises:
+        ConfigError: It holds something else; ``where`` is the argument, for the message.
+    """
+    ids = (given,) if isinstance(given, str) else given
+    if isinstance(ids, Iterable):
+        found = list(ids)
+        if all(isinstance(pass_id, str) for pass_id in found):
+            return frozenset(found)
+    msg = f"{where}={given!r} must be ids of passes, such as 'tfmq::remove_guards'"
+    raise ConfigError(msg)
+
+
 def check_pass_ids(pass_ids: Iterable[str], *, where: str = "") -> None:
     """Refuse ids that no pass has.
 
@@ -60,6 +75,9 @@ def check_pass_ids(pass_ids: Iterable[str], *, where: str = "") -> None:
     registry: Mapping[str, type[GraphPass]] = {}
     for pass_id in pass_ids:
         registry = registry or pass_registry()
+        if not isinstance(pass_id, str):
+            msg = f"{where + ': ' if where else ''}{pass_id!r} is no id of a pass, such as 'tfmq::remove_guards'"
+            raise ConfigError(msg)
         if pass_id not in registry:
             near = difflib.get_close_matches(pass_id if "::" in pass_id else f"tfmq::{pass_id}", registry)
             hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(registry)}"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
+from tfmq_fx._torch.exclusion import exclusive
 from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence, reads_as_parameter
 from tfmq_fx.passes.analysis.table_row import row_columns
 from tfmq_fx.passes.analysis.temporal_structure import (
@@ -145,13 +146,16 @@ def find_temporal_block(
 
     Source: TFMQ-DM (CVPR 2024), section 4, the temporal information block; the rule by data flow is ours.
     """
-    graph_module = program.module(check_guards=False) if isinstance(program, ExportedProgram) else program
+    graph_module: object = program
+    if isinstance(program, ExportedProgram):
+        with exclusive():
+            graph_module = program.module(check_guards=False)
     if not isinstance(graph_module, fx.GraphModule):
         msg = f"a temporal block is found in a captured graph, not in a {type(program).__name__}; use tfmq_fx.capture"
         raise PassError(msg)
     if finite is None:
         finite = tuple(name for name in row_columns(graph_module) if name != timestep)
-    further = tuple(finite)
+    further = (finite,) if isinstance(finite, str) else tuple(finite)
     allowed = frozenset((timestep, *further))
 
     def empty(reason: str) -> TemporalBlock:

@@ -26,6 +26,8 @@ __all__ = ["LARGEST", "ValueSearch", "as_captured", "distinct_timesteps", "is_lo
 FLOAT32 = 2.0**-18
 #: Of the gap to the next value, the share that belongs to a row.
 GAP_SHARE = 0.25
+#: What to do about a timestep that a graph does not have: all that a graph by itself can say.
+QUANTIZE_WITH_IT = "quantize with it in timesteps=, such as timesteps=tfmq_fx.recorded_timesteps(batches)"
 #: A timestep further than this from every value is near none of them: it is infinite, or as good as that.
 LARGEST = torch.finfo(torch.float32).max
 
@@ -127,7 +129,7 @@ class ValueSearch:
         return self._first(distances <= distances.amin(-1, keepdim=True).clamp_max(LARGEST))
 
     def rows(self, timestep: Tensor, unknown: str = "error", name: str = "timestep",
-             captured: torch.dtype | None = None) -> Tensor:  # fmt: skip
+             captured: torch.dtype | None = None, advice: str = QUANTIZE_WITH_IT) -> Tensor:  # fmt: skip
         """The row of each timestep, int64, of its shape.
 
         Args:
@@ -136,6 +138,7 @@ class ValueSearch:
             name: What the error calls it: ``"timestep"``, or another finite input such as ``"class_labels"``.
             captured: The dtype that the graph computes with, by default that of ``timestep``. What was rounded to
                 bfloat16 is another timestep for a graph of float32.
+            advice: What the error says to do about a timestep outside the table.
 
         Raises:
             TimestepError: Names the first timestep without a row, and the ways out.
@@ -143,7 +146,7 @@ class ValueSearch:
         rounded = timestep if captured is None else timestep.to(captured if is_low(captured) else torch.float64)
         rows, matched = self.nearest(rounded) if unknown == "nearest" else self.find(rounded)
         if not bool(matched.all()):
-            raise TimestepError(self._refusal(timestep[~matched].reshape(-1)[0], name))
+            raise TimestepError(self._refusal(timestep[~matched].reshape(-1)[0], name, advice))
         return rows
 
     def _first(self, matches: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,7 +154,7 @@ class ValueSearch:
         rows = torch.where(matches, self._numbers, len(self.values)).amin(-1)
         return rows, rows < len(self.values)
 
-    def _refusal(self, timestep: Tensor, name: str) -> str:
+    def _refusal(self, timestep: Tensor, name: str, advice: str) -> str:
         row, finite = self.nearest(timestep.double())
         if not bool(finite):
             return f"{name} {float(timestep):g} is no finite number, so it has no row in the table; check the scheduler"
@@ -166,10 +169,7 @@ class ValueSearch:
                 f"timestep {first} in {kind} is not in the table of {count} timesteps (nearest: {close}), and {kind} "
                 "rounds timesteps: pass it in float32, or quantize with timesteps=tfmq_fx.recorded_timesteps(batches)"
             )
-        return (
-            f"timestep {first} is not in the table of {count} timesteps (nearest: {close}); "
-            "add it with add_timesteps, or lower with unknown_timestep='extend' or 'nearest'"
-        )
+        return f"timestep {first} is not in the table of {count} timesteps (nearest: {close}); {advice}"
 
 
 def _distances(timestep: Tensor, values: Tensor) -> Tensor:

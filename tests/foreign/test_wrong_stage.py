@@ -1,5 +1,6 @@
 """Each stage says in one sentence what it was given instead of what it takes, and which call is missing."""
 
+import copy
 import functools
 import warnings
 
@@ -9,7 +10,8 @@ from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
-from tfmq_fx import ConfigError, QuantizationConfig, TfmqError
+from tfmq_fx import ConfigError, QuantizationConfig, ReconstructionConfig, TfmqError
+from tfmq_fx.config.reconstruction import RECONSTRUCTIONS
 
 
 class Pipeline:
@@ -123,3 +125,50 @@ def test_a_constant_that_export_loses_is_named():
     one_sentence(lambda: tfmq_fx.capture(model, other), "lifted_tensor_0")
     stored = (torch.randn(1, 2, 4, 8, 8), torch.randn(1, 4, 8), torch.tensor([100]))
     tfmq_fx.prepare(tfmq_fx.capture(model, stored), timesteps=[100, 200])
+
+
+# -- arguments of another kind --------------------------------------------------------------------------------------
+
+
+SHORT = {"iterations": 2, "temporal_iterations": 2}
+ARGUMENTS = {
+    "quantize": (lambda: tfmq_fx.quantize(small_denoiser(), None, None, timesteps=TIMESTEPS), "batches= is a NoneType"),
+    "quantize, a batch": (
+        lambda: tfmq_fx.quantize(small_denoiser(), None, batch()[0], timesteps=TIMESTEPS),
+        "batches= is a single batch",
+    ),
+    "quantize, no config": (
+        lambda: tfmq_fx.quantize(small_denoiser(), {}, [batch()], timesteps=TIMESTEPS),
+        "the configuration is a dict",
+    ),
+    "calibrate": (lambda: tfmq_fx.calibrate(given("prepared"), 5), "batches= is a int"),
+    "recorded_timesteps": (lambda: tfmq_fx.recorded_timesteps(None), "batches= is a NoneType"),
+    "reconstruct": (lambda: tfmq_fx.reconstruct(given("prepared"), None), "batches= is a NoneType"),
+    "reconstruct, a name": (
+        lambda: tfmq_fx.reconstruct(given("prepared"), [batch()], "tira"),
+        "reconstruction='tira' is not supported: use one of",
+    ),
+    "reconstruct, none": (lambda: tfmq_fx.reconstruct(given("prepared"), [batch()], "none"), "asks for none"),
+    "reconstruct, a kind": (lambda: tfmq_fx.reconstruct(given("prepared"), [batch()], 3), "reconstruction=3 must be"),
+    "reconstruct, directory": (
+        lambda: tfmq_fx.reconstruct(given("prepared"), [batch()], SHORT, directory=3),
+        "directory= is a int",
+    ),
+    "record, a pipeline": (lambda: tfmq_fx.record_trajectories(None, None), "NoneType has no module 'unet'"),
+    "record, a function": (lambda: tfmq_fx.record_trajectories(Pipeline(), None), "run=None must be a function"),
+    "program_from_graph": (lambda: tfmq_fx.program_from_graph(None), "this is a NoneType"),
+    "NormalTimesteps": (lambda: tfmq_fx.NormalTimesteps("a"), "the NDTC mean is 'a'"),
+}
+
+
+@pytest.mark.parametrize("call, part", ARGUMENTS.values(), ids=ARGUMENTS)
+def test_an_argument_of_another_kind(call, part):
+    one_sentence(call, part)
+
+
+@pytest.mark.parametrize("config", [SHORT, "tiar"], ids=str)
+def test_a_reconstruction_by_name_or_fields(config, monkeypatch):
+    monkeypatch.setitem(RECONSTRUCTIONS, "tiar", ReconstructionConfig(granularity="none", **SHORT))
+    graph = copy.deepcopy(given("prepared"))
+    report = tfmq_fx.reconstruct(graph, [batch()], config, progress=False)
+    assert report.units and tfmq_fx.convert(graph).config.reconstruction == ReconstructionConfig.of(config)

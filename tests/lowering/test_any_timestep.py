@@ -13,7 +13,7 @@ from tests.models import TIMESTEPS, batch, relative, small_denoiser
 from tests.temporal.test_inputs import inputs as labelled
 from tests.temporal.test_inputs import quantized as with_labels
 from tfmq_fx import QuantizationConfig
-from tfmq_fx.errors import ArtefactError, TimestepError
+from tfmq_fx.errors import ArtefactError, CalibrationError, ConfigError, TimestepError
 
 NEW = torch.tensor([55.0, 777.0, 3.5, 908.1818])
 MIXED = torch.tensor([100.0, 55.0, 900.0, 3.5])
@@ -158,6 +158,57 @@ def test_a_block_that_stays_in_the_graph_is_searched_there(made):
     # Without parameters per timestep there is no table to search.
     shared = program(temporal="shared")
     assert torch.equal(tfmq_fx.lower(shared, "reference", tabulate=False)(x, NEW.long()), shared(x, NEW.long()))
+
+
+ADD = "add it with add_timesteps"
+STORED = "no temporal block to compute others"
+INSIDE = "add it with add_timesteps, lower with tabulate=True and unknown_timestep='extend'"
+
+
+@pytest.mark.parametrize(
+    "config, lowered, called",
+    [
+        ({"unknown_timestep": "error"}, {}, (ADD, ADD)),
+        ({"temporal": "cache"}, {}, (STORED, STORED)),
+        ({"temporal": "auto"}, {}, (STORED, STORED)),
+        ({"temporal": "cache", "unknown_timestep": "error"}, {}, (STORED, STORED)),
+        ({"temporal": "cache"}, {"tabulate": False}, (STORED, STORED)),
+        ({}, {"tabulate": False}, (None, INSIDE)),
+    ],
+    ids=str,
+)
+def test_the_advice_is_what_works(config, lowered, called):
+    made, (x, _) = program(**config), batch()
+    for call, advice in zip((made, tfmq_fx.lower(made, "reference", **lowered)), called, strict=True):
+        if advice is not None:
+            with pytest.raises(TimestepError, match="timestep 55 is not") as caught:
+                call(x, torch.tensor([55]))
+            assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize("config, lowered", [({"temporal": "cache"}, {}), ({}, {"tabulate": False})], ids=str)
+def test_extending_that_is_asked_for_and_impossible_is_refused(config, lowered):
+    made = program(**config)
+    with pytest.raises(ConfigError, match="unknown_timestep='extend' cannot be had"):
+        tfmq_fx.lower(made, "reference", unknown_timestep="extend", **lowered)
+    shared = program(temporal="shared")
+    assert tfmq_fx.lower(shared, "reference", unknown_timestep="extend", tabulate=False)(*batch()).shape
+
+
+def test_a_package_without_a_block_cannot_be_asked_to_extend(tmp_path):
+    path = tmp_path / "small.pt2"
+    tfmq_fx.lower(program(temporal="cache"), "aot", path=path)
+    with pytest.raises(ConfigError, match=r"small.pt2 has the rows of its table and no temporal block"):
+        tfmq_fx.load_denoiser(path, unknown_timestep="extend")
+    assert tfmq_fx.load_denoiser(path)(*batch()).shape
+
+
+def test_a_batch_outside_the_table_is_told_to_quantize_with_it():
+    x, _ = batch()
+    with pytest.raises(CalibrationError, match=r"batch 1 .* timestep 55 .*; quantize with it in timesteps="):
+        tfmq_fx.quantize(
+            small_denoiser(), None, [batch(), (x, torch.tensor([55] * 4))], timesteps=TIMESTEPS, progress=False
+        )
 
 
 def test_a_program_called_eagerly_extends_its_table_in_a_copy(made):

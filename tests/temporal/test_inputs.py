@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 import tfmq_fx
 from tests.models import ClassDenoiser, relative
@@ -156,3 +157,32 @@ def test_inputs_that_cannot_index_a_table_are_refused():
         tfmq_fx.prepare(captured, timesteps=TIMESTEPS, finite=("sample",))
     with pytest.raises(ConfigError, match="the values of the finite input 'class_labels' are not known"):
         tfmq_fx.prepare(captured, timesteps=TIMESTEPS, finite={"class_labels": []})
+
+
+def test_a_string_is_one_finite_input():
+    graph = prepared("class_labels")
+    assert list(row_columns(graph)) == ["timestep", "class_labels"]
+
+
+@pytest.mark.parametrize(
+    "finite, part",
+    [
+        (None, "finite=None must be names"),
+        (3, "finite=3 must be names"),
+        ([3], "must be names"),
+        ("labels", "finite='labels' is no input"),
+        ({"class_labels": [9]}, "lists 9, but 'class_labels' indexes an embedding of 4 rows"),
+        ({"class_labels": [-1]}, "lists -1, .* whole numbers from 0 to 3"),
+        ({"class_labels": [0.5]}, "lists 0.5"),
+        ({"class_labels": 3}, "must be numbers, such as range"),
+        ({"class_labels": "ab"}, "must be numbers, such as range"),
+    ],
+)
+def test_finite_inputs_that_are_none(finite, part):
+    captured = tfmq_fx.capture(class_denoiser(), example_kwargs=inputs())
+    for prepare in (
+        lambda: tfmq_fx.prepare(captured, timesteps=TIMESTEPS, finite=finite),
+        lambda: prepare_pt2e(captured, tfmq_fx.TFMQQuantizer(timesteps=TIMESTEPS, finite=finite)),
+    ):
+        with pytest.raises(ConfigError, match=part):
+            prepare()

@@ -20,7 +20,7 @@ from tfmq_fx.artefact.tensor_file import read_tensors
 from tfmq_fx.errors import ArtefactError, CaptureError
 from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.interface_json import model_from_json
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.quantization.program import QuantizedProgram
 
@@ -30,7 +30,7 @@ __all__ = ["load"]
 ATTEMPTS = 3
 
 
-@in_plain_surroundings
+@pipeline_stage
 def load(path: str | Path) -> QuantizedProgram:
     """Read an artefact that :func:`tfmq_fx.save` wrote; bit for bit the program that was saved.
 

@@ -26,7 +26,7 @@ from tfmq_fx.frontend.examples import example_arguments
 from tfmq_fx.frontend.graph_export import export_graph
 from tfmq_fx.frontend.interface_json import model_to_json
 from tfmq_fx.frontend.program_stage import describe
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.passes.support.predicates import module_path
 from tfmq_fx.quantization.program import QuantizedProgram
 
@@ -35,7 +35,7 @@ __all__ = ["save"]
 log = logging.getLogger(__name__)
 
 
-@in_plain_surroundings
+@pipeline_stage
 def save(program: QuantizedProgram, path: str | Path) -> Path:
     """Write ``program`` to the folder ``path``; an artefact that was there before is replaced at the end.
 

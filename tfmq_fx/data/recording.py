@@ -62,7 +62,11 @@ def record_trajectories(
         msg = f"keep={keep!r} must be a whole number of at least 1"
         raise ConfigError(msg)
     strategy = resolve_sampler(sampler)
+    batched = (batched,) if isinstance(batched, str) else batched
     denoiser = _component(pipeline, component)
+    if not callable(run):
+        msg = f"run={run!r} must be a function that calls the pipeline: lambda pipe: pipe('a cat')"
+        raise ConfigError(msg)
     calls = _record(denoiser, timestep, lambda: run(pipeline))
     if not calls:
         msg = f"run(pipeline) never called pipeline.{component}; call the pipeline in it, or name another component="
@@ -77,7 +81,7 @@ def record_trajectories(
 def _component(pipeline: object, name: str) -> nn.Module:
     module = getattr(pipeline, name, None)
     if not isinstance(module, nn.Module):
-        components = getattr(pipeline, "components", None) or vars(pipeline)
+        components = getattr(pipeline, "components", None) or getattr(pipeline, "__dict__", {})
         names = [key for key, value in components.items() if isinstance(value, nn.Module)]
         msg = f"{type(pipeline).__name__} has no module {name!r}; it has {', '.join(map(repr, names)) or 'none'}"
         raise ConfigError(msg)

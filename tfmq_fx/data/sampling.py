@@ -18,7 +18,7 @@ from tfmq_fx.data.prediction import predicted
 from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.data.timestep_samplers import TimestepSampler, place_samples, resolve_sampler
 from tfmq_fx.errors import CalibrationError, ConfigError
-from tfmq_fx.frontend.surroundings import evaluation_mode
+from tfmq_fx.frontend.surroundings import evaluation_mode, in_plain_surroundings
 
 __all__ = ["sample_trajectories"]
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 SAMPLES_PER_STEP = 8
 
 
+@in_plain_surroundings
 @torch.no_grad()
 def sample_trajectories(
     model: nn.Module,

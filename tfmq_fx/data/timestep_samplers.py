@@ -65,7 +65,8 @@ class NormalTimesteps:
 
     def __post_init__(self) -> None:
         """Check the mean."""
-        if not 0.0 <= self.mean <= 0.5:
+        number = isinstance(self.mean, (int, float)) and not isinstance(self.mean, bool)
+        if not number or not 0.0 <= self.mean <= 0.5:
             msg = (
                 f"the NDTC mean is {self.mean!r}, but it is a share of T from 0 to 0.5: it leans towards clean samples"
             )

@@ -20,6 +20,7 @@ from torch import Tensor, fx
 from tfmq_fx.diagnostics.json_values import number, numbers, tensor
 from tfmq_fx.diagnostics.vectors import cosine_of_chord, ratio, unit
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block
 from tfmq_fx.passes.support.predicates import fqn
 from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
@@ -91,6 +92,7 @@ class TemporalFeatureError:
         )
 
 
+@in_plain_surroundings
 @torch.no_grad()
 def temporal_features(
     source: fx.GraphModule | QuantizedProgram,
@@ -185,6 +187,7 @@ def _brief(widths: list[int]) -> str:
     return ", ".join(map(str, widths[:8])) + (" …" if len(widths) > 8 else "")
 
 
+@in_plain_surroundings
 def temporal_feature_error(features: TemporalFeatures, quantized: TemporalFeatures) -> TemporalFeatureError:
     """Compare two sets of temporal features, in float64.
 

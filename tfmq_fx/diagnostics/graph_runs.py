@@ -20,6 +20,7 @@ from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.batches import Batch, batch_arguments
 from tfmq_fx.frontend.binding import Call, bind
 from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.support.timestep_row import timestep_row
 
@@ -119,6 +120,7 @@ def graph_denoiser(
             return run(dict(zip(interface.names, (*args, *kwargs.values()), strict=True)))
         return graph_module(*args, **kwargs)
 
+    @in_plain_surroundings
     @torch.no_grad()
     def denoise(x: Tensor, t: Tensor) -> Any:
         call = bind(interface, (), {sample: x, timestep: t, **extra}, timestep)
@@ -130,6 +132,7 @@ def graph_denoiser(
     return denoise
 
 
+@in_plain_surroundings
 def with_temporal_features(
     graph_module: fx.GraphModule,
     features: TemporalFeatures,

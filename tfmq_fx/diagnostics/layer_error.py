@@ -23,6 +23,7 @@ from tfmq_fx.diagnostics.graph_runs import run_graph
 from tfmq_fx.diagnostics.json_values import number
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.batches import Batch
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.support.predicates import fqn, is_call, is_weighted, module_path
 from tfmq_fx.quantization.program import QuantizedProgram
 
@@ -130,6 +131,7 @@ def match_layers(
     return dict(sorted(pairs.items(), key=lambda item: order[item[1][0]])), tuple(unmatched)
 
 
+@in_plain_surroundings
 def layer_errors(
     captured: fx.GraphModule,
     quantized: fx.GraphModule | QuantizedProgram,

@@ -20,6 +20,7 @@ from tfmq_fx.diagnostics.features import TemporalFeatures, align_features, tempo
 from tfmq_fx.diagnostics.json_values import numbers, tensor
 from tfmq_fx.diagnostics.vectors import cosine_of_chord, distances, unit
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["TemporalMismatch", "find_mismatch", "match_timesteps", "temporal_mismatch"]
@@ -121,6 +122,7 @@ def match_timesteps(features: Tensor, quantized: Tensor, measure: Measure = "cos
     return torch.where(wrong < right, row, torch.arange(count)), (wrong - right) / scale
 
 
+@in_plain_surroundings
 def find_mismatch(
     features: TemporalFeatures, quantized: TemporalFeatures, measure: Measure = "cosine"
 ) -> TemporalMismatch:
@@ -142,6 +144,7 @@ def find_mismatch(
     return TemporalMismatch(measure, features.layers, features.timesteps, features.timesteps[rows], margins)
 
 
+@in_plain_surroundings
 def temporal_mismatch(
     captured: fx.GraphModule,
     quantized: fx.GraphModule | QuantizedProgram,

@@ -13,11 +13,13 @@ from tfmq_fx.diagnostics.diagnosis_run import DiagnosisRun, Progress
 from tfmq_fx.diagnostics.same_model import check_same_model
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.batches import Batch
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["diagnose"]
 
 
+@in_plain_surroundings
 def diagnose(
     captured: fx.GraphModule,
     program: QuantizedProgram,

@@ -22,6 +22,7 @@ from tfmq_fx.diagnostics.comparison import ddim_scheduler, psnr
 from tfmq_fx.diagnostics.json_values import numbers, tensor
 from tfmq_fx.diagnostics.vectors import ratio
 from tfmq_fx.errors import ConfigError
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 
 __all__ = ["Trajectory", "TrajectoryDeviation", "compare_trajectories", "record_trajectory", "trajectory_deviation"]
 
@@ -79,6 +80,7 @@ class TrajectoryDeviation:
         return cls(**{name: tensor(values[name]) for name in ("timesteps", "relative", "psnr")})
 
 
+@in_plain_surroundings
 @torch.no_grad()
 def record_trajectory(
     denoiser: Denoiser,
@@ -135,6 +137,7 @@ def trajectory_deviation(reference: Trajectory, other: Trajectory) -> Trajectory
     return TrajectoryDeviation(reference.timesteps.cpu(), relative.cpu(), decibels.cpu())
 
 
+@in_plain_surroundings
 def compare_trajectories(
     denoiser: Denoiser,
     quantized: Denoiser,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,23 @@ from tfmq_fx.errors import CalibrationError, InputError
 from tfmq_fx.frontend.binding import Call, bind, named_arguments
 from tfmq_fx.frontend.interface import Interface
 
-__all__ = ["Batch", "batch_arguments", "bind_batch", "timestep_of"]
+__all__ = ["Batch", "as_batches", "batch_arguments", "bind_batch", "timestep_of"]
 
 #: The model's own inputs: positional, by name, or a single tensor.
 Batch = Sequence[Any] | Mapping[str, Any] | Tensor
+
+
+def as_batches(batches: Any) -> Iterable[Batch]:
+    """``batches`` as they are given.
+
+    Raises:
+        CalibrationError: They cannot be iterated, or are one batch and not several.
+    """
+    if isinstance(batches, (Tensor, str, Mapping)) or not isinstance(batches, Iterable):
+        what = "a single batch" if isinstance(batches, (Tensor, Mapping)) else f"a {type(batches).__name__}"
+        msg = f"batches= is {what}: pass a list of batches of the model's own inputs, such as [(sample, timestep)]"
+        raise CalibrationError(msg)
+    return batches
 
 
 def batch_arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:

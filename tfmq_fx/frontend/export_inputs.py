@@ -15,10 +15,19 @@ from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.leaf_names import leaf_names
 from tfmq_fx.frontend.tensors import contiguous
 
-__all__ = ["Batched", "ExportInputs"]
+__all__ = ["Batched", "ExportInputs", "check_batched"]
 
-#: Names of inputs whose first axis is the batch, or the axis by name.
+#: Names of inputs whose first axis is the batch (a string is one name), or the axis by name.
 Batched = Collection[str] | Mapping[str, int]
+
+
+def check_batched(batched: Any) -> None:
+    """Raise :class:`CaptureError` unless this is a :data:`Batched`, or None."""
+    axes = batched.values() if isinstance(batched, Mapping) else ()
+    names = isinstance(batched, Collection) and all(isinstance(name, str) for name in batched)
+    if batched is not None and not (names and all(type(axis) is int for axis in axes)):
+        msg = f"batched={batched!r} must be names of inputs, such as ('sample',), or their batch axes, {{'sample': 0}}"
+        raise CaptureError(msg)
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,7 @@ class ExportInputs:
             size = next((leaf.shape[0] for leaf in tensors.values()), None)
             return {index: 0 for index, leaf in tensors.items() if leaf.shape[0] == size}
         axes: dict[int, int] = {}
-        for name in batched:
+        for name in (batched,) if isinstance(batched, str) else batched:
             axis = batched[name] if isinstance(batched, Mapping) else 0
             matches = [
                 index for index in tensors if self.names[index] == name or self.names[index].startswith(f"{name}[")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import NoReturn
 
 from torch import fx
 
 from tfmq_fx.artefact.paths import path_of
 from tfmq_fx.config.choices import UnknownTimestep
-from tfmq_fx.errors import LoweringError
+from tfmq_fx.errors import ConfigError, LoweringError
 from tfmq_fx.frontend.program_stage import describe
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.lowering.backends.registry import find_backend, find_package_backend
 from tfmq_fx.lowering.options import LoweringOptions
 from tfmq_fx.lowering.run.denoiser import Denoiser
+from tfmq_fx.passes.analysis import row_lookups
 from tfmq_fx.quantization.convert import program_from_graph
 from tfmq_fx.quantization.program import QuantizedProgram
 from tfmq_fx.quantization.unknown_timesteps import check_unknown_timestep, with_unknown_timestep
@@ -22,7 +24,7 @@ from tfmq_fx.quantization.unknown_timesteps import check_unknown_timestep, with_
 __all__ = ["load_denoiser", "lower"]
 
 
-@in_plain_surroundings
+@pipeline_stage
 def lower(
     program: QuantizedProgram | fx.GraphModule,
     backend: str = "inductor",
@@ -59,13 +61,15 @@ def lower(
             default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.
         unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it as :func:`add_timesteps`
             does and keeps the result, ``"error"`` names it, ``"nearest"`` takes the closest one of the table. By
-            default as the program was quantized. A program whose features were stored (``temporal="cache"``), or one
-            that is lowered with ``tabulate=False``, has nothing to extend, and names it.
+            default as the program was quantized. A program whose features were stored (``temporal="cache"`` and
+            ``"auto"``), or one that is lowered with ``tabulate=False``, has nothing to extend: by default it names such
+            a timestep, and ``"extend"`` is refused.
 
     Returns:
         A denoiser that is called like the original model; ``denoiser.report`` says what runs where.
 
     Raises:
+        ConfigError: ``unknown_timestep`` is not supported, or the program cannot extend.
         LoweringError: The backend is unknown or not installed, an argument is not for it, it lacks an operator of the
             program, or the lowered program parts from its reference.
     """
@@ -77,10 +81,15 @@ def lower(
     options = chosen.check(LoweringOptions(tabulate, reuse, package, precision))
     if isinstance(program, fx.GraphModule):
         program = program_from_graph(copy.deepcopy(program))
+    if unknown_timestep == "extend" and row_lookups(program.graph_module):
+        if program.config.tabulates:
+            _refuse_to_extend("the program has stored rows and no temporal block to compute others")
+        if not tabulate:
+            _refuse_to_extend("tabulate=False compiles the table with the rest, so nothing can be added to it")
     return chosen.lower(with_unknown_timestep(program, unknown_timestep), options)
 
 
-@in_plain_surroundings
+@pipeline_stage
 def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None = None) -> Denoiser:
     """Load a package that ``lower(..., backend="aot", path=path)`` wrote; nothing is compiled.
 
@@ -92,8 +101,16 @@ def load_denoiser(path: str | Path, *, unknown_timestep: UnknownTimestep | None 
 
     Raises:
         ArtefactError: The file is missing, damaged, or not a package of ours.
-        ConfigError: ``unknown_timestep`` is not supported.
+        ConfigError: ``unknown_timestep`` is not supported, or the package cannot extend.
     """
     check_unknown_timestep(unknown_timestep)
     package = path_of(path, "a package")
-    return find_package_backend(package).load(package, unknown_timestep)
+    denoiser = find_package_backend(package).load(package, unknown_timestep)
+    if unknown_timestep == "extend" and not denoiser.extends:
+        _refuse_to_extend(f"{package} has the rows of its table and no temporal block to compute others")
+    return denoiser
+
+
+def _refuse_to_extend(reason: str) -> NoReturn:
+    msg = f"unknown_timestep='extend' cannot be had: {reason}; leave it out, or choose 'error' or 'nearest'"
+    raise ConfigError(msg)

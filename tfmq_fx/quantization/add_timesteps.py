@@ -11,6 +11,7 @@ from torch import Tensor
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.frontend.program_stage import describe
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
 from tfmq_fx.quantization.program import QuantizedProgram
 from tfmq_fx.temporal.extend import extend_rows
@@ -19,6 +20,7 @@ from tfmq_fx.temporal.values import accept_timesteps
 __all__ = ["add_timesteps"]
 
 
+@pipeline_stage
 def add_timesteps(program: QuantizedProgram, timesteps: Tensor | Iterable[float]) -> QuantizedProgram:
     """Return a program that serves further timesteps, without any data.
 

@@ -34,7 +34,7 @@ from tfmq_fx.quantization.rewrites import rewrite_for_annotation
 from tfmq_fx.quantization.specs import activation_spec, output_spec, weight_spec
 from tfmq_fx.quantization.timestep_observers import insert_timestep_observers
 from tfmq_fx.temporal.calibrate import calibrate_temporal_block
-from tfmq_fx.temporal.inputs import FiniteInputs, finite_values
+from tfmq_fx.temporal.inputs import FiniteInputs, as_finite, finite_values
 
 __all__ = ["TFMQQuantizer"]
 
@@ -74,7 +74,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
     ) -> None:
         super().__init__()
         values = None if timesteps is None else schedule_values(timesteps)
-        self.options = QuantizerOptions(QuantizationConfig.of(config), values, timestep, finite)
+        self.options = QuantizerOptions(QuantizationConfig.of(config), values, timestep, as_finite(finite))
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
         """Bring the graph into the form to annotate: exact rewrites, observers by timestep, their first ranges.

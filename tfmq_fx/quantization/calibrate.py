@@ -11,11 +11,11 @@ from torch import fx
 from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.progress import draws_progress, progress_console
 from tfmq_fx.errors import CalibrationError, NonFiniteError
-from tfmq_fx.frontend.batches import Batch, bind_batch
+from tfmq_fx.frontend.batches import Batch, as_batches, bind_batch
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.frontend.notes import restore_notes
 from tfmq_fx.frontend.program_stage import CAPTURED, PREPARED, describe, stage_of
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.passes.support.timestep_values import distinct_timesteps
 from tfmq_fx.temporal.calibrate import calibrate_conditional_part, calibrate_temporal_block
 from tfmq_fx.temporal.domain import conditioned_domain
@@ -26,7 +26,7 @@ from tfmq_fx.temporal.values import with_table_check
 __all__ = ["Batch", "calibrate"]
 
 
-@in_plain_surroundings
+@pipeline_stage
 @torch.no_grad()
 def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: bool = True) -> int:
     """Observe the activation ranges over ``batches``; the temporal block is calibrated exactly, without them.
@@ -62,7 +62,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     if state is not None and state.conditions and values is not None:
         conditionings = Conditionings(state.path_inputs)
     interface = interface_of(prepared)
-    batches = with_table_check(prepared, values, batches, timestep)
+    batches = with_table_check(prepared, values, as_batches(batches), timestep)
     total = len(batches) if isinstance(batches, Sequence) else None
     count = 0
     disabled, console = not draws_progress(progress), progress_console()

@@ -18,7 +18,7 @@ from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
 from tfmq_fx.frontend.notes import ensure_calling_convention
 from tfmq_fx.frontend.program_stage import CONVERTED, PREPARED, describe, live_observers, stage_of
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.passes import FINISH_CONVERSION, PropagateValues
 from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.arguments import argument_node
@@ -33,7 +33,7 @@ from tfmq_fx.temporal.table import TemporalChoice, float_table, tabulate
 __all__ = ["convert", "program_from_graph"]
 
 
-@in_plain_surroundings
+@pipeline_stage
 def convert(prepared: fx.GraphModule) -> QuantizedProgram:
     """Turn a calibrated graph into a quantized program; ``prepared`` is not changed.
 
@@ -61,7 +61,7 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
     return program
 
 
-@in_plain_surroundings
+@pipeline_stage
 def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | None = None) -> QuantizedProgram:
     """Wrap what ``convert_pt2e`` returned for a graph prepared with our quantizer; it is finished in place.
 
@@ -74,6 +74,9 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`, or ``temporal="auto"`` has
             no float table to compare with.
     """
+    if not isinstance(converted, fx.GraphModule):
+        msg = f"only a converted graph makes a quantized program, this is {describe(converted)}"
+        raise ConfigError(msg)
     ensure_calling_convention(converted)
     if stage_of(converted) == PREPARED:
         msg = f"only a converted graph makes a quantized program, this is {describe(converted)}"

@@ -13,16 +13,16 @@ from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.notes import restore_notes
 from tfmq_fx.frontend.program_stage import CAPTURED, describe, stage_of
 from tfmq_fx.frontend.roles import sample_inputs
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.passes.analysis import conditioning_inputs, find_temporal_block
 from tfmq_fx.passes.analysis.table_row import several_timesteps
 from tfmq_fx.quantization.annotate import TFMQQuantizer
-from tfmq_fx.temporal.inputs import FiniteInputs, finite_values
+from tfmq_fx.temporal.inputs import FiniteInputs, as_finite, finite_values
 
 __all__ = ["prepare"]
 
 
-@in_plain_surroundings
+@pipeline_stage
 def prepare(
     program: fx.GraphModule,
     config: QuantizationConfig | None = None,
@@ -40,8 +40,8 @@ def prepare(
         config: What to quantize; W8A8 with FSC by default.
         timesteps: The timesteps of the schedule (``scheduler.timesteps``).
         timestep: Name of the model's timestep input.
-        finite: Further inputs from a finite set that the temporal block may depend on: names, such as
-            ``("class_labels",)``, or values by name, such as ``{"class_labels": [1, 207]}``.
+        finite: Further inputs from a finite set that the temporal block may depend on: a name, names, such
+            as ``("class_labels",)``, or values by name, such as ``{"class_labels": [1, 207]}``.
 
     Raises:
         CaptureError: ``program`` is not a captured graph, or it has no temporal block, nor layers of the timestep
@@ -59,6 +59,7 @@ def prepare(
             "row per item: capture it with one per item, or quantize without a table, with temporal='float'"
         )
         raise CaptureError(msg)
+    finite = as_finite(finite)
     finite_values(program, finite)
     block = find_temporal_block(program, timestep, finite=tuple(finite))
     samples = {str(node.target) for node in sample_inputs(program.graph, timestep)}

@@ -16,8 +16,10 @@ from tfmq_fx.frontend.interface import Interface
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.passes.support.arguments import argument_node
+from tfmq_fx.passes.support.timestep_values import ValueSearch
 from tfmq_fx.temporal.extended_graph import ExtendedGraph
 from tfmq_fx.temporal.table import TemporalChoice
+from tfmq_fx.temporal.ways_out import in_program
 
 __all__ = ["QuantizedProgram"]
 
@@ -78,9 +80,15 @@ class QuantizedProgram:
     def _serving(self, call: Call) -> fx.GraphModule:
         """The graph, with rows for the timesteps of a call where it may extend its table."""
         index = self.interface.find(self.timestep)
-        extends = self.config.unknown_timestep == "extend" and not self.config.tabulates and index is not None
-        timesteps = call.leaves[index] if extends and index is not None else None
-        if not isinstance(timesteps, Tensor):
+        timesteps = None if index is None else call.leaves[index]
+        lookups = {str(argument_node(node, 0).target): node for node in row_lookups(self.graph_module)}
+        if not isinstance(timesteps, Tensor) or self.timestep not in lookups:
+            return self.graph_module
+        if self.config.unknown_timestep != "extend" or self.config.tabulates:
+            # The graph does the same; it does not know what the program can do about it.
+            advice = in_program(has_block=not self.config.tabulates)
+            search = ValueSearch(row_values(self.graph_module, lookups[self.timestep]))
+            search.rows(timesteps, self.config.lookup, advice=advice)
             return self.graph_module
         if self._extended is None or self._extended.graph_module is not self.graph_module:
             self._extended = ExtendedGraph(self.graph_module, self.timestep)

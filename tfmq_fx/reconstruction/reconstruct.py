@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import fx, nn
 
 from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.reconstruction import ReconstructionConfig
-from tfmq_fx.errors import ConfigError
+from tfmq_fx.errors import ConfigError, ReconstructionError
 from tfmq_fx.fake_quantizers import insert_fake_quantizers
-from tfmq_fx.frontend.batches import Batch
+from tfmq_fx.frontend.batches import Batch, as_batches
 from tfmq_fx.frontend.notes import keep_notes, restore_notes
 from tfmq_fx.frontend.program_stage import CONVERTED, describe, stage_of
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.reconstruction.checkpoint import Checkpoint
 from tfmq_fx.reconstruction.progress import ReconstructionProgress
 from tfmq_fx.reconstruction.report import ReconstructionReport
@@ -31,11 +32,11 @@ __all__ = ["reconstruct"]
 CACHE_BYTES = 2 * 2**30
 
 
-@in_plain_surroundings
+@pipeline_stage
 def reconstruct(
     prepared: fx.GraphModule,
     batches: Iterable[Batch] = (),
-    config: ReconstructionConfig | None = None,
+    config: ReconstructionConfig | Mapping[str, Any] | str | None = None,
     *,
     directory: str | Path | None = None,
     cache_bytes: int = CACHE_BYTES,
@@ -54,7 +55,8 @@ def reconstruct(
         prepared: The calibrated result of :func:`tfmq_fx.prepare`; its observers become fake quantizers.
         batches: The model's own inputs, those that it was calibrated on; not needed for
             ``granularity="none"``, but for the conditional part, if there is one.
-        config: How to reconstruct; by default what the quantization configuration says, else the paper's
+        config: How to reconstruct: a configuration, its fields, or a name, as in
+            ``QuantizationConfig.reconstruction``; by default what the quantization configuration says, else the paper's
             method.
         directory: Where the state of finished units lies. The same call with the same directory goes on
             where an interrupted one stopped and ends with the same bits. None keeps nothing.
@@ -80,14 +82,17 @@ def reconstruct(
         msg = f"reconstruct needs a graph that was prepared with TFMQQuantizer and calibrated, not {describe(prepared)}"
         raise ConfigError(msg)
     restore_notes(prepared)
-    config = config or state.config.reconstruction or ReconstructionConfig()
+    config = _chosen(config, state)
+    batches = list(as_batches(batches))
+    if directory is not None and not isinstance(directory, (str, Path)):
+        msg = f"directory= is a {type(directory).__name__}: pass the folder for the state as a string or pathlib.Path"
+        raise ReconstructionError(msg)
+    folder = None if directory is None else Path(directory)
     began = time.perf_counter()
     insert_fake_quantizers(prepared)
-    batches = list(batches)
     with _frozen(prepared):
         run = ReconstructionRun(prepared, state, config, batches)
         samples = None if config.granularity == "none" else gather_samples(prepared, batches, config.seed)
-        folder = None if directory is None else Path(directory)
         checkpoint = Checkpoint(folder, run.fingerprints(samples))
         store = ActivationStore(cache_bytes, folder)
         with ReconstructionProgress(run.iterations(), enabled=progress) as bar:
@@ -102,6 +107,19 @@ def reconstruct(
         spilled_bytes=store.peak_in_files,
         resumed=run.resumed,
     )
+
+
+def _chosen(
+    config: ReconstructionConfig | Mapping[str, Any] | str | None, state: PreparedState
+) -> ReconstructionConfig:
+    """How to reconstruct: as asked for, else as configured, else as in the paper."""
+    if config is None:
+        return state.config.reconstruction or ReconstructionConfig()
+    chosen = ReconstructionConfig.of(config)
+    if chosen is None:
+        msg = f"reconstruction={config!r} asks for none: leave the call of reconstruct out"
+        raise ConfigError(msg)
+    return chosen
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch import Tensor
 from tfmq_fx.data.prediction import predicted
 from tfmq_fx.data.protocols import RecordedBatch, Scheduler
 from tfmq_fx.errors import CalibrationError
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, read_json, schedule_of, write_json
 
 __all__ = ["NoiseStatistics", "collect_noise_statistics"]
@@ -100,6 +101,7 @@ class _Moments:
         return slope, mean_d - slope * mean_e, variance
 
 
+@in_plain_surroundings
 @torch.no_grad()
 def collect_noise_statistics(
     model: Callable[..., Any],

@@ -12,6 +12,7 @@ from torch import Tensor
 from tfmq_fx.config.checks import check_choice
 from tfmq_fx.data.protocols import RecordedBatch, Scheduler
 from tfmq_fx.errors import CalibrationError
+from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.observers import MSEObserver
 from tfmq_fx.passes.support.timestep_values import ValueSearch
 from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, read_json, schedule_of, write_json
@@ -60,6 +61,7 @@ class SampleRanges:
         return cls(values["scheduler"], values["steps"], values["bits"], **made)
 
 
+@in_plain_surroundings
 def collect_sample_ranges(
     scheduler: Scheduler,
     batches: Iterable[RecordedBatch],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import threading
 from typing import Any
 
 from torch import Tensor, fx
 
+from tfmq_fx._torch.exclusion import exclusive
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
@@ -30,7 +30,6 @@ class ExtendedGraph:
     def __init__(self, graph_module: fx.GraphModule, timestep: str) -> None:
         self.graph_module, self.timestep = graph_module, timestep
         self._extended = graph_module
-        self._lock = threading.Lock()
 
     def serving(self, timesteps: Tensor) -> fx.GraphModule:
         """The graph, or a copy with more rows.
@@ -43,7 +42,12 @@ class ExtendedGraph:
         """
         if not row_lookups(self.graph_module):
             return self.graph_module
-        with self._lock:
+        # Most calls find their rows in the copy that is there, and wait for nobody.
+        extended = self._extended
+        missing = self._missing(extended, timesteps)
+        if missing is None or len(missing) == 0:
+            return extended
+        with exclusive():
             missing = self._missing(self._extended, timesteps)
             if missing is None or len(missing) == 0:
                 return self._extended

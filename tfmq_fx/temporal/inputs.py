@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -17,10 +18,23 @@ from tfmq_fx.frontend.tensors import contiguous
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.timestep_values import distinct_timesteps
 
-__all__ = ["Conditionings", "FiniteInputs", "collect_conditionings", "finite_values"]
+__all__ = ["Conditionings", "FiniteInputs", "as_finite", "collect_conditionings", "finite_values"]
 
-#: Names of inputs, or their values by name.
+#: Names of inputs, a string being one, or their values by name.
 FiniteInputs = Collection[str] | Mapping[str, Tensor | Iterable[float]]
+
+
+def as_finite(finite: Any) -> FiniteInputs:
+    """What a user gave as finite inputs, as a tuple of names or a mapping.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    names = (finite,) if isinstance(finite, str) else finite
+    if not isinstance(names, Collection) or isinstance(names, Tensor) or not all(isinstance(n, str) for n in names):
+        msg = f"finite={finite!r} must be names of inputs, such as ('class_labels',), or values by name"
+        raise ConfigError(msg)
+    return names if isinstance(names, Mapping) else tuple(names)
 
 
 def finite_values(graph_module: fx.GraphModule, finite: FiniteInputs) -> dict[str, Tensor]:
@@ -40,16 +54,36 @@ def finite_values(graph_module: fx.GraphModule, finite: FiniteInputs) -> dict[st
             msg = f"finite={name!r} is no input of the model; its inputs are {', '.join(inputs)}"
             raise ConfigError(msg)
         listed = finite[name] if isinstance(finite, Mapping) else None
-        values = _embedding_indices(inputs[name]) if listed is None else _as_tensor(listed)
+        indices = _embedding_indices(inputs[name])
+        values = indices if listed is None else _as_tensor(listed, name)
         if values is None or len(values) == 0:
             msg = f"the values of the finite input {name!r} are not known: give them as finite={{{name!r}: [...]}}"
             raise ConfigError(msg)
         values_by_name[name] = distinct_timesteps(values)
+        if indices is not None:
+            _check_indices(values_by_name[name], len(indices), name)
     return values_by_name
 
 
-def _as_tensor(values: Tensor | Iterable[float]) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.tensor([float(value) for value in values])
+def _as_tensor(values: Tensor | Iterable[float], name: str) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    try:
+        return torch.tensor([float(value) for value in values], dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        msg = f"the values of the finite input {name!r} must be numbers, such as range(10), not {values!r}"
+        raise ConfigError(msg) from error
+
+
+def _check_indices(values: Tensor, count: int, name: str) -> None:
+    """Refuse values of an input that its embedding has no row for."""
+    outside = (values < 0) | (values >= count) | (values != values.round())
+    if bool(outside.any()):
+        msg = (
+            f"finite={{{name!r}: ...}} lists {float(values[outside][0]):g}, but {name!r} indexes an embedding of "
+            f"{count} rows: list whole numbers from 0 to {count - 1}"
+        )
+        raise ConfigError(msg)
 
 
 def _embedding_indices(placeholder: fx.Node) -> Tensor | None:

@@ -19,6 +19,7 @@ from tfmq_fx.temporal.split import TemporalSplit
 from tfmq_fx.temporal.table import stored_rows
 from tfmq_fx.temporal.time_graph import outputs_of
 from tfmq_fx.temporal.value_cache import ValueCache, join_items
+from tfmq_fx.temporal.ways_out import in_program
 
 __all__ = ["TemporalProgram"]
 
@@ -120,7 +121,8 @@ class TemporalProgram:
             self._require_computable(values, dtype)
             return as_captured(values, dtype, self.names[0])
         if self.unknown != "extend":
-            rows = self._search.rows(timestep, self.unknown, captured=dtype)
+            advice = in_program(has_block=self.has_block)
+            rows = self._search.rows(timestep, self.unknown, captured=dtype, advice=advice)
             return as_captured(self._search.values[rows], dtype, self.names[0])
         rows, in_table = self._search.find(values)
         if not bool(in_table.all()):

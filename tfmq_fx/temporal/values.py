@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.errors import CalibrationError, ConfigError
-from tfmq_fx.frontend.batches import timestep_of
+from tfmq_fx.frontend.batches import as_batches, timestep_of
 from tfmq_fx.frontend.interface import Interface, interface_of, refresh_interface
 from tfmq_fx.passes import WidenTimesteps
 from tfmq_fx.passes.support.predicates import node_value
@@ -90,7 +90,7 @@ def recorded_timesteps(batches: Iterable[Mapping[str, Any]], timestep: str = "ti
         CalibrationError: There is no batch, or one has no timestep by that name.
     """
     columns = []
-    for index, batch in enumerate(batches):
+    for index, batch in enumerate(as_batches(batches)):
         if not isinstance(batch, Mapping) or batch.get(timestep) is None:
             names = ", ".join(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__} without names"
             msg = f"batch {index} has no {timestep!r} but {names}: name the timestep of recorded batches with timestep="

@@ -20,7 +20,9 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import fx
-from torch.fx.passes.infra.pass_base import PassResult
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+
+from tfmq_fx.errors import ConfigError
 
 from .graph_checks import (
     check_confinement,
@@ -70,7 +72,17 @@ def assert_pass_contract(
     Raises:
         ContractViolation: An ``AssertionError`` that names the property and the node.
         PassError: The pass refused the graph; that is no violation.
+        ConfigError: ``make_pass`` makes no passes, or there is no graph.
     """
+    if isinstance(make_pass, PassBase) or not callable(make_pass):
+        msg = (
+            f"a contract is checked on passes made anew, not on {make_pass!r}: pass the class, or functools.partial of "
+            "it with options"
+        )
+        raise ConfigError(msg)
+    if not isinstance(graph_module, fx.GraphModule):
+        msg = f"a contract is checked on an fx.GraphModule, not on a {type(graph_module).__name__}"
+        raise ConfigError(msg)
     calls = [tuple(example_inputs), *(tuple(inputs) for inputs in more_inputs)]
     inputs_before = [bytes_of(inputs) for inputs in calls]
     before = GraphSnapshot.of(graph_module)

@@ -11,10 +11,10 @@ from torch.export import ExportedProgram
 
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import CalibrationError
-from tfmq_fx.frontend.batches import batch_arguments
+from tfmq_fx.frontend.batches import as_batches, batch_arguments
 from tfmq_fx.frontend.capture import capture
 from tfmq_fx.frontend.export_inputs import Batched
-from tfmq_fx.frontend.surroundings import in_plain_surroundings
+from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.quantization.calibrate import Batch, calibrate
 from tfmq_fx.quantization.convert import convert
 from tfmq_fx.quantization.prepare import prepare
@@ -27,7 +27,7 @@ __all__ = ["quantize"]
 log = logging.getLogger(__name__)
 
 
-@in_plain_surroundings
+@pipeline_stage
 def quantize(
     model: nn.Module | fx.GraphModule | ExportedProgram,
     config: QuantizationConfig | None,
@@ -43,7 +43,7 @@ def quantize(
     """Quantize a diffusion model in one call.
 
     Args:
-        model: What :func:`tfmq_fx.capture` takes.
+        model: What :func:`tfmq_fx.capture` takes; a captured graph among it, which is not changed.
         config: What to quantize; None is W8A8 with FSC.
         batches: Calibration batches: the model's own inputs, as tuples or mappings
             (:func:`tfmq_fx.sample_trajectories` makes them). The first one is the example to capture with.
@@ -62,14 +62,14 @@ def quantize(
         CalibrationError: There are no batches, or they do not fit.
         ConfigError: The model has a temporal block and no timesteps are given.
     """
-    batches = list(batches)
+    batches = list(as_batches(batches))
     if not batches:
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
         raise CalibrationError(msg)
     log.info("capturing %s", type(model).__name__)
     args, kwargs = batch_arguments(batches[0])
     program = capture(model, args, example_kwargs=kwargs, batched=batched, timestep=timestep)
-    chosen = config or QuantizationConfig()
+    chosen = QuantizationConfig.of(config)
     prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep, finite=finite)
     log.info("calibrating on %d batches", len(batches))
     calibrate(prepared, batches, progress=progress)

@@ -21,7 +21,7 @@ def test_the_shape_is_that_of_the_timestep(shape):
 
 
 def test_an_unknown_timestep_is_named_with_its_neighbour_and_a_way_out():
-    with pytest.raises(TimestepError, match=r"timestep 501 .* 4 timesteps \(nearest: 500\); add it with add_timesteps"):
+    with pytest.raises(TimestepError, match=r"timestep 501 .* \(nearest: 500\); quantize with it in timesteps="):
         timestep_row(torch.tensor([999, 501, 7]), VALUES, "error")
     with pytest.raises(TimestepError, match="timestep 501 "):
         timestep_row(torch.tensor(501), VALUES, "error")

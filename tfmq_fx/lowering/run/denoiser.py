@@ -19,6 +19,7 @@ from tfmq_fx.lowering.report.report import LoweringReport
 from tfmq_fx.passes.support.timestep_row import check_timesteps
 from tfmq_fx.passes.support.timestep_values import ValueSearch, as_captured
 from tfmq_fx.temporal.program import TemporalProgram
+from tfmq_fx.temporal.ways_out import in_graph
 
 __all__ = ["Denoiser"]
 
@@ -87,11 +88,13 @@ class Denoiser(nn.Module):
 
     @property
     def timesteps(self) -> Tensor | None:
-        """The timesteps that it was quantized for, ``[K]``; None when it has no table.
-
-        A program that was quantized with ``unknown_timestep="extend"`` serves every other one too.
-        """
+        """The timesteps that it was quantized for, ``[K]``, of those that it serves; None when it has no table."""
         return self._timesteps
+
+    @property
+    def extends(self) -> bool:
+        """Whether it can compute timesteps outside its table, where it has one."""
+        return self._search is None or (self._temporal is not None and self._temporal.has_block)
 
     @in_plain_surroundings
     @torch.no_grad()
@@ -156,7 +159,8 @@ class Denoiser(nn.Module):
             if self._temporal is not None:
                 resolved = self._temporal.resolve(value)
             else:
-                rows = self._search.rows(value, self._unknown, captured=expected.dtype)
+                advice = in_graph(has_block=self.report.temporal_layers > 0)
+                rows = self._search.rows(value, self._unknown, captured=expected.dtype, advice=advice)
                 resolved = as_captured(self._search.values[rows], expected.dtype, self._timestep)
             self._lookups[key] = resolved
         return resolved.clone()
