@@ -237,6 +237,25 @@ def test_quantize_refuses_bad_input_before_the_work_and_leaves_nothing(model, tm
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
+def test_what_the_package_warns_of_is_printed_once_and_libraries_are_quiet(model, tmp_path, monkeypatch):
+    import warnings
+
+    from tfmq_fx.data import bundled_model
+
+    load_model = bundled_model.load_model
+
+    def noisy(name):
+        warnings.warn("of a library", stacklevel=2)  # credited to the command, which did not raise it
+        return load_model(name)
+
+    monkeypatch.setattr(bundled_model, "load_model", noisy)
+    common = ("quantize", model, "--out", tmp_path / "q", "--steps", 2, "--calibration-samples", 2)
+    result = tfmq(*common, "--keep-float", "no.such.layer")
+    assert result.exit_code == 0, result.output
+    shown = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert shown == ["warning: keep_float has 'no.such.layer', which matches no layer of this model"]
+
+
 # --- sample -----------------------------------------------------------------------------------------
 
 
