@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,10 +71,9 @@ def _is_ours() -> bool:
 
     A filter by module cannot tell: it sees the caller that the warning is credited to, such as torchao or typer.
     """
-    frame = sys._getframe(2)  # behind this function and the one that shows
-    while frame.f_back is not None and frame.f_globals.get("__name__") in ("warnings", "_py_warnings"):
-        frame = frame.f_back
-    return str(frame.f_globals.get("__name__")).split(".")[0] == __name__.split(".")[0]
+    warners = (frame.frame.f_globals.get("__name__", "") for frame in inspect.stack(context=0)[2:])  # behind show
+    name = next((name for name in warners if name not in ("warnings", "_py_warnings")), "")
+    return name.split(".")[0] == __name__.split(".")[0]
 
 
 def _errors() -> Console:
