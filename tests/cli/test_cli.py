@@ -9,6 +9,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DM
 from typer.testing import CliRunner
 
 import tfmq_fx
+from tests.house.sources import ROOT
 from tfmq_fx.cli.app import app, main
 from tfmq_fx.lowering.backends.backend import CompiledGraphs, CompilerBackend
 from tfmq_fx.lowering.backends.registry import backend_names, register_backend, unregister_backend
@@ -180,6 +181,32 @@ def test_inspect_an_artefact(artefact):
     ):
         assert words in result.stdout
     assert "temporal block of" not in result.stdout  # no model was named, so none is loaded
+
+
+@pytest.mark.parametrize("command", ["inspect", "quantize", "compare", "diagnose", "bisect"])
+def test_an_artefact_in_the_place_of_a_model_is_named(command, artefact, tmp_path):
+    needed = {
+        "quantize": ("--out", tmp_path / "q"),
+        "compare": ("--artefact", artefact, "--out", tmp_path / "c.png"),
+        "diagnose": ("--artefact", artefact, "--out", tmp_path / "d"),
+    }
+    result = tfmq(command, artefact, *needed.get(command, ()))
+    refused(result, f"{artefact} is a quantized artefact, and MODEL is a float model")
+    assert (f"tfmq-fx inspect --artefact {artefact}" in result.stderr) == (command == "inspect")
+
+
+@pytest.mark.parametrize("module", ["tfmq_fx", "tfmq_fx.cli"])
+def test_the_command_line_is_a_module_too(module):
+    call = [sys.executable, "-m", module, "presets"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0 and "tfmq-dm" in done.stdout, done.stderr
+
+
+def test_a_loaded_program_is_shown_in_a_line(artefact):
+    shown = repr(tfmq_fx.load(artefact))
+    assert (
+        shown.startswith("<QuantizedProgram of UNet2DModel: W8A8, temporal='fsc', 4 timesteps, ") and len(shown) < 150
+    )
 
 
 def test_an_artefact_opens_in_a_fresh_process(artefact):

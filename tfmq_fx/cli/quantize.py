@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tfmq_fx.cli.console import console, size_text, stage
+from tfmq_fx.cli.float_models import require_no_artefact
 from tfmq_fx.cli.given_options import is_given, refuse_without_effect
 from tfmq_fx.cli.options import (
     ActivationBits,
@@ -91,6 +92,7 @@ def quantize(
     # Everything that can be wrong with the command is found before the minutes of calibration.
     context.with_resource(observe_passes(print_after=print_after))
     check_target(out)
+    require_no_artefact(model)
     method = None if preset is None else find_preset(preset)
     config = _configuration(
         context,
