@@ -45,6 +45,10 @@ class PassApplication:
     graph_module: fx.GraphModule
     modified: bool = False
 
+    def __repr__(self) -> str:
+        """As printed; the graph alone would fill pages."""
+        return f"<PassApplication {self}>"
+
     def __str__(self) -> str:
         """Number, pass and whether it changed the graph."""
         return f"#{self.index} {self.rewrite.id}{' (modified)' if self.modified else ''}"

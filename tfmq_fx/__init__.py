@@ -32,7 +32,19 @@ if not Path(__file__).with_name("passes").is_dir():
     __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
-    from tfmq_fx import diagnostics, passes, schedulers, testing
+    from tfmq_fx import (
+        artefact,
+        config,
+        data,
+        diagnostics,
+        errors,
+        fake_quantizers,
+        frontend,
+        observers,
+        passes,
+        schedulers,
+        testing,
+    )
     from tfmq_fx.artefact.folder import check_target
     from tfmq_fx.artefact.load import load
     from tfmq_fx.artefact.save import save
@@ -82,16 +94,23 @@ __all__ = [
     "TimestepSampler",
     "UniformTimesteps",
     "add_timesteps",
+    "artefact",
     "bundled_model_path",
     "calibrate",
     "capture",
     "check_target",
+    "config",
     "convert",
+    "data",
     "diagnostics",
+    "errors",
+    "fake_quantizers",
     "find_temporal_block",
+    "frontend",
     "load",
     "load_denoiser",
     "lower",
+    "observers",
     "passes",
     "prepare",
     "program_from_graph",
@@ -105,8 +124,20 @@ __all__ = [
     "testing",
 ]
 
-#: The public rooms, and the modules that define public names; each is imported when one of its names is first used.
-_ROOMS = ("diagnostics", "passes", "schedulers", "testing")
+#: The public rooms, which the reference lists, and the modules that define public names; each is imported on first use.
+_ROOMS = (
+    "artefact",
+    "config",
+    "data",
+    "diagnostics",
+    "errors",
+    "fake_quantizers",
+    "frontend",
+    "observers",
+    "passes",
+    "schedulers",
+    "testing",
+)
 _MODULES = {
     "artefact.folder": ("check_target",),
     "artefact.load": ("load",),
@@ -150,5 +181,5 @@ if not TYPE_CHECKING:  # a type checker that saw this function would take any na
 
 
 def __dir__() -> list[str]:
-    """What is there and what will be imported when it is asked for."""
-    return sorted({*globals(), *__all__})
+    """The public names, imported by now or not, and those that every module has."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -9,6 +9,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DM
 from typer.testing import CliRunner
 
 import tfmq_fx
+from tests.house.sources import ROOT
 from tfmq_fx.cli.app import app, main
 from tfmq_fx.lowering.backends.backend import CompiledGraphs, CompilerBackend
 from tfmq_fx.lowering.backends.registry import backend_names, register_backend, unregister_backend
@@ -182,6 +183,32 @@ def test_inspect_an_artefact(artefact):
     assert "temporal block of" not in result.stdout  # no model was named, so none is loaded
 
 
+@pytest.mark.parametrize("command", ["inspect", "quantize", "compare", "diagnose", "bisect"])
+def test_an_artefact_in_the_place_of_a_model_is_named(command, artefact, tmp_path):
+    needed = {
+        "quantize": ("--out", tmp_path / "q"),
+        "compare": ("--artefact", artefact, "--out", tmp_path / "c.png"),
+        "diagnose": ("--artefact", artefact, "--out", tmp_path / "d"),
+    }
+    result = tfmq(command, artefact, *needed.get(command, ()))
+    refused(result, f"{artefact} is a quantized artefact, and MODEL is a float model")
+    assert (f"tfmq-fx inspect --artefact {artefact}" in result.stderr) == (command == "inspect")
+
+
+@pytest.mark.parametrize("module", ["tfmq_fx", "tfmq_fx.cli"])
+def test_the_command_line_is_a_module_too(module):
+    call = [sys.executable, "-m", module, "presets"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0 and "tfmq-dm" in done.stdout, done.stderr
+
+
+def test_a_loaded_program_is_shown_in_a_line(artefact):
+    shown = repr(tfmq_fx.load(artefact))
+    assert (
+        shown.startswith("<QuantizedProgram of UNet2DModel: W8A8, temporal='fsc', 4 timesteps, ") and len(shown) < 150
+    )
+
+
 def test_an_artefact_opens_in_a_fresh_process(artefact):
     """Nothing but the artefact: the model's class was never imported there."""
     code = "import sys; from tfmq_fx.cli import main; sys.argv = ['tfmq-fx', *sys.argv[1:]]; main()"
@@ -235,6 +262,25 @@ def test_quantize_refuses_bad_input_before_the_work_and_leaves_nothing(model, tm
     refused(tfmq("quantize", model, "--out", out, "--steps", 1001), "use 1 to 1000")
     refused(tfmq("quantize", tmp_path / "nowhere", "--out", out), "no model folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+def test_what_the_package_warns_of_is_printed_once_and_libraries_are_quiet(model, tmp_path, monkeypatch):
+    import warnings
+
+    from tfmq_fx.data import bundled_model
+
+    load_model = bundled_model.load_model
+
+    def noisy(name):
+        warnings.warn("of a library", stacklevel=2)  # credited to the command, which did not raise it
+        return load_model(name)
+
+    monkeypatch.setattr(bundled_model, "load_model", noisy)
+    common = ("quantize", model, "--out", tmp_path / "q", "--steps", 2, "--calibration-samples", 2)
+    result = tfmq(*common, "--keep-float", "no.such.layer")
+    assert result.exit_code == 0, result.output
+    shown = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert shown == ["warning: keep_float has 'no.such.layer', which matches no layer of this model"]
 
 
 # --- sample -----------------------------------------------------------------------------------------

@@ -51,6 +51,18 @@ def test_the_graph_is_printed_after_a_pass(model, tmp_path):  # noqa: F811
     "arguments",
     [("quantize", "--out", "x", "--print-after", "remove_dropouts"), ("bisect", "--skip-pass", "remove_dropouts")],
 )
-def test_an_unknown_pass_is_one_sentence(arguments, model):  # noqa: F811
+def test_an_unknown_pass_is_one_sentence(arguments, model, monkeypatch):  # noqa: F811
+    def never(_):
+        raise AssertionError
+
+    monkeypatch.setattr("tfmq_fx.data.bundled_model.load_model", never)
     result = tfmq(arguments[0], model, *arguments[1:])
     refused(result, "there is no pass 'remove_dropouts'; did you mean tfmq::remove_dropouts")
+
+
+def test_bisect_refuses_a_backend_before_the_work(monkeypatch):
+    def never(_):
+        raise AssertionError
+
+    monkeypatch.setattr("tfmq_fx.data.bundled_model.load_model", never)
+    refused(tfmq("bisect", "--backend", "aot"), "backend='aot' needs path=")

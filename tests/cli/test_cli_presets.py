@@ -52,5 +52,40 @@ def test_options_go_on_top_of_a_preset(model, tmp_path):
     assert tfmq_fx.load(out).config == QuantizationConfig.preset("tfmq-dm", reconstruction=None)
 
 
+WITHOUT_EFFECT = [
+    (("--iterations", 5), "--iterations", "reconstruction"),
+    (("--temporal-iterations", 5), "--temporal-iterations", "reconstruction"),
+    (("--cache-gib", 1), "--cache-gib", "reconstruction"),
+    (("--preset", "shared", "--iterations", 5), "--iterations", "reconstruction"),
+    (("--preset", "tfmq-dm", "--reconstruction", "none", "--cache-gib", 1), "--cache-gib", "reconstruction"),
+    (("--reconstruction", "tiar", "--iterations", 5), "--iterations", "trains blocks"),
+    (("--reconstruction", "brecq", "--temporal-iterations", 5), "--temporal-iterations", "the temporal block"),
+    (("--ndtc-mean", 0.3), "--ndtc-mean", "--sampler ndtc"),
+    (("--preset", "ptq4dm", "--sampler", "uniform", "--ndtc-mean", 0.3), "--ndtc-mean", "--sampler ndtc"),
+    (("--activation-bits", 32, "--activation-range", "mse"), "--activation-range", "--activation-bits below 32"),
+]
+
+
+@pytest.mark.parametrize(("options", "option", "words"), WITHOUT_EFFECT)
+def test_an_option_without_effect_is_refused_before_the_work(tmp_path, options, option, words):
+    result = tfmq("quantize", "no-such-folder/model", "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2, result.output
+    text = " ".join(result.stderr.replace("│", " ").split())
+    assert f"Invalid value for {option}: it has no effect without" in text and words in text
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--preset", "tfmq-dm", "--iterations", 5, "--cache-gib", 1),
+        ("--preset", "ptq4dm", "--ndtc-mean", 0.3),
+        ("--preset", "ptq4dm", "--activation-bits", 32, "--activation-range", "mse"),
+    ],
+)
+def test_a_preset_s_settings_give_an_option_its_effect(tmp_path, options):
+    result = tfmq("quantize", "no-such-folder/model", "--out", tmp_path / "out", *options)
+    refused(result, "no-such-folder/model")  # taken: what is refused is the model
+
+
 def test_an_unknown_preset_is_one_sentence(model, tmp_path):
     refused(tfmq("quantize", model, "--out", tmp_path / "x", "--preset", "nope"), "preset='nope' is not supported")

@@ -24,7 +24,7 @@ def quantize(model, out, name, *more):
 @pytest.fixture(scope="module")
 def done(model, tmp_path_factory):
     out = tmp_path_factory.mktemp("done") / "tiny-w4"
-    return quantize(model, out, "tiar", "--iterations", 20), out
+    return quantize(model, out, "tiar"), out
 
 
 def test_the_artefact_records_the_reconstruction_and_the_state_is_gone(done):
@@ -32,7 +32,7 @@ def test_the_artefact_records_the_reconstruction_and_the_state_is_gone(done):
     assert result.exit_code == 0, result.output
     assert "1 of 1 units reconstructed" in result.output and "of the roundings changed" in result.output
     assert [path.name for path in out.parent.iterdir()] == ["tiny-w4"]
-    config = ReconstructionConfig(granularity="none", iterations=20, temporal_iterations=20)
+    config = ReconstructionConfig(granularity="none", temporal_iterations=20)
     assert tfmq_fx.load(out).config.reconstruction == config
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["config"]["reconstruction"]["temporal_iterations"] == 20

@@ -24,9 +24,9 @@ class Source:
 
     @property
     def room(self) -> str:
-        """The room it lies in: ``passes`` for ``tfmq_fx.passes.base``; empty for the package's own ``__init__``."""
+        """The room it lies in: ``passes`` for ``tfmq_fx.passes.base``; empty for the package's own two files."""
         parts = self.name.split(".")
-        return parts[1] if len(parts) > 1 else ""
+        return parts[1] if len(parts) > 1 and parts[1] != "__main__" else ""
 
 
 @cache

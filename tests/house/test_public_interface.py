@@ -4,6 +4,8 @@ import ast
 import importlib
 import inspect
 import re
+import subprocess
+import sys
 import types
 
 import pytest
@@ -11,8 +13,8 @@ import pytest
 import tfmq_fx
 from tests.house.sources import ROOT, is_type_checking, sources
 
-PUBLIC = ("tfmq_fx", "tfmq_fx.diagnostics", "tfmq_fx.passes", "tfmq_fx.passes.analysis", "tfmq_fx.schedulers",
-          "tfmq_fx.testing")  # fmt: skip
+PUBLIC = ("tfmq_fx", "tfmq_fx.diagnostics", "tfmq_fx.lowering.backends", "tfmq_fx.passes", "tfmq_fx.passes.analysis",
+          "tfmq_fx.schedulers", "tfmq_fx.testing")  # fmt: skip
 ROLE = re.compile(r":(?:func|class|data|mod|meth|attr):`~?(tfmq_fx\.[\w.]+)`")
 MENTION = re.compile(r"(?<![\w/.])tfmq_fx((?:\.[A-Za-z]\w*)+)")
 #: Files and keys that begin like the package.
@@ -59,6 +61,31 @@ def test_the_public_names_are_written_alike_in_all_their_places():
     assert rooms == set(tfmq_fx._ROOMS)
     assert {name: module for name, module in lazy.items() if name not in rooms} == tfmq_fx._MODULE_OF
     assert set(tfmq_fx.__all__) == {*lazy, *importlib.import_module("tfmq_fx.errors").__all__}
+
+
+def test_the_backends_names_are_written_alike_in_all_their_places():
+    lazy = {}
+    for node in ast.walk(sources()["tfmq_fx.lowering.backends"].tree):
+        if is_type_checking(node):
+            for statement in node.body:
+                lazy |= {alias.name: statement.module for alias in statement.names}
+    backends = importlib.import_module("tfmq_fx.lowering.backends")
+    assert lazy == backends._MODULE_OF and sorted(lazy) == sorted(backends.__all__)
+
+
+def test_every_module_of_the_reference_is_an_attribute_after_one_import():
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    modules = {name for page in pages for name in re.findall(r"^::: ([\w.]+)", page.read_text(encoding="utf-8"), re.M)}
+    assert {"tfmq_fx.config.quantization", "tfmq_fx.data", "tfmq_fx.errors"} <= modules
+    lines = [f"assert {name}.__name__ == {name!r}" for name in sorted(modules)]
+    script = "\n".join(["import tfmq_fx, sys", "assert 'torch' not in sys.modules", *lines])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_package_lists_its_public_names_alone():
+    assert {name for name in dir(tfmq_fx) if not name.startswith("__")} == set(tfmq_fx.__all__)
+    assert {"__version__", "__doc__"} <= set(dir(tfmq_fx))
 
 
 def test_an_unknown_name_is_an_error_that_names_it():

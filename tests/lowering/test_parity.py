@@ -89,6 +89,18 @@ def test_results_of_another_shape_are_refused():
             check_parity(wrong, lambda x: x, CALLS)
 
 
+def test_results_of_another_type_are_refused():
+    for lowered, made in ((torch.Tensor.double, "float64"), (torch.Tensor.bfloat16, "bfloat16")):
+        with pytest.raises(
+            LoweringError, match=f"returns {made} where the quantized program returns float32"
+        ) as caught:
+            check_parity(lowered, lambda x: x + 0, CALLS, narrow=True)
+        assert "\n" not in str(caught.value)
+    assert check_parity(torch.Tensor.double, torch.Tensor.double, CALLS)[0] == 0.0
+    with pytest.raises(LoweringError, match="where the quantized program returns float32"):
+        check_parity(lambda x: [x, {"y": x.double()}], lambda x: [x, {"y": x}], CALLS)
+
+
 @pytest.mark.parametrize("size", [1e-38, 1e-20, 1.0, 1e30])
 def test_errors_are_relative_whatever_the_size(size):
     assert relative_error(X * size * 1.01, X * size) == pytest.approx(0.01, rel=1e-2)

@@ -9,7 +9,7 @@ import torch
 import tfmq_fx
 from tests.cli.test_cli import tfmq
 from tests.models import TIMESTEPS, batch, relative, small_denoiser
-from tfmq_fx import ConfigError, QuantizationConfig, ReconstructionConfig
+from tfmq_fx import CalibrationError, ConfigError, QuantizationConfig, ReconstructionConfig
 from tfmq_fx.observers import (
     GroupedMinMaxObserver,
     GroupedObserver,
@@ -153,3 +153,106 @@ def test_an_unknown_name_is_refused():
     for call in (activation_observer, unregister_activation_observer):
         with pytest.raises(ConfigError, match="'nope' is not supported: use one of 'ema', 'minmax', 'mse'"):
             call("nope")
+
+
+def test_one_of_ours_cannot_be_taken_back_but_what_took_its_place_can():
+    with pytest.raises(ConfigError, match="'ema' belongs to tfmq_fx"):
+        unregister_activation_observer("ema")
+    ours = activation_observer("ema")
+    register_activation_observer("ema", LastRange, override=True)
+    assert activation_observer("ema").per_tensor is LastRange
+    unregister_activation_observer("ema")
+    assert activation_observer("ema") is ours and QuantizationConfig().activation_range == "ema"
+
+
+class NoForward(PerTensorObserver):
+    observed_range = LastRange.observed_range
+
+
+class NoRange(PerTensorObserver):
+    forward = LastRange.forward
+
+
+class NoArguments(LastRange):
+    def __init__(self):
+        pass
+
+
+class NoObserve(GroupedObserver):
+    pass
+
+
+class NoGroupArguments(GroupedLastRange):
+    def __init__(self, **spec):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [((NoForward,), "NoForward has no forward of its own"), ((NoRange,), "has no observed_range"),
+     ((NoArguments,), r"made as NoArguments\(dtype=…, .*subject=…\)"), ((LastRange, NoObserve), "has no observe"),
+     ((LastRange, NoGroupArguments), r"NoGroupArguments\(groups, bits, subject\)")],
+)  # fmt: skip
+def test_a_class_that_could_not_be_used_is_refused_at_once(classes, words):
+    with pytest.raises(ConfigError, match=words):
+        register_activation_observer("unusable", *classes)
+    assert "unusable" not in activation_observer_names()
+
+
+def ends_of(low, high):
+    return lambda self: (low, high)
+
+
+FAULTY = {
+    "nan": ({"observed_range": ends_of(torch.tensor([torch.nan]), torch.ones(1))}, r"\[nan, 1\]; return finite ends"),
+    "inf": ({"observed_range": ends_of(torch.zeros(1), torch.tensor([torch.inf]))}, r"\[0, inf\]"),
+    "beyond float32": ({"observed_range": ends_of(torch.zeros(1), torch.tensor([1e300], dtype=torch.float64))}, "inf"),
+    "reversed": ({"observed_range": ends_of(torch.ones(1), -torch.ones(1))}, r"\[1, -1\].*the lower one first"),
+    "numbers": ({"observed_range": ends_of(-1.0, 1.0)}, r"\(a float, a float\).*shape \[1\]"),
+    "shape": ({"observed_range": ends_of(torch.zeros(3), torch.ones(3))}, r"a float32 tensor of shape \[3\]"),
+    "integers": ({"observed_range": ends_of(torch.tensor([0]), torch.tensor([1]))}, "int64 tensor"),
+    "one tensor": ({"observed_range": lambda self: torch.zeros(1, 2)}, r"tensor of shape \[1, 2\]"),
+    "nothing": ({"observed_range": lambda self: None}, "a NoneType"),
+    "forward none": ({"forward": lambda self, x: None}, "its forward returns a NoneType"),
+    "forward zeros": ({"forward": lambda self, x: x * 0}, "its forward returns another tensor"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_an_observer_that_breaks_its_contract_is_named_with_the_layer(fault):
+    methods, words = FAULTY[fault]
+    register_activation_observer("faulty", type("Faulty", (LastRange,), methods))
+    try:
+        config = QuantizationConfig(activation_range="faulty", temporal="float")
+        with pytest.raises(CalibrationError, match=rf"observer Faulty of the input of layer '.+': .*{words}"):
+            tfmq_fx.quantize(small_denoiser(), config, [batch(8)], timesteps=TIMESTEPS, progress=False)
+    finally:
+        unregister_activation_observer("faulty")
+
+
+GROUPED_FAULTY = {
+    "nan": ({"observed_ranges": lambda self: (self.low * torch.nan, self.high)}, r"\[nan, "),
+    "reversed": ({"observed_ranges": lambda self: (self.high, self.low)}, "the lower one first"),
+    "shape": ({"observed_ranges": lambda self: (self.low[:1], self.high[:1])}, r"shape \[1\].*of shape \[4\]"),
+    "forward": ({"forward": lambda self, x, groups: x + 1}, "its forward returns another tensor"),
+}
+
+
+@pytest.mark.parametrize("fault", GROUPED_FAULTY)
+def test_a_grouped_observer_that_breaks_its_contract_is_named_with_the_layer(fault):
+    methods, words = GROUPED_FAULTY[fault]
+    register_activation_observer("faulty", LastRange, type("Faulty", (GroupedLastRange,), methods))
+    try:
+        config = QuantizationConfig(activation_range="faulty", temporal="float", activation_groups=4)
+        with pytest.raises(CalibrationError, match=rf"observer Faulty of the input of layer '.+': .*{words}"):
+            tfmq_fx.quantize(small_denoiser(), config, [batch(8)], timesteps=TIMESTEPS, progress=False)
+    finally:
+        unregister_activation_observer("faulty")
+
+
+def test_a_range_without_axes_is_a_range():
+    observer = type("Flat", (LastRange,), {"observed_range": ends_of(torch.tensor(-1.0), torch.tensor(1.0))})(
+        dtype=torch.uint8, quant_min=0, quant_max=255, qscheme=torch.per_tensor_affine
+    )
+    scale, zero_point = observer.calculate_qparams()
+    assert scale.tolist() == pytest.approx([2 / 255]) and zero_point.shape == (1,)

@@ -32,6 +32,14 @@ def test_a_pass_is_left_out_wherever_it_is_called():
     assert RemoveDropouts()(graph_module).modified
 
 
+def test_an_application_is_shown_in_a_line():
+    seen = []
+    with observe_passes(after=lambda application: seen.append(repr(application))):
+        CANONICALIZE.run(graph())
+    assert seen[0].startswith("<PassApplication #0 tfmq::") and max(map(len, seen)) < 80
+    assert any(f"{DROPOUTS} (modified)>" in line for line in seen)
+
+
 def test_every_application_is_seen_before_and_after():
     seen = []
     with observe_passes(

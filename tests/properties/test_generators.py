@@ -10,10 +10,12 @@ from hypothesis import Phase, given, settings
 from torch import nn
 
 import tfmq_fx
+from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.support.recomputed_values import recompute_values
 from tfmq_fx.testing import GraphBuilder, TimePath, aten_graphs, build_temporal_graph, temporal_graphs, tensor_specs
 from tfmq_fx.testing.canonical import canonical_text, value_signature
 from tfmq_fx.testing.random_operators import OPERATORS
+from tfmq_fx.testing.random_quantized_graphs import quantized_graphs
 
 aten = torch.ops.aten
 
@@ -42,6 +44,19 @@ def test_generated_graphs_run_and_know_their_values(generated):
         leaves = torch.utils._pytree.tree_leaves(outputs)
         assert leaves and all(isinstance(leaf, torch.Tensor) for leaf in leaves)
         assert all(bool(torch.isfinite(leaf).all()) for leaf in leaves)
+
+
+@pytest.mark.parametrize("strategy", [aten_graphs, quantized_graphs])
+@pytest.mark.parametrize(("favour", "words"), [(("nope",), "favour has 'nope', which is no kind; use '.*'conv'"),
+                                               ("conv", "favour='conv' must be a tuple of kinds")])  # fmt: skip
+def test_what_no_generator_has_cannot_be_favoured(strategy, favour, words):
+    @settings(database=None)
+    @given(strategy(favour=favour))
+    def drawn(generated):
+        raise AssertionError
+
+    with pytest.raises(ConfigError, match=words):
+        drawn()
 
 
 def test_generated_graphs_are_of_every_kind():

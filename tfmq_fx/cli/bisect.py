@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tfmq_fx.cli.console import console, stage
+from tfmq_fx.cli.float_models import require_no_artefact
 from tfmq_fx.cli.options import BackendOption, Model, Seed, Steps
 
 if TYPE_CHECKING:
@@ -54,10 +55,17 @@ def _bisect(model: str | None, backend: str, steps: int, tolerance: float, skip:
     from tfmq_fx.cli.example_inputs import unconditional_inputs
     from tfmq_fx.data.bundled_model import load_model
     from tfmq_fx.diagnostics.comparison import ddim_scheduler
+    from tfmq_fx.lowering.backends.registry import find_backend
     from tfmq_fx.lowering.lower import lower
+    from tfmq_fx.lowering.options import LoweringOptions
+    from tfmq_fx.passes.registry import check_pass_ids
     from tfmq_fx.testing import bisect_passes
     from tfmq_fx.workflow.quantize import quantize
 
+    # Everything that can be wrong with the command is found before the model is loaded.
+    check_pass_ids(skip)
+    find_backend(backend).check(LoweringOptions(reuse=False))
+    require_no_artefact(model)
     stage("loading the model")
     module, scheduler = load_model(model)
     timesteps = ddim_scheduler(scheduler, steps).timesteps

@@ -15,6 +15,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from tfmq_fx.cli.console import console, size_text, stage
+from tfmq_fx.cli.float_models import require_no_artefact
 from tfmq_fx.cli.options import (
     ArtefactOption,
     BackendOption,
@@ -73,6 +74,7 @@ def compare(
     )
 
     check_image_path(out)
+    require_no_artefact(model)
     program, count = load_program(artefact, steps, unknown_timestep)
     stage("loading the float model")
     module, _ = load_model(model)

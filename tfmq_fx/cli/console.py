@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -51,18 +52,28 @@ def quiet_libraries() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        _errors().print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
+        if _is_ours():
+            _errors().print(Text(f"warning: {message}", style="yellow"), soft_wrap=True)
 
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("default", module=r"tfmq_fx\b")
+            warnings.simplefilter("default")
             warnings.showwarning = show
             yield
     finally:
         logging.disable(disabled)
+
+
+def _is_ours() -> bool:
+    """Whether the code that warns right now is of this package.
+
+    A filter by module cannot tell: it sees the caller that the warning is credited to, such as torchao or typer.
+    """
+    warners = (frame.frame.f_globals.get("__name__", "") for frame in inspect.stack(context=0)[2:])  # behind show
+    name = next((name for name in warners if name not in ("warnings", "_py_warnings")), "")
+    return name.split(".")[0] == __name__.split(".")[0]
 
 
 def _errors() -> Console:

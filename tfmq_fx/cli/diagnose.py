@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tfmq_fx.cli.console import console, stage
+from tfmq_fx.cli.float_models import require_no_artefact
 from tfmq_fx.cli.options import Model, Samples, Seed, ServedTimesteps, TableSteps
 from tfmq_fx.errors import ConfigError
 
@@ -51,6 +52,7 @@ def diagnose(
 
     # Everything that can be wrong with the command is found before the minutes of sampling.
     _check_no_artefact(out)
+    require_no_artefact(model)
     named = zip(_labels(artefact), artefact, strict=True)
     loaded = [(label, *load_program(path, steps, unknown_timestep)) for label, path in named]
     stage("loading the float model and capturing its graph")

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from tfmq_fx.cli.console import console, size_text, stage
+from tfmq_fx.cli.float_models import require_no_artefact
 from tfmq_fx.cli.options import Model, OptionalArtefact
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ __all__ = ["inspect"]
 
 def inspect(model: Model = None, artefact: OptionalArtefact = None) -> None:
     """Show a model's temporal block as a tree, or what a quantized artefact holds."""
+    require_no_artefact(model, f"show it with: tfmq-fx inspect --artefact {model}")
     if artefact is not None:
         _inspect_artefact(artefact)
     if model is not None or artefact is None:

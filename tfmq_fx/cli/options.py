@@ -103,7 +103,8 @@ ServedTimesteps = Annotated[
 KeepFloat = Annotated[
     list[str],
     typer.Option(
-        help="What stays float: a role (input, output, attention) or a pattern of layer names. May be repeated.",
+        help="What stays float: a role (input, output, attention) or a pattern of layer names. May be repeated; what "
+        "is given takes the place of the default, so name input and output too to keep them.",
         rich_help_panel=SETTINGS,
     ),
 ]
@@ -131,7 +132,7 @@ SamplerOption = Annotated[
 ]
 NdtcMean = Annotated[
     float,
-    typer.Option(help="Mean of the ndtc sampler as a share of T, 0 to 0.5.", rich_help_panel=CALIBRATION),
+    typer.Option(help="Mean of --sampler ndtc as a share of T, 0 to 0.5.", rich_help_panel=CALIBRATION),
 ]
 BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Batch size of calibration.", rich_help_panel=CALIBRATION)
@@ -146,16 +147,20 @@ ReconstructionOption = Annotated[
         rich_help_panel=RECONSTRUCTION,
     ),
 ]
-Iterations = Annotated[int, typer.Option(min=1, help="Training steps of each block.", rich_help_panel=RECONSTRUCTION)]
+Iterations = Annotated[
+    int,
+    typer.Option(min=1, help="Training steps of each block that is reconstructed.", rich_help_panel=RECONSTRUCTION),
+]
 TemporalIterations = Annotated[
-    int, typer.Option(min=1, help="Training steps of the temporal block.", rich_help_panel=RECONSTRUCTION)
+    int,
+    typer.Option(min=1, help="Training steps of a reconstructed temporal block.", rich_help_panel=RECONSTRUCTION),
 ]
 CacheBytes = Annotated[
     float,
     typer.Option(
         "--cache-gib",
         min=0.0,
-        help="GiB of memory for cached activations; what is beyond goes to files.",
+        help="GiB of memory for the activations that reconstruction caches; what is beyond goes to files.",
         rich_help_panel=RECONSTRUCTION,
     ),
 ]

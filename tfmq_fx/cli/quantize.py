@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tfmq_fx.cli.console import console, size_text, stage
+from tfmq_fx.cli.float_models import require_no_artefact
+from tfmq_fx.cli.given_options import is_given, refuse_without_effect
 from tfmq_fx.cli.options import (
     ActivationBits,
     ActivationRangeOption,
@@ -90,6 +92,7 @@ def quantize(
     # Everything that can be wrong with the command is found before the minutes of calibration.
     context.with_resource(observe_passes(print_after=print_after))
     check_target(out)
+    require_no_artefact(model)
     method = None if preset is None else find_preset(preset)
     config = _configuration(
         context,
@@ -105,8 +108,9 @@ def quantize(
         iterations=iterations,
         temporal_iterations=temporal_iterations,
     )
-    if method is not None and not _is_set_by_user(context, "sampler"):
+    if method is not None and not is_given(context, "sampler"):
         sampler = method.sampler
+    refuse_without_effect(context, _missing_for_options(config, sampler))
     strategy = NormalTimesteps(ndtc_mean) if sampler == "ndtc" else sampler
     stage("loading the model")
     module, scheduler = load_model(model)
@@ -141,10 +145,23 @@ def quantize(
         _print_remaining_steps(method)
 
 
-def _is_set_by_user(context: typer.Context, name: str) -> bool:
-    """Whether the user gave this option; a preset's settings go before defaults only."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name != "DEFAULT"
+def _missing_for_options(config: QuantizationConfig, sampler: str) -> dict[str, str | None]:
+    """For each option that matters only beside others: what it needs and does not have here."""
+    from tfmq_fx.config.quantization import FLOAT_BITS
+
+    learned = config.reconstruction
+    has_blocks = learned is not None and learned.granularity != "none"
+    has_temporal_unit = learned is not None and learned.temporal == "tiar"
+    observes = config.activation_bits != FLOAT_BITS or config.output_bits is not None
+    return {
+        "iterations": None if has_blocks else "a reconstruction that trains blocks, such as --reconstruction tfmq-dm",
+        "temporal_iterations": None
+        if has_temporal_unit
+        else "a reconstruction that trains the temporal block, such as --reconstruction tfmq-dm",
+        "cache_gib": None if learned is not None else "a reconstruction, such as --reconstruction tfmq-dm",
+        "ndtc_mean": None if sampler == "ndtc" else "--sampler ndtc",
+        "activation_range": None if observes else f"quantized activations, --activation-bits below {FLOAT_BITS}",
+    }
 
 
 def _configuration(context: typer.Context, method: Preset | None, seed: int, **options: Any) -> QuantizationConfig:
@@ -155,7 +172,7 @@ def _configuration(context: typer.Context, method: Preset | None, seed: int, **o
     fields: dict[str, Any] = {}
     if method is not None:
         fields = dict(method.fields)
-        options = {name: value for name, value in options.items() if _is_set_by_user(context, name)}
+        options = {name: value for name, value in options.items() if is_given(context, name)}
     iteration_counts = {name: options.pop(name) for name in ("iterations", "temporal_iterations") if name in options}
     reconstruction = ReconstructionConfig.of(options.pop("reconstruction", fields.get("reconstruction")))
     if reconstruction is not None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.errors import CalibrationError
+from tfmq_fx.observers.contract import CheckedObserver
 from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.ranges import (
     asymmetric_parameters,
@@ -42,7 +42,7 @@ def per_tensor_parameters(
     return parameters(low, high, q_min, q_max)
 
 
-class PerTensorObserver(ObserverBase):  # type: ignore[misc]  # torchao has no types
+class PerTensorObserver(CheckedObserver):
     """The base of observers with one range per tensor: the attributes that PT2E reads, and the step to parameters.
 
     A subclass implements ``forward``, which takes in a tensor by way of :meth:`range_of` and returns it, and
@@ -84,9 +84,10 @@ class PerTensorObserver(ObserverBase):  # type: ignore[misc]  # torchao has no t
         """Scale (float32) and zero point (int64), each ``[1]``.
 
         Raises:
-            CalibrationError: Nothing was observed.
+            CalibrationError: Nothing was observed, or the observer's range is none.
         """
-        low, high = self.observed_range()
+        low, high = self.checked_ends(self.observed_range(), 1)
+        self.require_ranges(low, high)
         return per_tensor_parameters(low, high, self.quant_min, self.quant_max, self.qscheme)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, fx
-from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.observers.activation import HISTOGRAM_BINS, MOMENTUM
+from tfmq_fx.observers.contract import CheckedObserver
 from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.gathered import convert_gathered
 from tfmq_fx.observers.ranges import asymmetric_parameters, search_asymmetric
@@ -26,7 +26,7 @@ def nearest_seen(seen: Tensor) -> Tensor:
     return distance.masked_fill(~seen[None], 2 * len(seen)).argmin(dim=1)
 
 
-class GroupedObserver(ObserverBase):  # type: ignore[misc]  # torchao has no types
+class GroupedObserver(CheckedObserver):
     """The base of observers with one range per timestep group: ranges per item and group, and the step to parameters.
 
     A subclass implements :meth:`observe`.
@@ -85,13 +85,15 @@ class GroupedObserver(ObserverBase):  # type: ignore[misc]  # torchao has no typ
         A group without observations takes the range of the nearest one that has some, in the order of noise.
 
         Raises:
-            CalibrationError: Nothing was observed.
+            CalibrationError: Nothing was observed, or the observer's ranges are none.
         """
         seen = self.batches > 0
         if not bool(seen.any()):
             msg = "an activation was never observed; calibrate with at least one batch before converting"
             raise CalibrationError(msg)
-        low, high = (ends[nearest_seen(seen)] for ends in self.observed_ranges())
+        nearest = nearest_seen(seen)
+        low, high = (ends[nearest] for ends in self.checked_ends(self.observed_ranges(), len(seen)))
+        self.require_ranges(low, high)
         return asymmetric_parameters(low, high, self.quant_min, self.quant_max)
 
     def convert(self, model: fx.GraphModule, node: fx.Node) -> None:

@@ -94,6 +94,15 @@ class QuantizedProgram:
             self._extended = ExtendedGraph(self.graph_module, self.timestep)
         return self._extended.serving(timesteps)
 
+    def __repr__(self) -> str:
+        """What it is in a line; the graph alone would fill pages."""
+        config, rows = self.config, 0 if self.timesteps is None else len(self.timesteps)
+        return (
+            f"<QuantizedProgram of {self.interface.model_class or 'a model'}: W{config.weight_bits}"
+            f"A{config.activation_bits}, temporal={config.temporal!r}, {rows} timesteps, {len(self.kept_float)} layers "
+            f"kept float, {len(self.graph_module.graph.nodes)} nodes>"
+        )
+
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedProgram:
         """A copy that shares nothing."""
         values = {entry.name: copy.deepcopy(getattr(self, entry.name), memo) for entry in fields(self) if entry.init}

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 
+from .favoured_kinds import check_favoured
 from .generated_graph import GeneratedGraph
 from .random_operators import OPERATORS
-from .special_operators import SpecialGrowth
+from .special_operators import SPECIAL_OPERATORS, SpecialGrowth
 
 __all__ = ["aten_graphs"]
 
@@ -38,7 +39,11 @@ def aten_graphs(
         dynamic_batch: Whether the batch is symbolic; either by default.
         favour: Kinds of operators, out of ``OPERATORS`` and ``SPECIAL_OPERATORS``, that half of the draws are
             taken from: what the pass under test looks for.
+
+    Raises:
+        ConfigError: ``favour`` has something else.
     """
+    check_favoured(favour, (*OPERATORS, *SPECIAL_OPERATORS))
     dynamic = draw(st.booleans()) if dynamic_batch is None else dynamic_batch
     growth = SpecialGrowth(draw, half, dynamic)
     kinds = st.sampled_from(OPERATORS)

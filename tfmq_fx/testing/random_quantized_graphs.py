@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import fx
 
+from .favoured_kinds import check_favoured
 from .generated_graph import GeneratedGraph
 from .graph_builder import GraphBuilder
 from .quantized_layers import SILU, attention, conv, group_norm, linear, quantized, weight
@@ -45,7 +46,11 @@ def quantized_graphs(
         dynamic_batch: Whether the batch is symbolic; either by default.
         favour: Kinds of layers, out of :data:`QUANTIZED_LAYERS`, of which the first is always drawn. Weights with zero
             points and nodes without recorded values, as ``convert_pt2e`` makes them, are drawn only then.
+
+    Raises:
+        ConfigError: ``favour`` has something else.
     """
+    check_favoured(favour, QUANTIZED_LAYERS)
     dynamic = draw(st.booleans()) if dynamic_batch is None else dynamic_batch
     usual = st.sampled_from([kind for kind in QUANTIZED_LAYERS if kind not in ("asymmetric", "without_values")])
     kinds = [*favour[:1], *draw(st.lists(usual, min_size=not favour, max_size=max_layers - len(favour[:1])))]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import fx
 
 from tfmq_fx.errors import ArtefactError, LoweringError
+from tfmq_fx.lowering.backends.compiled import CompiledGraphs, GraphToCompile, checked_compiled
 from tfmq_fx.lowering.options import BackendSupport, LoweringOptions
 from tfmq_fx.lowering.plan import LoweringPlan, make_plan
 from tfmq_fx.lowering.report.matching import IntegerKernels
@@ -33,6 +34,14 @@ def stage_name(number: int) -> str:
     return f"stage_{number}"
 
 
+def _is_installed(name: str) -> bool:
+    """Whether a package is there, or a module in one: asking for that imports the packages around it."""
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
 class Backend(ABC):
     """What :func:`tfmq_fx.lower` can be asked for by name. One that compiles is a :class:`CompilerBackend`.
 
@@ -40,7 +49,7 @@ class Backend(ABC):
         name: What it is asked for by.
         title: Its name in messages.
         summary: What it is, in a line.
-        requires: The packages that it imports when it is used.
+        requires: The packages that it imports when it is used; a tuple, one name each.
         extra: What pip installs to have them, such as ``"tfmq-fx[openvino]"``.
         package_suffix: How the files end that it writes to ``path``; None where it writes none.
         automatic: Whether ``backend="auto"`` tries it; never where it writes a package.
@@ -61,7 +70,7 @@ class Backend(ABC):
 
     def missing_packages(self) -> list[str]:
         """The packages that it requires and that are not installed."""
-        return [name for name in self.requires if importlib.util.find_spec(name) is None]
+        return [name for name in self.requires if not _is_installed(name)]
 
     def check(self, options: LoweringOptions) -> LoweringOptions:
         """Refuse what it cannot do before anything is computed; return the options with the precision resolved.
@@ -123,37 +132,6 @@ class Backend(ABC):
         raise ArtefactError(msg)
 
 
-@dataclass(frozen=True)
-class GraphToCompile:
-    """A graph, and inputs that it can be called with.
-
-    Attributes:
-        name: :data:`WHOLE`, or the :func:`stage_name` of a stage.
-        graph_module: The q/dq graph; it is not to be changed. Sizes that are symbolic in its ``meta["val"]`` are the
-            batch, which may be any.
-        args: Its example inputs.
-        kwargs: Its example inputs by name.
-    """
-
-    name: str
-    graph_module: fx.GraphModule
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class CompiledGraphs:
-    """What was compiled.
-
-    Attributes:
-        runs: One callable for each graph, called like it and returning what it returns.
-        kernels: The integer kernels in all of them.
-    """
-
-    runs: tuple[Callable[..., Any], ...]
-    kernels: IntegerKernels
-
-
 class CompilerBackend(Backend):
     """A backend that compiles graphs: a subclass says what it supports and compiles; the rest is the same for all.
 
@@ -210,7 +188,7 @@ class CompilerBackend(Backend):
         """Compile a plan: the whole graph, or each of its stages that does not run by itself."""
         staged = plan.staged
         if staged is None:
-            compiled = self.compile_graphs([GraphToCompile(WHOLE, plan.graph_module, plan.args, plan.kwargs)], plan)
+            compiled = self._compiled([GraphToCompile(WHOLE, plan.graph_module, plan.args, plan.kwargs)], plan)
             return compiled.runs[0], compiled.kernels
         inputs = stage_inputs(staged, plan.args, plan.kwargs)
         graphs = {
@@ -218,10 +196,13 @@ class CompilerBackend(Backend):
             for number, graph_module in enumerate(staged.graph_modules)
             if number not in staged.runs
         }
-        compiled = self.compile_graphs(list(graphs.values()), plan)
+        compiled = self._compiled(list(graphs.values()), plan)
         runs = {**staged.runs, **dict(zip(graphs, compiled.runs, strict=True))}
         in_order = [runs[number] for number in range(len(staged.layout.stages))]
         return StagedProgram(staged.layout, plan.result, in_order, own=tuple(staged.runs)), compiled.kernels
+
+    def _compiled(self, graphs: Sequence[GraphToCompile], plan: LoweringPlan) -> CompiledGraphs:
+        return checked_compiled(self.compile_graphs(graphs, plan), len(graphs), self.name)
 
     def report(self, plan: LoweringPlan, run: Callable[..., Any], kernels: IntegerKernels) -> LoweringReport:
         """Hold what was compiled against what was expected, and against the program itself.

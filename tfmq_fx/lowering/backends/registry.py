@@ -1,7 +1,7 @@
 """Find backends by name: ours, those of installed packages, and those registered by a call.
 
-Ours are the modules of this folder, each with its backend as ``BACKEND`` and called like it. Another package declares
-one as an entry point, so that installing it is all there is to do::
+Ours are the modules of this folder with a backend as ``BACKEND``, each called like it; others are helpers. Another
+package declares one as an entry point, so that installing it is all there is to do::
 
     [project.entry-points."tfmq_fx.backends"]
     toy = "toy_package.backend:BACKEND"
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ __all__ = [
 
 #: The group of entry points that other packages declare their backends in.
 ENTRY_POINTS = "tfmq_fx.backends"
-#: The modules of this folder that are no backends.
+#: The modules of this folder that are no backends, though they speak of them.
 NO_BACKENDS = ("backend", "registry")
 #: Whose errors explain a path that is no backend's package.
 DEFAULT_PACKAGE_BACKEND = "aot"
@@ -51,7 +52,7 @@ def register_backend(backend: Backend, *, override: bool = False) -> None:
         override: Whether it may take the place of one of that name.
 
     Raises:
-        LoweringError: It is no backend, or there is one of that name.
+        LoweringError: It is no backend, lacks a name, title or summary, or there is one of that name.
     """
     _check_backend(backend, "register_backend")
     if not override and backend.name in backend_names():
@@ -83,7 +84,7 @@ def available_backends() -> tuple[str, ...]:
     for name in backend_names():
         try:
             missing = find_backend(name).missing_packages()
-        except LoweringError:  # another package's, which cannot be imported; asking for it says why
+        except LoweringError:  # it cannot be imported; asking for it says why
             continue
         if not missing:
             names.append(name)
@@ -124,14 +125,26 @@ def find_package_backend(path: Path) -> Backend:
 
 
 def _own_names() -> list[str]:
-    """The modules beside this one that are backends."""
+    """The modules beside this one that are backends; they are read, not imported, since engines import slowly."""
     modules = pkgutil.iter_modules([str(Path(__file__).parent)])
-    return [module.name for module in modules if module.name not in NO_BACKENDS]
+    return [module.name for module in modules if module.name not in NO_BACKENDS and _names_a_backend(module.name)]
+
+
+def _names_a_backend(name: str) -> bool:
+    """Whether a module of this folder has the word ``BACKEND``; one that has not is a helper of others."""
+    path = Path(__file__).with_name(name)
+    source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return not source.exists() or re.search(r"\bBACKEND\b", source.read_text(encoding="utf-8")) is not None
 
 
 def _load_own(name: str) -> Backend:
     module = f"{__package__}.{name}"
-    return _check_backend(importlib.import_module(module).BACKEND, f"{module}:BACKEND", name)
+    try:
+        loaded = importlib.import_module(module).BACKEND
+    except Exception as error:
+        msg = f"backend={name!r} cannot be imported from {module}: {error}"
+        raise LoweringError(msg) from error
+    return _check_backend(loaded, f"{module}:BACKEND", name)
 
 
 def _entry_points() -> list[EntryPoint]:
@@ -150,11 +163,13 @@ def _load_entry_point(entry: EntryPoint) -> Backend:
 def _check_backend(value: object, source: str, name: str | None = None) -> Backend:
     """``value``, which is a backend of this name."""
     from tfmq_fx.lowering.backends.backend import Backend
+    from tfmq_fx.lowering.backends.checks import check_attributes
 
     if not isinstance(value, Backend):
         kind = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
         msg = f"{source} is {kind} instead of a Backend object"
         raise LoweringError(msg)
+    check_attributes(value, source)
     if name is not None and value.name != name:
         msg = f"{source} is declared as {name!r}, but its name is {value.name!r}; give both the same name"
         raise LoweringError(msg)

@@ -35,6 +35,24 @@ def _tensors(outputs: Any) -> list[Tensor]:
     return [leaf.detach().double() for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
+def _types(outputs: Any) -> list[torch.dtype]:
+    return [leaf.dtype for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _require_types(actual: list[torch.dtype], expected: list[torch.dtype]) -> None:
+    """Refuse results of another type; where there are more or fewer of them, the error is infinite anyway."""
+    if len(actual) != len(expected):
+        return
+    for made, meant in zip(actual, expected, strict=True):
+        if made != meant:
+            names = [str(dtype).removeprefix("torch.") for dtype in (made, meant)]
+            msg = (
+                f"the lowered program returns {names[0]} where the quantized program returns {names[1]}; its backend "
+                "must return results of the program's own types"
+            )
+            raise LoweringError(msg)
+
+
 def _ratio(difference: float, size: float) -> float:
     if not math.isfinite(difference):
         return math.inf
@@ -84,7 +102,7 @@ def check_parity(
 
     Raises:
         LoweringError: They part by more than rounding explains, or by more than can be told from a wrong result, or
-            one of them gives NaN or infinite values.
+            one of them gives NaN or infinite values, or ``lowered`` gives another dtype.
     """
     generator = torch.Generator().manual_seed(0)
     allowed = ALLOWED_NARROW if narrow else ALLOWED_FLOOR
@@ -97,7 +115,9 @@ def check_parity(
                 "it; calibrate it again with inputs like those of sampling"
             )
             raise LoweringError(msg)
-        error = relative_error(lowered(*args, **kwargs), expected)
+        actual = lowered(*args, **kwargs)
+        _require_types(_types(actual), _types(expected))
+        error = relative_error(actual, expected)
         worst = max(worst, error)
         for _ in range(MOST_PERTURBATIONS):
             if floor >= 0.0 and error <= _limit(floor, allowed):
