@@ -68,7 +68,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     interface = interface_of(prepared)
     batches = with_table_check(prepared, values, batches, timestep)
     total = len(batches) if isinstance(batches, Sequence) else None
-    count = 0
+    items, count = _calibrated_items(prepared), 0
     disabled, console = not draws_progress(progress), progress_console()
     for batch in track(batches, "calibrating", total=total, disable=disabled, transient=True, console=console):
         call = bind_batch(interface, count, batch, timestep)
