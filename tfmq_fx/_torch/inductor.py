@@ -39,9 +39,14 @@ Body = Callable[[Sequence[str], str, Callable[[Any], str]], str]
 
 
 @contextlib.contextmanager
-def freeze_weights(after_grad: Callable[[fx.Graph], None]) -> Iterator[None]:
-    """Let Inductor freeze weights, and call ``after_grad`` with each graph that it has finished with."""
-    with inductor_config.patch(freezing=True, post_grad_custom_post_pass=after_grad):
+def freeze_weights(prepare: Callable[[fx.Graph], None], read: Callable[[fx.Graph], None]) -> Iterator[None]:
+    """Let Inductor freeze weights.
+
+    Args:
+        prepare: Called with each graph that has its weights frozen, before Inductor finds kernels for it.
+        read: Called with each graph that Inductor has finished with.
+    """
+    with inductor_config.patch(freezing=True, post_grad_custom_pre_pass=prepare, post_grad_custom_post_pass=read):
         yield
 
 

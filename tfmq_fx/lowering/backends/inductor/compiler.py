@@ -14,6 +14,7 @@ from tfmq_fx._torch import pytree
 from tfmq_fx._torch.compilation import CompilerError, no_special_batch_sizes
 from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.errors import LoweringError
+from tfmq_fx.lowering.backends.inductor.added_values import copy_added_values
 from tfmq_fx.lowering.backends.inductor.kernels import KernelCounter
 from tfmq_fx.passes.support.nodes import fake_mode_of
 from tfmq_fx.passes.support.predicates import node_value
@@ -30,7 +31,7 @@ def freezing(counter: KernelCounter) -> Iterator[None]:
     """
     from tfmq_fx._torch.inductor import freeze_weights
 
-    with freeze_weights(counter), no_special_batch_sizes():
+    with freeze_weights(copy_added_values, counter), no_special_batch_sizes():
         yield
 
 
