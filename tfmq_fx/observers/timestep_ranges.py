@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["LEAST_ITEMS", "CalibratedItems", "TimestepRanges", "smoothed"]
+__all__ = ["LEAST_ITEMS", "CalibratedItems", "TimestepRanges", "ranges_of", "smoothed", "snapshot"]
 
 #: The timesteps of a call: one, or several where a call cannot be cut.
 Timesteps = tuple[float, ...]
@@ -31,6 +33,11 @@ class CalibratedItems:
     def add(self, timesteps: Timesteps, items: int) -> None:
         """Count the items of a call that has run."""
         self.counts[timesteps] = self.counts.get(timesteps, 0) + items
+
+    def begin_schedule(self) -> None:
+        """What runs next is every timestep of the schedule at once; it counts as a timestep of its own."""
+        self.current = ()
+        self.counts[()] = LEAST_ITEMS
 
     def buckets(self) -> list[list[Timesteps]]:
         """Neighbouring timesteps with enough items together, in the order in which the first of each was met."""
@@ -92,3 +99,30 @@ class TimestepRanges:
 def smoothed(value: Tensor, new: Tensor, momentum: float) -> Tensor:
     """One step of an exponential moving average, ``m v + (1 - m) n``."""
     return (value * momentum).add(new, alpha=1 - momentum)
+
+
+def ranges_of(module: nn.Module) -> TimestepRanges | None:
+    """What an observer keeps by timestep; None where it keeps nothing so."""
+    ranges = getattr(module, "ranges", None)
+    return ranges if isinstance(ranges, TimestepRanges) else None
+
+
+def snapshot(modules: Iterable[nn.Module]) -> Callable[[], None]:
+    """Remember what some observers have seen; what is returned puts it back."""
+    states = [
+        (module, {name: _copied(value) for name, value in module.state_dict().items()}, ranges_of(module))
+        for module in modules
+    ]
+    ends = [None if ranges is None else ranges.snapshot() for _, _, ranges in states]
+
+    def restore() -> None:
+        for (module, state, ranges), earlier in zip(states, ends, strict=True):
+            module.load_state_dict(state)
+            if ranges is not None and earlier is not None:
+                ranges.restore(earlier)
+
+    return restore
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

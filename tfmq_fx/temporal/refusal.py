@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.errors import NonFiniteError
 from tfmq_fx.observers import PerChannelWeightObserver
-from tfmq_fx.observers.timestep_ranges import TimestepRanges
+from tfmq_fx.observers.timestep_ranges import TimestepRanges, ranges_of, snapshot
 from tfmq_fx.temporal.domain import TemporalDomain
 
 __all__ = ["at_timesteps", "refused_in_batch", "refused_rows", "refused_whole", "timestep_ranges"]
@@ -47,15 +46,11 @@ def refused_rows(domain: TemporalDomain, timesteps: Tensor) -> Iterator[None]:
 @contextmanager
 def refused_whole(prepared: nn.Module) -> Iterator[None]:
     """Run a calibration batch: where it fails, no observer has learnt from any part of it."""
-    states = [(module, _copied_state(module)) for module in _batch_observers(prepared)]
-    ranges = [(value, value.snapshot()) for value in timestep_ranges(prepared)]
+    restore = snapshot(_batch_observers(prepared))
     try:
         yield
     except Exception:
-        for module, state in states:
-            module.load_state_dict(state)
-        for value, ends in ranges:
-            value.restore(ends)
+        restore()
         raise
 
 
@@ -80,18 +75,13 @@ def refused_in_batch(index: int, timesteps: Tensor | None) -> Iterator[None]:
 
 def timestep_ranges(prepared: nn.Module) -> list[TimestepRanges]:
     """What the observers of a graph keep by timestep while it is calibrated."""
-    values = [getattr(module, "ranges", None) for module in _batch_observers(prepared)]
-    return [value for value in values if isinstance(value, TimestepRanges)]
+    return [ranges for module in _batch_observers(prepared) if (ranges := ranges_of(module)) is not None]
 
 
 def _batch_observers(prepared: nn.Module) -> list[nn.Module]:
     """The observers that learn from batches; a weight is the same in all of them."""
     observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
     return [module for module in observers if not isinstance(module, PerChannelWeightObserver)]
-
-
-def _copied_state(module: nn.Module) -> dict[str, Any]:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in module.state_dict().items()}
 
 
 def _timesteps_of_entries(error: NonFiniteError, items: Tensor) -> Tensor:
