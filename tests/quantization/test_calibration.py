@@ -4,7 +4,7 @@ import torch
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
 from tfmq_fx import CalibrationError, QuantizationConfig
-from tfmq_fx.observers import PerChannelWeightObserver, TimestepObserver
+from tfmq_fx.observers import GroupedObserver, PerChannelWeightObserver, PerTensorObserver, TimestepObserver
 from tfmq_fx.temporal.calibrate import calibrate_temporal_block
 
 
@@ -122,3 +122,67 @@ def test_minmax_ranges_hold_all_that_was_seen_and_ema_ranges_less():
         widths[choice] = torch.cat([scale.reshape(-1) for scale in scales])
     assert len(widths["ema"]) == len(widths["minmax"]) > 5
     assert bool((widths["minmax"] >= widths["ema"] * 0.999).all()) and bool((widths["minmax"] > widths["ema"]).any())
+
+
+def scales(batches, **config):
+    graph = prepared(QuantizationConfig(**config))
+    tfmq_fx.calibrate(graph, batches, progress=False)
+    found = {}
+    for name, module in graph.named_modules():
+        if isinstance(module, PerTensorObserver | GroupedObserver):
+            found[name] = module.calculate_qparams()[0]
+    assert len(found) > 8
+    return found
+
+
+def items_of(count=96):
+    """Items of every timestep, in random order."""
+    x, t = batch(count, seed=3)
+    return x * (1 + t / 200)[:, None, None, None], t
+
+
+@pytest.mark.parametrize("config", [{}, {"activation_range": "minmax"}, {"activation_groups": 3}])
+@pytest.mark.parametrize("size", [1, 7, 32])
+def test_ranges_do_not_depend_on_how_items_were_cut_into_batches(config, size):
+    x, t = items_of()
+    whole = scales([(x, t)], **config)
+    cut = scales(zip(x.split(size), t.split(size), strict=True), **config)
+    for name, scale in whole.items():
+        assert torch.allclose(scale, cut[name], rtol=1e-5), name
+
+
+@pytest.mark.parametrize("config", [{}, {"activation_groups": 3}])
+def test_batches_of_one_timestep_are_smoothed_over_timesteps(config):
+    """Recorded trajectories have batches of one timestep: the moving average over them is the one over timesteps."""
+    x, t = items_of()
+    by_timestep = [(x[t == value], t[t == value]) for value in dict.fromkeys(t.tolist())]
+    by_timestep = [(x[:8], t[:8]) for x, t in by_timestep if len(t) >= 8]
+    graph = prepared(QuantizationConfig(**config))
+    for args in by_timestep:
+        graph(*args)
+    calibrated = scales(by_timestep, **config)
+    observers = {name: graph.get_submodule(name) for name in calibrated}
+    assert len(by_timestep) >= 5
+    assert all(torch.equal(observers[name].calculate_qparams()[0], scale) for name, scale in calibrated.items())
+
+
+def test_few_items_are_taken_together_with_their_neighbours():
+    """A range of one item each would be too narrow: it is that of all where there are fewer than eight."""
+    x, t = batch(6, seed=3)
+    graph = prepared()
+    tfmq_fx.calibrate(graph, [(x, t)], progress=False)
+    plain = prepared(QuantizationConfig(activation_range="minmax"))
+    tfmq_fx.calibrate(plain, [(x, t)], progress=False)
+    for name, module in graph.named_modules():
+        if isinstance(module, PerTensorObserver):
+            assert torch.allclose(module.calculate_qparams()[0], plain.get_submodule(name).calculate_qparams()[0])
+
+
+def test_calibrating_in_two_runs_is_calibrating_in_one():
+    x, t = items_of()
+    graph = prepared()
+    for half in (slice(0, 48), slice(48, 96)):
+        tfmq_fx.calibrate(graph, [(x[half], t[half])], progress=False)
+    together = scales([(x, t)])
+    for name, scale in together.items():
+        assert torch.allclose(graph.get_submodule(name).calculate_qparams()[0], scale, rtol=1e-5)

@@ -12,7 +12,7 @@ from tfmq_fx.errors import CalibrationError, InputError
 from tfmq_fx.frontend.binding import Call, bind, named_arguments
 from tfmq_fx.frontend.interface import Interface
 
-__all__ = ["Batch", "as_batches", "batch_arguments", "bind_batch", "timestep_of"]
+__all__ = ["Batch", "as_batches", "batch_arguments", "bind_batch", "calls_by_timestep", "timestep_of"]
 
 #: The model's own inputs: positional, by name, or a single tensor.
 Batch = Sequence[Any] | Mapping[str, Any] | Tensor
@@ -65,6 +65,34 @@ def bind_batch(interface: Interface, index: int, batch: Batch, timestep: str) ->
     except InputError as error:
         msg = f"calibration batch {index} does not fit the captured model: {error}"
         raise CalibrationError(msg) from error
+
+
+def calls_by_timestep(call: Call, timestep: str) -> list[tuple[Tensor | None, Call]]:
+    """Cut a call into calls of one timestep each, in the order in which these occur.
+
+    Args:
+        call: The call.
+        timestep: Name of the timestep input.
+
+    Returns:
+        The timesteps of the items of each call, with the call; None where there is no such input. A call that cannot be
+        cut, because its batch is fixed or an input has several entries per item, is one call.
+    """
+    index = call.interface.find(timestep)
+    values = None if index is None else call.leaves[index]
+    if not isinstance(values, Tensor):
+        return [(None, call)]
+    distinct = list(dict.fromkeys(values.reshape(-1).tolist()))
+    if len(distinct) < 2 or call.batch is None or values.shape != (call.batch,):
+        return [(values, call)]
+    calls: list[tuple[Tensor | None, Call]] = []
+    for value in distinct:
+        items = (values == value).nonzero()[:, 0]
+        try:
+            calls.append((values[items], call.take(items)))
+        except InputError:
+            return [(values, call)]
+    return calls
 
 
 def timestep_of(interface: Interface, batch: Batch, timestep: str) -> Tensor | None:

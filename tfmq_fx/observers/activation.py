@@ -17,6 +17,7 @@ from tfmq_fx.observers.ranges import (
     search_asymmetric,
     search_symmetric,
 )
+from tfmq_fx.observers.timestep_ranges import TimestepRanges, smoothed
 
 __all__ = ["EMAMinMaxObserver", "MSEObserver", "MinMaxObserver", "PerTensorObserver", "per_tensor_parameters"]
 
@@ -126,11 +127,14 @@ class EMAMinMaxObserver(PerTensorObserver):
     ``lo <- m lo + (1 - m) min(x)`` from 0, likewise ``hi``; read as ``lo / (1 - m^k)`` after ``k``
     batches, so that no batch weighs more for being the first. Source: TFMQ-DM (CVPR 2024), section 6;
     the correction is that of Adam (Kingma & Ba, 2015, section 3).
+
+    In :func:`tfmq_fx.calibrate` a timestep stands for a batch: its range is that of all its items, so that the result
+    does not depend on how they were cut into batches. Timesteps of few items are taken together with their neighbours.
     """
 
     def __init__(self, momentum: float = MOMENTUM, **spec: Any) -> None:
         super().__init__(**spec)
-        self.momentum = momentum
+        self.momentum, self.ranges = momentum, TimestepRanges()
         self.register_buffer("low", torch.zeros(1))
         self.register_buffer("high", torch.zeros(1))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
@@ -142,17 +146,26 @@ class EMAMinMaxObserver(PerTensorObserver):
         """Observe ``x`` (any shape, float) and return it."""
         if x.numel():
             low, high = self.range_of(x.detach())
-            self.low.mul_(self.momentum).add_(low, alpha=1 - self.momentum)
-            self.high.mul_(self.momentum).add_(high, alpha=1 - self.momentum)
-            self.batches += 1
+            if self.ranges.items is not None:
+                self.ranges.add(low, high)
+            else:
+                self.low, self.high = self._step((self.low, self.high), (low, high))
+                self.batches += 1
         return x
+
+    def _step(self, ends: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        low, high = (smoothed(value, other, self.momentum) for value, other in zip(ends, new, strict=True))
+        return low, high
 
     def observed_range(self) -> tuple[Tensor, Tensor]:
         """The corrected running range."""
-        if int(self.batches) == 0:
+        ends, count = (self.low, self.high), int(self.batches)
+        for new in self.ranges.by_bucket():
+            ends, count = self._step(ends, new), count + 1
+        if count == 0:
             raise _nothing_observed()
-        correction = 1 - self.momentum ** int(self.batches)
-        return self.low / correction, self.high / correction
+        correction = 1 - self.momentum**count
+        return ends[0] / correction, ends[1] / correction
 
 
 class MSEObserver(PerTensorObserver):

@@ -15,6 +15,7 @@ from tfmq_fx.observers.contract import CheckedObserver
 from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.gathered import convert_gathered
 from tfmq_fx.observers.ranges import asymmetric_parameters, search_asymmetric
+from tfmq_fx.observers.timestep_ranges import TimestepRanges, smoothed
 
 __all__ = ["GroupedEMAObserver", "GroupedMSEObserver", "GroupedMinMaxObserver", "GroupedObserver", "nearest_seen"]
 
@@ -111,22 +112,38 @@ class GroupedMinMaxObserver(GroupedObserver):
 
 
 class GroupedEMAObserver(GroupedObserver):
-    """Minimum and maximum of each group, smoothed over the batches in which it occurs (:class:`EMAMinMaxObserver`)."""
+    """Minimum and maximum of each group, smoothed over the batches in which it occurs (:class:`EMAMinMaxObserver`).
+
+    In :func:`tfmq_fx.calibrate` over its timesteps, as there.
+    """
 
     def __init__(self, groups: int, bits: int, subject: str = input_of(""), momentum: float = MOMENTUM) -> None:
         super().__init__(groups, bits, subject)
-        self.momentum = momentum
+        self.momentum, self.ranges = momentum, TimestepRanges()
+        #: Ranges that were smoothed for each group outside of a calibration.
+        self.register_buffer("steps", torch.zeros(groups, dtype=torch.int64))
+        self.steps: Tensor
 
     def observe(self, values: Tensor, groups: Tensor, present: Tensor, low: Tensor, high: Tensor) -> None:
         """Move the ranges of the groups that occur."""
-        rest = 1 - self.momentum
-        self.low = torch.where(present, (self.low * self.momentum).add(low, alpha=rest), self.low)
-        self.high = torch.where(present, (self.high * self.momentum).add(high, alpha=rest), self.high)
+        if self.ranges.items is not None:
+            self.ranges.add(low, high)
+        else:
+            self.low, self.high, self.steps = self._step((self.low, self.high, self.steps), low, high)
+
+    def _step(self, state: tuple[Tensor, Tensor, Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        present = low <= high
+        new_low = torch.where(present, smoothed(state[0], low, self.momentum), state[0])
+        new_high = torch.where(present, smoothed(state[1], high, self.momentum), state[1])
+        return new_low, new_high, state[2] + present
 
     def observed_ranges(self) -> tuple[Tensor, Tensor]:
         """The corrected running ranges."""
-        correction = (1 - self.momentum ** self.batches.double()).to(self.low)
-        return self.low / correction, self.high / correction
+        state = (self.low, self.high, self.steps)
+        for low, high in self.ranges.by_bucket():
+            state = self._step(state, low, high)
+        correction = (1 - self.momentum ** state[2].double()).to(self.low)
+        return state[0] / correction, state[1] / correction
 
 
 class GroupedMSEObserver(GroupedObserver):

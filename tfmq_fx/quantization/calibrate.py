@@ -6,21 +6,23 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from rich.progress import track
-from torch import fx
+from torch import Tensor, fx, nn
 
 from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.progress import draws_progress, progress_console
 from tfmq_fx.errors import CalibrationError, NonFiniteError
-from tfmq_fx.frontend.batches import Batch, as_batches, bind_batch
+from tfmq_fx.frontend.batches import Batch, as_batches, bind_batch, calls_by_timestep
+from tfmq_fx.frontend.binding import Call
 from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.frontend.notes import restore_notes
 from tfmq_fx.frontend.program_stage import CAPTURED, PREPARED, describe, stage_of
 from tfmq_fx.frontend.surroundings import pipeline_stage
+from tfmq_fx.observers.timestep_ranges import LEAST_ITEMS, CalibratedItems
 from tfmq_fx.passes.support.timestep_values import distinct_timesteps
 from tfmq_fx.temporal.calibrate import calibrate_conditional_part, calibrate_temporal_block
 from tfmq_fx.temporal.domain import conditioned_domain
 from tfmq_fx.temporal.inputs import Conditionings
-from tfmq_fx.temporal.refusal import refused_whole
+from tfmq_fx.temporal.refusal import refused_in_batch, refused_whole, timestep_ranges
 from tfmq_fx.temporal.values import with_table_check
 
 __all__ = ["Batch", "calibrate"]
@@ -31,6 +33,8 @@ __all__ = ["Batch", "calibrate"]
 def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: bool = True) -> int:
     """Observe the activation ranges over ``batches``; the temporal block is calibrated exactly, without them.
 
+    A batch of several timesteps runs timestep by timestep, so that ranges depend on its items and not on how they were
+    put together; one that cannot be cut (a fixed batch) runs as it is.
     Layers that depend on the timestep and the conditioning alone are calibrated over all timesteps, under the
     conditionings of the batches.
 
@@ -64,14 +68,12 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     interface = interface_of(prepared)
     batches = with_table_check(prepared, values, as_batches(batches), timestep)
     total = len(batches) if isinstance(batches, Sequence) else None
-    count = 0
+    items, count = _calibrated_items(prepared), 0
     disabled, console = not draws_progress(progress), progress_console()
     for batch in track(batches, "calibrating", total=total, disable=disabled, transient=True, console=console):
         call = bind_batch(interface, count, batch, timestep)
-        args, kwargs = call.arguments()
         try:
-            with refused_whole(prepared, batch, count, timestep):
-                prepared(*args, **kwargs)
+            _observe(prepared, calls_by_timestep(call, timestep), items, count)
         except NonFiniteError:
             raise
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -88,3 +90,29 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     if conditionings is not None and values is not None:
         calibrate_conditional_part(prepared, conditioned_domain(timestep, values, conditionings))
     return count
+
+
+def _calibrated_items(prepared: nn.Module) -> CalibratedItems:
+    """The count that the observers of a graph share: that of an earlier calibration goes on."""
+    ranges = timestep_ranges(prepared)
+    items = next((value.items for value in ranges if value.items is not None), CalibratedItems())
+    for value in ranges:
+        value.items = items
+    return items
+
+
+def _observe(
+    prepared: fx.GraphModule, calls: Sequence[tuple[Tensor | None, Call]], items: CalibratedItems, index: int
+) -> None:
+    """Run the calls of a batch, with the timesteps of each."""
+    learnt: list[tuple[tuple[float, ...], int]] = []
+    with refused_whole(prepared):
+        for timesteps, call in calls:
+            values = () if timesteps is None else tuple(sorted(set(timesteps.reshape(-1).tolist())))
+            items.current = values or (float(index),)
+            args, kwargs = call.arguments()
+            with refused_in_batch(index, timesteps):
+                prepared(*args, **kwargs)
+            learnt.append((items.current, call.batch or LEAST_ITEMS))
+    for current, number in learnt:
+        items.add(current, number)

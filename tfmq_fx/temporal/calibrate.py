@@ -8,7 +8,7 @@ layer sees the activations and weights before it quantized, as it will in the qu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from tfmq_fx.fake_quantizers import (
 )
 from tfmq_fx.observers import GroupedObserver, PerChannelWeightObserver, TimestepObserver
 from tfmq_fx.observers.ranges import fake_quantize
+from tfmq_fx.observers.timestep_ranges import ranges_of, snapshot
 from tfmq_fx.passes.analysis import TemporalBlock, evaluate_temporal_nodes, find_temporal_block, outside_block
 from tfmq_fx.temporal.domain import TemporalDomain, table_domain, time_path
 from tfmq_fx.temporal.refusal import refused_rows
@@ -128,7 +129,7 @@ def calibrate_over(graph_module: fx.GraphModule, domain: TemporalDomain, sites: 
     path = time_path(graph_module, domain)
     modules = {site: graph_module.get_submodule(str(site.target)) for site in sites}
     per_timestep = [site for site, module in modules.items() if isinstance(module, TimestepObserver)]
-    restore = _snapshot(modules.values())
+    restore = snapshot(modules.values())
     try:
         for site in per_timestep:
             observer = modules[site]
@@ -184,6 +185,8 @@ def _observe_whole(
             ]
         module = graph_module.get_submodule(str(site.target))
         observing_modules = [module] if isinstance(module, ActivationQuantizer) else []
+        if (ranges := ranges_of(module)) is not None and ranges.items is not None:
+            ranges.items.begin_schedule()
         with refused_rows(domain, domain.columns()[domain.timestep]), observing(observing_modules):
             module(torch.cat(pieces))
 
@@ -209,7 +212,7 @@ def _preserved_observers(
     """Observers see what passes for the time of a block and, but for those of the sites, forget it at its end."""
     calls = _observer_calls(graph_module, path.nodes).values()
     # What a weight's observer sees is the same every time, and fake quantizers only look when they are told to.
-    restore = _snapshot(
+    restore = snapshot(
         module
         for module in calls
         if not isinstance(module, (PerChannelWeightObserver, FakeQuantizer)) and module not in sites
@@ -218,14 +221,3 @@ def _preserved_observers(
         yield
     finally:
         restore()
-
-
-def _snapshot(modules: Iterable[nn.Module]) -> Callable[[], None]:
-    """Remember the state of some modules; what is returned puts it back."""
-    states = {module: {name: value.clone() for name, value in module.state_dict().items()} for module in modules}
-
-    def restore() -> None:
-        for module, state in states.items():
-            module.load_state_dict(state)
-
-    return restore

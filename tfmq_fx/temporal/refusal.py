@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torchao.quantization.pt2e import ObserverBase
 
 from tfmq_fx.errors import NonFiniteError
-from tfmq_fx.frontend.batches import timestep_of
-from tfmq_fx.frontend.interface import interface_of
 from tfmq_fx.observers import PerChannelWeightObserver
+from tfmq_fx.observers.timestep_ranges import TimestepRanges, ranges_of, snapshot
 from tfmq_fx.temporal.domain import TemporalDomain
 
-__all__ = ["at_timesteps", "refused_rows", "refused_whole"]
+__all__ = ["at_timesteps", "refused_in_batch", "refused_rows", "refused_whole", "timestep_ranges"]
 
 #: Timesteps that an error names; the others it counts.
 MOST_NAMED = 4
@@ -46,46 +44,44 @@ def refused_rows(domain: TemporalDomain, timesteps: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def refused_whole(prepared: fx.GraphModule, batch: Any, index: int, timestep: str) -> Iterator[None]:
-    """Run a calibration batch: where it fails, no observer has learnt from it, and the error names the batch.
-
-    Args:
-        prepared: The graph that is run.
-        batch: A tensor, a sequence, or a mapping by name.
-        index: The number of the batch.
-        timestep: Name of the timestep input.
-    """
-    states = [(module, _copied_state(module)) for module in _batch_observers(prepared)]
+def refused_whole(prepared: nn.Module) -> Iterator[None]:
+    """Run a calibration batch: where it fails, no observer has learnt from any part of it."""
+    restore = snapshot(_batch_observers(prepared))
     try:
         yield
-    except Exception as error:
-        for module, state in states:
-            module.load_state_dict(state)
-        if not isinstance(error, NonFiniteError):
-            raise
-        when = at_timesteps(_timesteps(prepared, batch, timestep, error))
+    except Exception:
+        restore()
+        raise
+
+
+@contextmanager
+def refused_in_batch(index: int, timesteps: Tensor | None) -> Iterator[None]:
+    """Name the batch and the timesteps of what is refused.
+
+    Args:
+        index: The number of the batch.
+        timesteps: Those of the items that run, in their order; None where there are none.
+    """
+    try:
+        yield
+    except NonFiniteError as error:
+        items = torch.zeros(0) if timesteps is None else timesteps.reshape(-1)
+        # All of them where entries are not items.
+        refused = _timesteps_of_entries(error, items)
+        when = at_timesteps(refused if len(refused) else items)
         location = f" in calibration batch {index}{',' if when else ''}{when}"
         raise error.at(location) from error
+
+
+def timestep_ranges(prepared: nn.Module) -> list[TimestepRanges]:
+    """What the observers of a graph keep by timestep while it is calibrated."""
+    return [ranges for module in _batch_observers(prepared) if (ranges := ranges_of(module)) is not None]
 
 
 def _batch_observers(prepared: nn.Module) -> list[nn.Module]:
     """The observers that learn from batches; a weight is the same in all of them."""
     observers = [module for module in prepared.modules() if isinstance(module, ObserverBase)]
     return [module for module in observers if not isinstance(module, PerChannelWeightObserver)]
-
-
-def _copied_state(module: nn.Module) -> dict[str, Any]:
-    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in module.state_dict().items()}
-
-
-def _timesteps(prepared: fx.GraphModule, batch: Any, timestep: str, error: NonFiniteError) -> Tensor:
-    """The timesteps of the refused entries, or of the whole batch where entries are not items; none when unknown."""
-    value = timestep_of(interface_of(prepared), batch, timestep)
-    if value is None:
-        return torch.zeros(0)
-    items = value.reshape(-1)
-    refused = _timesteps_of_entries(error, items)
-    return refused if len(refused) else items
 
 
 def _timesteps_of_entries(error: NonFiniteError, items: Tensor) -> Tensor:
