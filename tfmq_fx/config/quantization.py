@@ -47,7 +47,8 @@ class QuantizationConfig:
         weight_range: How a weight channel's range is chosen: ``"minmax"`` or ``"mse"`` (L2.4 search);
             ``None`` takes min-max at 8 bits and more, the search below.
         activation_range: ``"ema"``, the min-max of each timestep, smoothed over timesteps with bias correction (over
-            batches where they are observed without :func:`tfmq_fx.calibrate`); ``"minmax"``, of all batches together; ``"mse"`` (L2.4 search); or the name of another observer that was registered with
+            batches where they are observed without :func:`tfmq_fx.calibrate`); ``"minmax"``, of all batches together;
+            ``"mse"`` (L2.4 search); or the name of another observer that was registered with
             :func:`tfmq_fx.observers.register_activation_observer`.
         activation_groups: How many groups of timesteps have activation ranges of their own, outside the temporal
             block (``temporal`` says what happens inside): the timesteps in the order of their noise are cut into
