@@ -83,8 +83,8 @@ def test_an_option_without_effect_is_refused_before_the_work(tmp_path, options, 
     ],
 )
 def test_a_preset_s_settings_give_an_option_its_effect(tmp_path, options):
-    result = tfmq("quantize", "no-such-folder/model", "--out", tmp_path / "out", *options)
-    refused(result, "no-such-folder/model")  # taken: what is refused is the model
+    result = tfmq("quantize", tmp_path / "no-such-model", "--out", tmp_path / "out", *options)
+    refused(result, "no-such-model")  # taken: what is refused is the model
 
 
 def test_an_unknown_preset_is_one_sentence(model, tmp_path):

@@ -109,13 +109,13 @@ def test_a_program_is_loaded_where_its_observer_is_not_registered(groups, tmp_pa
         assert "\n" not in str(caught.value)
 
 
-def test_the_command_line_lists_and_takes_it(registered):
+def test_the_command_line_lists_and_takes_it(registered, tmp_path):
     shown = tfmq("quantize", "--help").stdout
     assert re.search(r"--activation-range\s+<ema\|minmax\|mse\|last>", shown)
     refused = tfmq("quantize", "--out", "x", "--activation-range", "first")
     assert refused.exit_code == 2 and "'last'" in refused.output
     # It is taken: what is refused next is the model.
-    result = tfmq("quantize", "no-such-folder/model", "--out", "x", "--activation-range", "last")
+    result = tfmq("quantize", str(tmp_path / "no-such-model"), "--out", "x", "--activation-range", "last")
     assert result.exit_code == 1 and "activation" not in result.stderr
 
 

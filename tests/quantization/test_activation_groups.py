@@ -17,6 +17,7 @@ from tfmq_fx.fake_quantizers import GroupedQuantizer
 from tfmq_fx.lowering.plan import folded_graph, with_lookups_written_out
 from tfmq_fx.lowering.report.eligibility import classify
 from tfmq_fx.lowering.report.reasons import PER_ROW
+from tfmq_fx.lowering.report.report import LoweringReport
 from tfmq_fx.lowering.run.denoiser import Denoiser
 from tfmq_fx.observers import GroupedMSEObserver, GroupedObserver
 from tfmq_fx.passes import LowerIndexedConvs, UseOneTimestepGroup
@@ -217,7 +218,7 @@ def denoiser_of_kernels(ours, *, integer=True, max_batch=None, calls=None):
     """A denoiser as the compiling backends make it, but eager; ``calls`` collects the timesteps of its calls."""
     graph_module = with_lookups_written_out(folded_graph(ours))
     UseOneTimestepGroup()(graph_module)
-    report = classify(graph_module, ours.kept_float)
+    report = LoweringReport("by hand", tuple(classify(graph_module, ours.kept_float)))
     if integer:
         LowerIndexedConvs()(graph_module)
     groups = graph_module.timestep_groups
@@ -235,7 +236,7 @@ def denoiser_of_kernels(ours, *, integer=True, max_batch=None, calls=None):
 def test_a_batch_that_mixes_groups_is_split_and_put_together():
     ours = program(4)
     denoiser, _ = denoiser_of_kernels(ours, integer=False)
-    assert sum(entry.eligible for entry in denoiser.report) == 7
+    assert sum(entry.eligible for entry in denoiser.report.entries) == 7
     for size in (1, 2, 9):
         x, t = batch(size)
         assert relative(denoiser(x, t), ours(x, t)) < 1e-5

@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -103,13 +104,14 @@ def test_weights_are_not_copied_to_be_quantized_and_the_program_has_its_own(monk
     weights = {name: v for name, v in prepared.state_dict().items() if name.endswith("weight")}
     assert any(name.startswith("activation_post_process") for name in weights)
     places = {name: value.data_ptr() for name, value in weights.items()}
-    seen, stock = {}, tfmq_fx.convert.__wrapped__.__globals__["convert_pt2e"]
+    room = sys.modules["tfmq_fx.quantization.convert"]
+    seen, stock = {}, room.convert_pt2e
 
     def convert_pt2e(graph_module):
         seen.update((name, graph_module.state_dict()[name].data_ptr()) for name in places)
         return stock(graph_module)
 
-    monkeypatch.setitem(tfmq_fx.convert.__wrapped__.__globals__, "convert_pt2e", convert_pt2e)
+    monkeypatch.setattr(room, "convert_pt2e", convert_pt2e)
     quantized = tfmq_fx.convert(prepared)
     assert seen == places
     left = {value.data_ptr() for value in quantized.graph_module.state_dict().values()}

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from torchao.quantization.pt2e import ObserverBase
 from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 import tfmq_fx
@@ -196,11 +197,22 @@ def test_a_table_with_values_that_are_not_finite_is_refused(temporal):
     assert "\n" not in str(caught.value)
 
 
+class InfiniteScale(ObserverBase):
+    """Not one of ours."""
+
+    quant_min, quant_max, qscheme = 0, 255, torch.per_tensor_affine
+
+    def forward(self, x):
+        return x
+
+    def calculate_qparams(self):
+        return torch.tensor([torch.inf]), torch.tensor([0])
+
+
 def test_a_scale_of_another_quantizer_is_refused_too():
     graph = prepared()
     tfmq_fx.calibrate(graph, [batch()], progress=False)
-    foreign = MinMaxObserver(**SPEC)
-    foreign.low, foreign.high = torch.tensor([-torch.inf]), torch.tensor([1.0])
+    foreign = InfiniteScale(torch.uint8)
     (name,) = [str(n.args[0].target) for n in graph.graph.nodes if "conv1" in str(n.meta.get("nn_module_stack"))
                and n.target is torch.ops.aten.conv2d.default and "down" in str(n.meta["nn_module_stack"])]  # fmt: skip
     setattr(graph, name, foreign)
