@@ -48,8 +48,7 @@ class QuantizationConfig:
             ``None`` takes min-max at 8 bits and more, the search below.
         activation_range: ``"ema"``, the min-max of each timestep, smoothed over timesteps with bias correction (over
             batches where they are observed without :func:`tfmq_fx.calibrate`); ``"minmax"``, of all batches together;
-            ``"mse"`` (L2.4 search); or the name of another observer that was registered with
-            :func:`tfmq_fx.observers.register_activation_observer`.
+            ``"mse"`` (L2.4 search); or a name of :func:`tfmq_fx.observers.register_activation_observer`.
         activation_groups: How many groups of timesteps have activation ranges of their own, outside the temporal
             block (``temporal`` says what happens inside): the timesteps in the order of their noise are cut into
             this many contiguous groups, each with one per-tensor range (ADP-DM, arXiv 2305.18723); as many as

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class ByBatch:
     def __init__(self, graph_module: fx.GraphModule, compile_for: Callable[[int], Session]) -> None:
         self._compile_for = compile_for
         self._sessions: OrderedDict[int, Session] = OrderedDict()
+        self._lock = threading.Lock()
         inputs = [node_value(node) for node in graph_module.graph.nodes if node.op == "placeholder"]
         self._tensors = [index for index, value in enumerate(inputs) if isinstance(value, Tensor)]
         self._batch = _batch_axis(inputs)
@@ -52,12 +54,13 @@ class ByBatch:
 
     def session(self, batch: int) -> Session:
         """The compiled program for ``batch``."""
-        if batch not in self._sessions:
-            self._sessions[batch] = self._compile_for(batch)
-            if len(self._sessions) > MOST_SESSIONS:
-                self._sessions.popitem(last=False)
-        self._sessions.move_to_end(batch)
-        return self._sessions[batch]
+        with self._lock:  # another thread's batch may push this one out
+            if batch not in self._sessions:
+                self._sessions[batch] = self._compile_for(batch)
+                if len(self._sessions) > MOST_SESSIONS:
+                    self._sessions.popitem(last=False)
+            self._sessions.move_to_end(batch)
+            return self._sessions[batch]
 
 
 @dataclass(frozen=True)
