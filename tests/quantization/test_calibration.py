@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 import torch
+from torchao.quantization.pt2e.quantize_pt2e import prepare_pt2e
 
 import tfmq_fx
 from tests.models import TIMESTEPS, batch, small_denoiser
@@ -186,3 +189,26 @@ def test_calibrating_in_two_runs_is_calibrating_in_one():
     together = scales([(x, t)])
     for name, scale in together.items():
         assert torch.allclose(graph.get_submodule(name).calculate_qparams()[0], scale, rtol=1e-5)
+
+
+def test_without_a_timestep_ranges_are_smoothed_over_batches():
+    model = torch.nn.Sequential(*(torch.nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))).eval()
+    generator = torch.Generator().manual_seed(0)
+    batches = [(size * torch.randn(2, 4, 8, 8, generator=generator),) for size in (1.0, 4.0, 2.0)]
+    captured = tfmq_fx.capture(model, batches[0])
+    at_once, in_two_runs, by_hand = (
+        prepare_pt2e(copy.deepcopy(captured), tfmq_fx.TFMQQuantizer(QuantizationConfig(keep_float=())))
+        for _ in range(3)
+    )
+    tfmq_fx.calibrate(at_once, batches, progress=False)
+    tfmq_fx.calibrate(in_two_runs, batches[:1], progress=False)
+    tfmq_fx.calibrate(in_two_runs, batches[1:], progress=False)
+    for args in batches:
+        by_hand(*args)
+    names = [name for name, module in by_hand.named_modules() if isinstance(module, PerTensorObserver)]
+    assert names
+    for name in names:
+        scale = by_hand.get_submodule(name).calculate_qparams()[0]
+        assert all(
+            torch.equal(graph.get_submodule(name).calculate_qparams()[0], scale) for graph in (at_once, in_two_runs)
+        )

@@ -13,7 +13,7 @@ from tfmq_fx.config.progress import draws_progress, progress_console
 from tfmq_fx.errors import CalibrationError, NonFiniteError
 from tfmq_fx.frontend.batches import Batch, as_batches, bind_batch, calls_by_timestep
 from tfmq_fx.frontend.binding import Call
-from tfmq_fx.frontend.interface import interface_of
+from tfmq_fx.frontend.interface import TensorInput, interface_of
 from tfmq_fx.frontend.notes import restore_notes
 from tfmq_fx.frontend.program_stage import CAPTURED, PREPARED, describe, stage_of
 from tfmq_fx.frontend.surroundings import pipeline_stage
@@ -68,7 +68,10 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     interface = interface_of(prepared)
     batches = with_table_check(prepared, values, as_batches(batches), timestep)
     total = len(batches) if isinstance(batches, Sequence) else None
-    items, count = _calibrated_items(prepared), 0
+    index = interface.find(timestep)
+    timed = index is not None and isinstance(interface.inputs[index], TensorInput)
+    # Without timesteps nothing tells batches apart: observers smooth over them as they come.
+    items, count = _calibrated_items(prepared) if timed else CalibratedItems(), 0
     disabled, console = not draws_progress(progress), progress_console()
     for batch in track(batches, "calibrating", total=total, disable=disabled, transient=True, console=console):
         call = bind_batch(interface, count, batch, timestep)
@@ -108,8 +111,7 @@ def _observe(
     learnt: list[tuple[tuple[float, ...], int]] = []
     with refused_whole(prepared):
         for timesteps, call in calls:
-            values = () if timesteps is None else tuple(sorted(set(timesteps.reshape(-1).tolist())))
-            items.current = values or (float(index),)
+            items.current = () if timesteps is None else tuple(sorted(set(timesteps.reshape(-1).tolist())))
             args, kwargs = call.arguments()
             with refused_in_batch(index, timesteps):
                 prepared(*args, **kwargs)
