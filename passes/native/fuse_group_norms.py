@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeGuard
 
@@ -11,13 +12,13 @@ from torch import Tensor, fx
 from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_list, argument_node
+from tfmq_fx.passes.support.byte_quantizers import ByteQuantizer
 from tfmq_fx.passes.support.channels_last import (
     FIRST,
     NONE,
-    Padding,
     channels_last_image,
     flattened_quantizers,
-    is_byte_quantizer,
+    image_quantizers,
     quantized_borders,
 )
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
@@ -110,7 +111,8 @@ class FuseGroupNorms(GraphPass):
         %p = tfmq.quantized_group_norm([permute(%a), permute(%b)], %t, %w, %v, G, eps, True, s, z, …)
 
     Where nothing quantizes, ``tfmq.group_norm`` yields floats; where the channels-last pixels ``[N * L, C]`` of a norm
-    are quantized, as attention does, these are the result.
+    are quantized, as attention does, these are the result. A border of zeros before the quantizer goes along, and where
+    each item has a row of a table, ``quantized_group_norm.rows`` takes the table and the rows.
 
     Legality: the definition of the four operators; a shift of a channel moves its mean and leaves its variance.
     Channels are a multiple of 16 in each part. Numerics are preserved up to the order of float sums, which may turn a
@@ -136,18 +138,19 @@ class FuseGroupNorms(GraphPass):
     def _fuse(self, graph: fx.Graph, norm: Normalization) -> None:
         arguments = self._arguments(graph, norm)
         channels = int(node_value(norm.node).shape[1])
-        images = [(user, quantized_borders(user)) for user in norm.last.users if is_byte_quantizer(user)]
-        for quantizer, readers in images if node_value(norm.node).ndim == 4 else ():
-            for reader, padding in readers:
+        images = image_quantizers(norm.last) if node_value(norm.node).ndim == 4 else []
+        for quantizer, inner in images:
+            for reader, outer in quantized_borders(quantizer):
                 source: Any = reader.args[0]
+                padding = tuple(a + b for a, b in zip(inner, outer, strict=True))
                 replace_node(reader, self._quantized(graph, norm, arguments, quantizer, padding))
                 _erase_unread(graph, source, norm.last)
         for quantizer in flattened_quantizers(norm.last):
             image = self._quantized(graph, norm, arguments, quantizer, NONE)
             with graph.inserting_after(image):
                 pixels = insert_call(graph, aten.reshape.default, (image, [-1, channels]), anchor=norm.node)
-            source = quantizer.args[0]
-            replace_node(quantizer, pixels)
+            source = quantizer.node.args[0]
+            replace_node(quantizer.node, pixels)
             _erase_unread(graph, source, norm.last)
         if norm.last.users:
             self._replace_floats(graph, norm, arguments)
@@ -164,13 +167,18 @@ class FuseGroupNorms(GraphPass):
         return parts, shift, weight, bias, groups, eps[0] if eps else 1e-5, norm.silu
 
     def _quantized(
-        self, graph: fx.Graph, norm: Normalization, arguments: tuple[Any, ...], quantizer: fx.Node, padding: Padding
+        self,
+        graph: fx.Graph,
+        norm: Normalization,
+        arguments: tuple[Any, ...],
+        quantizer: ByteQuantizer,
+        padding: Sequence[int],
     ) -> fx.Node:
-        """Insert the kernel that quantizes as ``quantizer`` does."""
-        scale, zero_point = quantizer.args[1:3]
-        operands = (*arguments, scale, zero_point, list(padding))
-        with graph.inserting_before(norm.last):
-            return insert_call(graph, OPERATORS.quantized_group_norm.default, operands, anchor=norm.node)
+        """Insert the kernel that quantizes as ``quantizer`` does, where all that it reads is there."""
+        operator = OPERATORS.quantized_group_norm
+        chosen = operator.default if quantizer.table is None else operator.rows
+        with graph.inserting_before(quantizer.node):
+            return insert_call(graph, chosen, (*arguments, *quantizer.operands, list(padding)), anchor=norm.node)
 
     def _replace_floats(self, graph: fx.Graph, norm: Normalization, arguments: tuple[Any, ...]) -> None:
         """What reads the norm in float gets the float kernel's result, in the norm's own shape."""

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import called_operator
 from tfmq_fx.passes.support.channels_last import LAST, RELABELLINGS, relabel
+from tfmq_fx.passes.support.integer_convs import RESIDUAL
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
@@ -36,7 +36,7 @@ def find_summand(node: Any) -> Summand | None:
     while is_call(node, *RELABELLINGS) and len(node.users) == 1:
         chain.insert(0, node)
         node = node.args[0]
-    alone = is_call(node, OPERATORS.integer_conv.default) and node.args[4] is None and len(node.users) == 1
+    alone = is_call(node, *RESIDUAL) and node.args[RESIDUAL[node.target]] is None and len(node.users) == 1
     if not alone or not chain:
         return None
     total = [size if isinstance(size, int) else 2 for size in node_value(chain[-1]).shape]
@@ -109,7 +109,8 @@ class FuseResidualAdds(GraphPass):
             if summand.image:
                 other = insert_call(graph, aten.permute.default, (other, LAST), anchor=conv)
             residual = insert_call(graph, aten.reshape.default, (other, [-1, height, width, channels]), anchor=conv)
-            arguments = (*conv.args[:4], residual, *conv.args[5:])
+            place = RESIDUAL[conv.target]
+            arguments = (*conv.args[:place], residual, *conv.args[place + 1 :])
             new = insert_call(graph, called_operator(conv), arguments, anchor=conv)
             for step in summand.chain:
                 operator, arguments = called_operator(step), (new, *step.args[1:])

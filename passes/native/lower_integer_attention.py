@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels import MAX_BYTE_PRODUCTS, OPERATORS, weights_fit
 from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.channels_last import is_byte_quantizer
-from tfmq_fx.passes.support.nodes import argument_of, insert_call, replace_node
-from tfmq_fx.passes.support.predicates import is_call, node_value
+from tfmq_fx.passes.support.byte_quantizers import ByteQuantizer, dequantized_bytes
+from tfmq_fx.passes.support.nodes import add_buffer, argument_of, insert_call, insert_get_attr, replace_node
+from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
 from tfmq_fx.passes.support.sizes import is_same_size
 
 __all__ = ["LowerIntegerAttention"]
@@ -21,6 +21,8 @@ __all__ = ["LowerIntegerAttention"]
 aten = torch.ops.aten
 #: The kernel walks the depth by this many bytes; which of the four quantizers is that of the softmax.
 DEPTH, SOFTMAX = 4, 2
+#: What the buffers of a table are called.
+KEYS = ("scales", "zero_points")
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,12 @@ class QuantizedAttention:
     key: fx.Node
     value: fx.Node
     factor: float
-    quantizers: tuple[fx.Node, fx.Node, fx.Node, fx.Node]
+    quantizers: tuple[ByteQuantizer, ByteQuantizer, ByteQuantizer, ByteQuantizer]
 
-
-def _quantizer(node: Any) -> fx.Node | None:
-    """The byte quantizer that ``node`` dequantizes."""
-    if not is_call(node, decomposed.dequantize_per_tensor.default):
-        return None
-    source: Any = node.args[0]
-    return source if is_byte_quantizer(source) else None
+    @property
+    def rows(self) -> fx.Node | None:
+        """The row of each item, where one of them has a table."""
+        return next((quantizer.table.rows for quantizer in self.quantizers if quantizer.table is not None), None)
 
 
 def _transposed(node: Any) -> fx.Node | None:
@@ -54,28 +53,42 @@ def find_quantized_attention(node: fx.Node) -> QuantizedAttention | None:
     """``node`` as the second product of attention that the kernel covers, or None."""
     if not is_call(node, aten.matmul.default) or node_value(node).ndim != 4 or node_value(node).dtype != torch.float32:
         return None
-    weights, value = (_quantizer(operand) for operand in node.args[:2])
-    if weights is None or value is None or weights.args[2] != 0 or not is_call(weights.args[0], aten.softmax.int):
+    weights, value = (dequantized_bytes(operand) for operand in node.args[:2])
+    if weights is None or value is None or any(weights.zero_points):
         return None
-    softmax: Any = weights.args[0]
+    softmax: Any = weights.node.args[0]
+    if not is_call(softmax, aten.softmax.int):
+        return None
     scores: Any = softmax.args[0]
     if softmax.args[1] not in (-1, 3) or not is_call(scores, aten.matmul.default):
         return None
-    query, key = (_quantizer(operand) for operand in scores.args[:2])
-    if query is None or key is None or any(len(n.users) != 1 for n in (scores, softmax, weights)):
+    query, key = (dequantized_bytes(operand) for operand in scores.args[:2])
+    if query is None or key is None or any(len(n.users) != 1 for n in (scores, softmax, weights.node)):
         return None
-    source: Any = query.args[0]
+    source: Any = query.node.args[0]
     factor = 1.0
     if is_call(source, aten.mul.Tensor) and isinstance(source.args[1], (int, float)):
         source, factor = source.args[0], float(source.args[1])
-    inputs: tuple[Any, Any, Any] = (source, _transposed(key.args[0]), value.args[0])
-    if not _is_covered(node, [node_value(n) if isinstance(n, fx.Node) else None for n in inputs], weights.args[1]):
+    inputs: tuple[Any, Any, Any] = (source, _transposed(key.node.args[0]), value.node.args[0])
+    values = [node_value(n) if isinstance(n, fx.Node) else None for n in inputs]
+    if not _is_covered(node, values, min(weights.scales)):
+        return None
+    quantizers = (query, key, weights, value)
+    if not _is_one_table(quantizers, values[1:]):
         return None
     keys, values = (_repeated_heads(n) for n in inputs[1:])
     # Grouped queries: the kernel repeats the heads itself, up to the number of the query's.
     if keys[1] == values[1] and is_same_size(node_value(source).shape[1], node_value(node).shape[1]):
         inputs = (source, keys[0], values[0])
-    return QuantizedAttention(*inputs, factor, (query, key, weights, value))
+    return QuantizedAttention(*inputs, factor, quantizers)
+
+
+def _is_one_table(quantizers: Sequence[ByteQuantizer], sources: Sequence[Tensor]) -> bool:
+    """Whether all that have tables have the same rows; keys and values of one image are quantized once, by numbers."""
+    tables = [quantizer.table for quantizer in quantizers]
+    rows = {table.rows for table in tables if table is not None}
+    own = zip((tables[1], tables[3]), sources, strict=True)
+    return len(rows) <= 1 and not any(table is not None and is_same_size(x.shape[0], 1) for table, x in own)
 
 
 def _repeated_heads(node: Any) -> tuple[fx.Node, int]:
@@ -121,6 +134,7 @@ class LowerIntegerAttention(GraphPass):
 
         %n = tfmq.integer_attention(%q, %k, %v, factor, scales, zero_points)      %y = transpose(%n, 1, 2)
 
+    Where a quantizer has a row of a table for each item, ``integer_attention.rows`` takes the table and the rows.
     Where keys and values are ``repeat_interleave(%k, n, 1)``, the kernel takes ``%k`` and repeats it itself.
 
     Legality: both products are exact sums of integers, scaled once, that no int32 can be too small for; the softmax
@@ -140,15 +154,35 @@ class LowerIntegerAttention(GraphPass):
             match = find_quantized_attention(node)
             if match is None:
                 continue
-            parameters: Any = [quantizer.args[1:3] for quantizer in match.quantizers]
-            scales = [float(scale) for scale, _ in parameters]
-            zeros = [int(zero_point) for index, (_, zero_point) in enumerate(parameters) if index != SOFTMAX]
             with graph.inserting_before(node):
-                operands = (match.query, match.key, match.value, match.factor, scales, zeros)
-                new = insert_call(graph, OPERATORS.integer_attention.default, operands, anchor=node)
+                new = self._insert(graph_module, match, node)
                 transposed = insert_call(graph, aten.transpose.int, (new, 1, 2), anchor=node)
             replace_node(node, transposed, results=False)
             modified = True
         if modified:
             graph.eliminate_dead_code()
         return modified
+
+    def _insert(self, graph_module: fx.GraphModule, match: QuantizedAttention, node: fx.Node) -> fx.Node:
+        graph, operator = graph_module.graph, OPERATORS.integer_attention
+        inputs = (match.query, match.key, match.value, match.factor)
+        if match.rows is None:
+            scales = [quantizer.scales[0] for quantizer in match.quantizers]
+            zeros = [q.zero_points[0] for index, q in enumerate(match.quantizers) if index != SOFTMAX]
+            return insert_call(graph, operator.default, (*inputs, scales, zeros), anchor=node)
+        tables = [
+            torch.tensor(columns, dtype=dtype).T.contiguous()
+            for columns, dtype in (
+                (_columns([quantizer.scales for quantizer in match.quantizers]), torch.float32),
+                (_columns([quantizer.zero_points for quantizer in match.quantizers]), torch.int64),
+            )
+        ]
+        names = [add_buffer(graph_module, f"{fqn(node)}_{key}", table) for key, table in zip(KEYS, tables, strict=True)]
+        operands = [insert_get_attr(graph_module, name, anchor=node) for name in names]
+        return insert_call(graph, operator.rows, (*inputs, *operands, match.rows), anchor=node)
+
+
+def _columns(values: Sequence[list[Any]]) -> list[list[Any]]:
+    """Numbers by row of the table, where one stands for all rows."""
+    count = max(len(column) for column in values)
+    return [column * count if len(column) == 1 else column for column in values]

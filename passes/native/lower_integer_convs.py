@@ -13,6 +13,7 @@ from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels import MAX_SIGNED_PRODUCTS, MAX_TAPS, OPERATORS, block_columns, pack_weight
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_node
+from tfmq_fx.passes.support.byte_quantizers import RowTable, row_table
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
 from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
 
@@ -30,8 +31,8 @@ class IntegerLayer:
     """A quantized layer as the kernel takes it: its uint8 activation, its int8 weight ``[K, C, h, w]``, the rest."""
 
     quantized: fx.Node
-    scale: float
-    zero_point: int
+    one: tuple[float, int] | None
+    table: RowTable | None
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
@@ -58,7 +59,8 @@ def find_integer_layer(graph_module: fx.GraphModule, node: fx.Node) -> IntegerLa
         return None
     arguments: list[Any] = list(node.args) + list(DEFAULTS[len(node.args) - 2 :])
     activation, matrix, bias_node, *geometry = arguments
-    if not is_call(activation, decomposed.dequantize_per_tensor.default) or activation.args[5] != torch.uint8:
+    one, table = _shared_quantizer(activation), row_table(activation)
+    if one is None and table is None:
         return None
     if not is_call(matrix, decomposed.dequantize_per_channel.default) or matrix.args[3] != 0:
         return None
@@ -79,30 +81,42 @@ def find_integer_layer(graph_module: fx.GraphModule, node: fx.Node) -> IntegerLa
         return None
     if weight.shape[1] * taps > MAX_SIGNED_PRODUCTS:  # the kernel adds them up in an int32, which wraps
         return None
-    operands: Any = activation.args[:3]
-    quantized, scale, zero_point = operands
-    # A border is written in bytes. What is not finite would be lost where the kernel's result is quantized or rounded.
+    # What is not finite would be lost where the kernel's result is quantized or rounded.
     finite = all(bool(value.isfinite().all()) for value in (weight_scale, *([] if bias is None else [bias])))
-    if not 0 <= zero_point <= 255 or not finite:
+    if not finite or (table is not None and padding != (0, 0) and _quantized_by(activation) is None):
         return None
-    return IntegerLayer(
-        quantized,
-        float(scale),
-        int(zero_point),
-        weight,
-        weight_scale,
-        bias,
-        stride,
-        padding,
-    )
+    quantized = argument_node(activation, 0)
+    return IntegerLayer(quantized, one, table, weight, weight_scale, bias, stride, padding)
 
 
-def _fold(layer: IntegerLayer) -> tuple[Tensor, Tensor]:
+def _shared_quantizer(node: Any) -> tuple[float, int] | None:
+    """Scale and zero point by which ``node`` dequantizes all bytes."""
+    if not is_call(node, decomposed.dequantize_per_tensor.default) or node.args[5] != torch.uint8:
+        return None
+    numbers: Any = node.args[1:3]
+    return (float(numbers[0]), int(numbers[1])) if 0 <= numbers[1] <= 255 else None  # a border is written in bytes
+
+
+def _quantized_by(activation: fx.Node) -> fx.Node | None:
+    """The node that quantizes as ``activation`` dequantizes."""
+    source = argument_node(activation, 0)
+    found = is_call(source, decomposed.quantize_per_channel.default) and source.args[1:] == activation.args[1:]
+    return source if found else None
+
+
+def _fold(layer: IntegerLayer, shared: tuple[float, int]) -> dict[str, Tensor]:
     """The kernel's scale, and its bias with what the activation's zero point adds to every sum taken off."""
-    scale = layer.weight_scale.double() * layer.scale
+    scale = layer.weight_scale.double() * shared[0]
     sums = layer.weight.sum((1, 2, 3), dtype=torch.float64)
     bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double()
-    return scale.float(), (bias - scale * sums * layer.zero_point).float()
+    return {"scale": scale.float(), "bias": (bias - scale * sums * shared[1]).float()}
+
+
+def _constants(layer: IntegerLayer) -> dict[str, Tensor]:
+    """What the kernel scales by where each item has a row of the table."""
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.float()
+    sums = layer.weight.sum((1, 2, 3), dtype=torch.int32)
+    return {"scale": layer.weight_scale.float(), "sum": sums, "bias": bias}
 
 
 class LowerIntegerConvs(GraphPass):
@@ -119,12 +133,17 @@ class LowerIntegerConvs(GraphPass):
         %n = tfmq.integer_conv(%p, %packed, s * c, %folded, None, kernel, stride, float32)
         %y = permute(%n, [0, 3, 1, 2])
 
-    A linear of ``[R, C]`` is the convolution of ``R`` images of one pixel.
+    A linear of ``[R, C]`` is the convolution of ``R`` images of one pixel. Where each item has a row of a table
+    (``dequantize_per_channel`` along the batch, scales and zero points gathered)::
+
+        %p = constant_pad_nd(%x, [w, w, h, h], 0.0)      %q = quantize_per_channel(%p, %s, %z, 0, …)
+        %n = tfmq.integer_conv.rows(permute(%q), %packed, %c, %sums, %b, None, %scales, %zeros, %rows, …)
 
     Legality: the kernel computes the same sum in integers and scales it once. A border of zero points stands for
-    zeros; what the zero point adds to a sum, ``z * sum(w)``, is a constant of the channel and goes into the bias.
-    Activations are uint8 by one pair of numbers, weights int8 with zero point 0, channels a multiple of 16, and no sum
-    of products can pass an int32.
+    zeros, so a border of zeros may be quantized; what the zero point adds to a sum, ``z * sum(w)``, is a constant of
+    the channel and goes into the bias, or with a table is taken off by the kernel.
+    Activations are uint8 by one pair of numbers or by rows, weights int8 with zero point 0, channels a multiple of
+    16, and no sum of products can pass an int32.
     Numerics are preserved up to float rounding.
     Meta: the new nodes take the module stack of the layer.
     """
@@ -144,29 +163,45 @@ class LowerIntegerConvs(GraphPass):
 
     def _replace(self, graph_module: fx.GraphModule, node: fx.Node, layer: IntegerLayer) -> None:
         graph, name = graph_module.graph, fqn(node)
-        scale, bias = _fold(layer)
-        constants = {"packed": pack_weight(layer.weight), "scale": scale, "bias": bias}
-        names = [add_buffer(graph_module, f"{name}_{key}", value) for key, value in constants.items()]
+        constants = _constants(layer) if layer.one is None else _fold(layer, layer.one)
+        buffers = {"packed": pack_weight(layer.weight), **constants}
+        names = [add_buffer(graph_module, f"{name}_{key}", value) for key, value in buffers.items()]
         depth, kernel = int(layer.weight.shape[1]), list(layer.weight.shape[2:])
-        linear = is_call(node, aten.linear.default)
+        linear, operator = is_call(node, aten.linear.default), OPERATORS.integer_conv
         with graph.inserting_before(node):
+            quantized = layer.quantized if layer.table is None else self._padded(graph, layer, node)
             if linear:
-                image = insert_call(graph, aten.reshape.default, (layer.quantized, [-1, 1, 1, depth]), anchor=node)
+                image = insert_call(graph, aten.reshape.default, (quantized, [-1, 1, 1, depth]), anchor=node)
             else:
-                image = insert_call(graph, aten.permute.default, (layer.quantized, [0, 2, 3, 1]), anchor=node)
-            image = self._pad(graph, image, layer, node)
+                image = insert_call(graph, aten.permute.default, (quantized, [0, 2, 3, 1]), anchor=node)
             operands = [insert_get_attr(graph_module, constant, anchor=node) for constant in names]
-            rest = (None, kernel, list(layer.stride), torch.float32)
-            new = insert_call(graph, OPERATORS.integer_conv.default, (image, *operands, *rest), anchor=node)
+            rest = (kernel, list(layer.stride), torch.float32)
+            if layer.table is None:
+                image = self._pad(graph, image, layer, node)
+                new = insert_call(graph, operator.default, (image, *operands, None, *rest), anchor=node)
+            else:
+                table = (layer.table.scales, layer.table.zero_points, layer.table.rows)
+                new = insert_call(graph, operator.rows, (image, *operands, None, *table, *rest), anchor=node)
             back: tuple[Any, Sequence[int]] = (
-                (aten.reshape.default, [-1, len(scale)]) if linear else (aten.permute.default, [0, 3, 1, 2])
+                (aten.reshape.default, [-1, len(layer.weight)]) if linear else (aten.permute.default, [0, 3, 1, 2])
             )
             new = insert_call(graph, back[0], (new, list(back[1])), anchor=node)
         replace_node(node, new, results=False)
 
     def _pad(self, graph: fx.Graph, image: fx.Node, layer: IntegerLayer, anchor: fx.Node) -> fx.Node:
         height, width = layer.padding
-        if not (height or width):
+        if not (height or width) or layer.one is None:
             return image
         border = [0, 0, width, width, height, height]
-        return insert_call(graph, aten.constant_pad_nd.default, (image, border, layer.zero_point), anchor=anchor)
+        return insert_call(graph, aten.constant_pad_nd.default, (image, border, layer.one[1]), anchor=anchor)
+
+    def _padded(self, graph: fx.Graph, layer: IntegerLayer, anchor: fx.Node) -> fx.Node:
+        """The quantized activation of a layer with a table; a border differs by item, so it is quantized with it."""
+        height, width = layer.padding
+        if not (height or width):
+            return layer.quantized
+        border = [width, width, height, height]
+        source = argument_node(layer.quantized, 0)
+        padded = insert_call(graph, aten.constant_pad_nd.default, (source, border, 0.0), anchor=anchor)
+        arguments = (padded, *layer.quantized.args[1:])
+        return insert_call(graph, decomposed.quantize_per_channel.default, arguments, anchor=anchor)

@@ -11,15 +11,22 @@ from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_list, argument_node, called_operator
 from tfmq_fx.passes.support.channels_last import RELABELLINGS
+from tfmq_fx.passes.support.integer_convs import DTYPE, RESIDUAL
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
 __all__ = ["NarrowActivations"]
 
 aten = torch.ops.aten
-NORMS = (OPERATORS.group_norm.default, OPERATORS.quantized_group_norm.default)
-#: Where the kernel of attention has its three inputs, and the convolution what it adds and its dtype.
-INPUTS, RESIDUAL, DTYPE = 3, 4, 7
+NORMS = (
+    OPERATORS.group_norm.default,
+    OPERATORS.quantized_group_norm.default,
+    OPERATORS.quantized_group_norm.rows,
+)
+IMAGES = (OPERATORS.quantized_image.default, OPERATORS.quantized_image.rows)
+ATTENTION = (OPERATORS.integer_attention.default, OPERATORS.integer_attention.rows)
+#: The three inputs of attention are its first arguments.
+INPUTS = 3
 
 
 class NarrowActivations(GraphPass):
@@ -51,26 +58,23 @@ class NarrowActivations(GraphPass):
         graph = graph_module.graph
         narrow: dict[fx.Node, fx.Node] = {}
         for node in list(graph.nodes):
-            if is_call(node, OPERATORS.integer_conv.default) and node.args[DTYPE] == torch.float32:
-                residual = node.args[RESIDUAL]
-                if residual is not None:
-                    residual = self._narrowed(graph, residual, narrow, node)
-                self._replace(
-                    graph,
-                    node,
-                    (*node.args[:RESIDUAL], residual, *node.args[RESIDUAL + 1 : DTYPE], torch.bfloat16),
-                    narrow,
-                )
+            if is_call(node, *DTYPE) and node.args[DTYPE[node.target]] == torch.float32:
+                arguments = list(node.args)
+                place = RESIDUAL[node.target]
+                if arguments[place] is not None:
+                    arguments[place] = self._narrowed(graph, arguments[place], narrow, node)
+                arguments[DTYPE[node.target]] = torch.bfloat16
+                self._replace(graph, node, tuple(arguments), narrow)
             elif is_call(node, *RELABELLINGS) and node.args[0] in narrow:
                 self._replace(graph, node, (narrow[argument_node(node, 0)], *node.args[1:]), narrow)
-            elif is_call(node, OPERATORS.quantized_image.default) and node.args[0] in narrow:
+            elif is_call(node, *IMAGES) and node.args[0] in narrow:
                 node.args = (narrow[argument_node(node, 0)], *node.args[1:])
             elif is_call(node, *NORMS) and any(part in narrow for part in argument_list(node, 0)):
                 node.args = (
                     [self._narrowed(graph, part, narrow, node) for part in argument_list(node, 0)],
                     *node.args[1:],
                 )
-            elif is_call(node, OPERATORS.integer_attention.default) and all(n in narrow for n in node.args[:INPUTS]):
+            elif is_call(node, *ATTENTION) and all(n in narrow for n in node.args[:INPUTS]):
                 inputs = [narrow[argument_node(node, position)] for position in range(INPUTS)]
                 self._replace(graph, node, (*inputs, *node.args[INPUTS:]), narrow)
         if narrow:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx._torch.operators import decomposed
-from tfmq_fx.passes.support.arguments import argument_list, called_operator
-from tfmq_fx.passes.support.nodes import insert_call
+from tfmq_fx.passes.support.arguments import argument_list, argument_node, called_operator
+from tfmq_fx.passes.support.byte_quantizers import ByteQuantizer, byte_quantizer
+from tfmq_fx.passes.support.nodes import argument_of, insert_call
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
 __all__ = [
@@ -21,9 +21,10 @@ __all__ = [
     "Padding",
     "channels_last_image",
     "flattened_quantizers",
-    "is_byte_quantizer",
+    "image_quantizers",
     "quantized_borders",
     "relabel",
+    "zero_border",
 ]
 
 aten = torch.ops.aten
@@ -53,19 +54,11 @@ def channels_last_image(graph: fx.Graph, node: fx.Node, anchor: fx.Node) -> fx.N
     return insert_call(graph, aten.unsqueeze.default, (transposed, 1), anchor=anchor)
 
 
-def is_byte_quantizer(node: Any) -> bool:
-    """Whether ``node`` quantizes to all of uint8 by one pair of numbers."""
-    if not is_call(node, decomposed.quantize_per_tensor.default) or node.args[3:] != (0, 255, torch.uint8):
-        return False
-    zero_point: Any = node.args[2]
-    return bool(0 <= zero_point <= 255)  # one outside stands for no byte, which a border would need
-
-
-def quantized_borders(quantizer: fx.Node) -> list[tuple[fx.Node, Padding]]:
+def quantized_borders(quantizer: ByteQuantizer) -> list[tuple[fx.Node, Padding]]:
     """What gives ``quantizer``'s image channels last, with the border each adds; ``[]`` if anything else reads it."""
     borders: list[tuple[fx.Node, Padding]] = []
-    zero_point: Any = quantizer.args[2]
-    for user in quantizer.users:
+    zero_point = None if quantizer.one is None else quantizer.one[1]
+    for user in quantizer.node.users:
         if not is_call(user, aten.permute.default) or list(argument_list(user, 1)) != LAST:
             return []
         padded = [node for node in user.users if _is_border(node, zero_point)]
@@ -78,24 +71,49 @@ def quantized_borders(quantizer: fx.Node) -> list[tuple[fx.Node, Padding]]:
     return borders
 
 
-def _is_border(node: fx.Node, zero_point: int) -> bool:
-    if not is_call(node, aten.constant_pad_nd.default) or len(argument_list(node, 1)) != 6:
+def _is_border(node: fx.Node, zero_point: int | None) -> bool:
+    if zero_point is None or not is_call(node, aten.constant_pad_nd.default) or len(argument_list(node, 1)) != 6:
         return False
     border: Any = node.args[1]
     return bool(node.args[2] == zero_point and tuple(border[:2]) == (0, 0) and min(border) >= 0)
 
 
-def flattened_quantizers(norm: fx.Node) -> list[fx.Node]:
+def zero_border(node: fx.Node) -> tuple[fx.Node, Padding]:
+    """The image that ``node`` pads with zeros and by how much; ``node`` itself, by nothing, otherwise."""
+    if is_call(node, aten.pad.default, aten.constant_pad_nd.default) and len(border := argument_list(node, 1)) == 4:
+        operator = is_call(node, aten.pad.default)
+        mode = argument_of(node, 2, "mode", "constant") if operator else "constant"
+        value = argument_of(node, 3 if operator else 2, "value", None)
+        if mode == "constant" and not value and min(border) >= 0:
+            left, right, top, bottom = border
+            return argument_node(node, 0), (top, left, bottom, right)
+    return node, NONE
+
+
+def image_quantizers(image: fx.Node) -> list[tuple[ByteQuantizer, Padding]]:
+    """The quantizers that read ``image``, with a border of zeros before them or without one."""
+    found: list[tuple[ByteQuantizer, Padding]] = []
+    for user in image.users:
+        source, border = zero_border(user)
+        padded = source is image and user is not image
+        for reader in user.users if padded else [user]:
+            quantizer = byte_quantizer(reader)
+            if quantizer is not None and reader.args[0] is (user if padded else image):
+                found.append((quantizer, border if padded else NONE))
+    return found
+
+
+def flattened_quantizers(norm: fx.Node) -> list[ByteQuantizer]:
     """The quantizers of ``norm``'s image as a list of pixels, ``[N * H * W, C]``, however it was reshaped to that."""
-    quantizers: list[fx.Node] = []
+    quantizers: list[ByteQuantizer] = []
     pending = [(norm, [norm])]
     while pending:
         node, chain = pending.pop()
         for user in node.users:
             if is_call(user, *RELABELLINGS) and user.args[0] is node:
                 pending.append((user, [*chain, user]))
-            elif is_byte_quantizer(user) and len(chain) > 1 and _flattens_pixels(chain):
-                quantizers.append(user)
+            elif (found := byte_quantizer(user)) is not None and len(chain) > 1 and _flattens_pixels(chain):
+                quantizers.append(found)
     return quantizers
 
 

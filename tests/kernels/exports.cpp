@@ -17,24 +17,24 @@ void with_type(int narrow, F&& body) {
     body(static_cast<float*>(nullptr));
 }
 
-template <class Out>
-void conv(int vectors, const uint8_t* x, const int8_t* weight, const float* scale, const float* bias,
-          const Out* residual, Out* out, const tfmq::ConvShape& shape) {
+template <class Out, class Scales>
+void conv(int vectors, const uint8_t* x, const int8_t* weight, const Scales& scales, const Out* residual, Out* out,
+          const tfmq::ConvShape& shape) {
   switch (vectors) {
-    case 1: return tfmq::integer_conv<1, Out>(x, weight, scale, bias, residual, out, shape);
-    case 2: return tfmq::integer_conv<2, Out>(x, weight, scale, bias, residual, out, shape);
-    case 3: return tfmq::integer_conv<3, Out>(x, weight, scale, bias, residual, out, shape);
-    default: return tfmq::integer_conv<4, Out>(x, weight, scale, bias, residual, out, shape);
+    case 1: return tfmq::integer_conv<1, Out>(x, weight, scales, residual, out, shape);
+    case 2: return tfmq::integer_conv<2, Out>(x, weight, scales, residual, out, shape);
+    case 3: return tfmq::integer_conv<3, Out>(x, weight, scales, residual, out, shape);
+    default: return tfmq::integer_conv<4, Out>(x, weight, scales, residual, out, shape);
   }
 }
 
 template <class In, class Out>
 void norm(int silu, const In* first, const In* second, const float* shift, const float* gamma, const float* beta,
-          Out* out, const tfmq::NormShape& shape, float eps, float scale, int64_t zero_point) {
+          Out* out, const tfmq::NormShape& shape, float eps, const tfmq::Quantizers& quantizers) {
   if (silu)
-    tfmq::group_norm<true>(first, second, shift, gamma, beta, out, shape, eps, scale, zero_point);
+    tfmq::group_norm<true>(first, second, shift, gamma, beta, out, shape, eps, quantizers);
   else
-    tfmq::group_norm<false>(first, second, shift, gamma, beta, out, shape, eps, scale, zero_point);
+    tfmq::group_norm<false>(first, second, shift, gamma, beta, out, shape, eps, quantizers);
 }
 
 }  // namespace
@@ -43,42 +43,48 @@ extern "C" {
 
 void threads(int count) { omp_set_num_threads(count); }
 
+// `quantizers` null: the scale and bias hold what one quantizer for all images adds.
 void integer_conv(int narrow, int vectors, const uint8_t* x, const int8_t* weight, const float* scale,
-                  const float* bias, const void* residual, void* out, const tfmq::ConvShape* shape) {
+                  const int32_t* weight_sum, const float* bias, const void* residual, void* out,
+                  const tfmq::ConvShape* shape, const tfmq::Quantizers* quantizers) {
   with_type(narrow, [&](auto* type) {
     using Out = std::remove_pointer_t<decltype(type)>;
-    conv<Out>(vectors, x, weight, scale, bias, static_cast<const Out*>(residual), static_cast<Out*>(out), *shape);
+    const Out* added = static_cast<const Out*>(residual);
+    if (quantizers)
+      conv<Out>(vectors, x, weight, tfmq::ScalesByImage{scale, weight_sum, bias, *quantizers}, added,
+                static_cast<Out*>(out), *shape);
+    else
+      conv<Out>(vectors, x, weight, tfmq::SharedScales{scale, bias}, added, static_cast<Out*>(out), *shape);
   });
 }
 
 void group_norm(int narrow, int quantized, int silu, const void* first, const void* second, const float* shift,
-                const float* gamma, const float* beta, void* out, const tfmq::NormShape* shape, float eps, float scale,
-                int64_t zero_point) {
+                const float* gamma, const float* beta, void* out, const tfmq::NormShape* shape, float eps,
+                const tfmq::Quantizers* quantizers) {
   with_type(narrow, [&](auto* type) {
     using In = std::remove_pointer_t<decltype(type)>;
     const In *one = static_cast<const In*>(first), *two = static_cast<const In*>(second);
     if (quantized)
-      norm(silu, one, two, shift, gamma, beta, static_cast<uint8_t*>(out), *shape, eps, scale, zero_point);
+      norm(silu, one, two, shift, gamma, beta, static_cast<uint8_t*>(out), *shape, eps, *quantizers);
     else
-      norm(silu, one, two, shift, gamma, beta, static_cast<float*>(out), *shape, eps, scale, zero_point);
+      norm(silu, one, two, shift, gamma, beta, static_cast<float*>(out), *shape, eps, *quantizers);
   });
 }
 
-void quantize_image(int narrow, const void* x, uint8_t* out, const tfmq::ImageShape* shape, float scale,
-                    int64_t zero_point) {
+void quantize_image(int narrow, const void* x, uint8_t* out, const tfmq::ImageShape* shape,
+                    const tfmq::Quantizers* quantizers) {
   with_type(narrow, [&](auto* type) {
     using In = std::remove_pointer_t<decltype(type)>;
-    tfmq::quantize_image(static_cast<const In*>(x), out, *shape, scale, zero_point);
+    tfmq::quantize_image(static_cast<const In*>(x), out, *shape, *quantizers);
   });
 }
 
 void integer_attention(int narrow, const void* query, const void* key, const void* value, void* out,
-                       const tfmq::AttentionShape* shape, float factor, const tfmq::Affine* quantizers) {
+                       const tfmq::AttentionShape* shape, float factor, const tfmq::Quantizers* quantizers) {
   with_type(narrow, [&](auto* type) {
     using In = std::remove_pointer_t<decltype(type)>;
     tfmq::integer_attention(static_cast<const In*>(query), static_cast<const In*>(key), static_cast<const In*>(value),
-                            static_cast<In*>(out), *shape, factor, quantizers[0], quantizers[1], quantizers[2],
-                            quantizers[3]);
+                            static_cast<In*>(out), *shape, factor, tfmq::AttentionQuantizers{*quantizers});
   });
 }
 

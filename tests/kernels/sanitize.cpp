@@ -87,6 +87,28 @@ class Memory {
   uint8_t *start_ = nullptr, *pages_ = nullptr, *slack_ = nullptr;
 };
 
+// A table of quantizers and the rows of a batch, some of them outside it.
+class Table {
+ public:
+  Table(int64_t images, int64_t columns)
+      : count_(draw(1, 4)), items_(images > 0 && draw(0, 1) ? images : 1), each_(images > 0 ? images / items_ : 1),
+        scales_(4 * count_ * columns), zeros_(8 * count_ * columns), rows_(8 * items_), used_(int(draw(0, 2))) {
+    for (int64_t i = 0; i < count_ * columns; ++i) {
+      scales_.as<float>()[i] = 0.02f;
+      zeros_.as<int64_t>()[i] = columns == 4 && i % 4 == 2 ? 0 : draw(0, 255);
+    }
+    for (int64_t i = 0; i < items_; ++i) rows_.as<int64_t>()[i] = draw(-2, count_ + 1);
+  }
+  tfmq::Quantizers quantizers() const {
+    return {scales_.as<float>(), zeros_.as<int64_t>(), used_ ? rows_.as<int64_t>() : nullptr, count_, each_};
+  }
+
+ private:
+  int64_t count_, items_, each_;
+  Memory scales_, zeros_, rows_;
+  int used_;
+};
+
 void run_conv() {
   const int narrow = int(draw(0, 1)), vectors = int(draw(1, 4));
   const int64_t kernel[2] = {any<int64_t>({1, 3, 5, 7}), any<int64_t>({1, 3, 5, 7})};
@@ -97,11 +119,15 @@ void run_conv() {
   const int64_t pixels = s.batch * s.out_height * s.out_width, bytes = narrow ? 2 : 4;
   const Memory x(s.batch * s.in_height * s.in_width * s.in_channels);
   const Memory weight(s.out_channels * s.in_channels * kernel[0] * kernel[1]);
-  const Memory scale(4 * s.out_channels), bias(4 * s.out_channels);
+  const Memory scale(4 * s.out_channels), bias(4 * s.out_channels), sums(4 * s.out_channels);
+  for (int64_t i = 0; i < s.out_channels; ++i) sums.as<int32_t>()[i] = int32_t(draw(-100000, 100000));
+  const Table table(s.batch, 1);
+  const tfmq::Quantizers by = table.quantizers();
   const Memory residual(pixels * s.out_channels * bytes), out(pixels * s.out_channels * bytes);
   scale.floats(false), bias.floats(false), residual.floats(narrow);
-  integer_conv(narrow, vectors, x.as<uint8_t>(), weight.as<int8_t>(), scale.as<float>(), bias.as<float>(),
-               draw(0, 1) ? residual.as<void>() : nullptr, out.as<void>(), &s);
+  integer_conv(narrow, vectors, x.as<uint8_t>(), weight.as<int8_t>(), scale.as<float>(), sums.as<int32_t>(),
+               bias.as<float>(), draw(0, 1) ? residual.as<void>() : nullptr, out.as<void>(), &s,
+               draw(0, 1) ? &by : nullptr);
 }
 
 void run_norm() {
@@ -121,9 +147,11 @@ void run_norm() {
   // Any bits at times: numbers of all sizes, infinities and NaN must not lead anywhere else.
   if (draw(0, 3)) first.floats(narrow), second.floats(narrow), shift.floats(false);
   gamma.floats(false), beta.floats(false);
+  const Table table(s.batch, 1);
+  const tfmq::Quantizers by = table.quantizers();
   group_norm(narrow, quantized, int(draw(0, 1)), first.as<void>(), s.channels[1] ? second.as<void>() : nullptr,
              draw(0, 1) ? shift.as<float>() : nullptr, gamma.as<float>(), beta.as<float>(), out.as<void>(), &s, 1e-5f,
-             0.02f, draw(0, 255));
+             &by);
 }
 
 void run_image() {
@@ -135,7 +163,9 @@ void run_image() {
   const Memory x(s.batch * s.height * s.width * s.channels * (narrow ? 2 : 4));
   const Memory out(s.batch * height * width * s.channels);
   if (draw(0, 3)) x.floats(narrow);
-  quantize_image(narrow, x.as<void>(), out.as<uint8_t>(), &s, 0.02f, draw(0, 255));
+  const Table table(s.batch, 1);
+  const tfmq::Quantizers by = table.quantizers();
+  quantize_image(narrow, x.as<void>(), out.as<uint8_t>(), &s, &by);
 }
 
 void run_attention() {
@@ -160,9 +190,9 @@ void run_attention() {
   const Memory value(lay_out(s.key_batch, s.key_heads, s.keys, s.value));
   const Memory out(s.batch * s.queries * s.heads * s.depth * bytes);
   query.floats(narrow), key.floats(narrow), value.floats(narrow);
-  const int zeros[3] = {int(draw(0, 255)), int(draw(0, 255)), int(draw(0, 255))};
-  const tfmq::Affine quantizers[4] = {{0.02f, zeros[0]}, {0.02f, zeros[1]}, {1.0f / 255, 0}, {0.02f, zeros[2]}};
-  integer_attention(narrow, query.as<void>(), key.as<void>(), value.as<void>(), out.as<void>(), &s, 0.3f, quantizers);
+  const Table table(s.batch, 4);
+  const tfmq::Quantizers by = table.quantizers();
+  integer_attention(narrow, query.as<void>(), key.as<void>(), value.as<void>(), out.as<void>(), &s, 0.3f, &by);
 }
 
 }  // namespace

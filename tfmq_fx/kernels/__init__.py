@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tfmq_fx.kernels.checks import MAX_BYTE_PRODUCTS, MAX_SIGNED_PRODUCTS, MAX_TAPS, has_native_kernels, weights_fit
-from tfmq_fx.kernels.operators import OPERATORS
 from tfmq_fx.kernels.packing import block_columns, pack_weight, unpack_weight
+from tfmq_fx.kernels.row_operators import OPERATORS
 
 __all__ = [
     "MAX_BYTE_PRODUCTS",

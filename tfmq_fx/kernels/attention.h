@@ -15,10 +15,24 @@ struct AttentionShape {
   int64_t query[3], key[3], value[3];          // strides of batch, head and row, 0 to repeat; the depth is contiguous
 };
 
-struct Affine {
-  float scale;
-  int zero_point;
+// What quantizes query, key, softmax and value: tables of four columns, by the rows of Quantizers.
+struct AttentionQuantizers {
+  Quantizers rows;
+
+  Affine operator()(int64_t image, int operand) const {
+    const int64_t place = 4 * rows.row(image) + operand;
+    return {rows.scales[place], int(rows.zero_points[place])};
+  }
 };
+
+// One row for all images; it has to outlive what it turns into.
+struct SharedAttentionQuantizers {
+  float scales[4];
+  int64_t zero_points[4];
+  operator AttentionQuantizers() const { return {{scales, zero_points, nullptr, 1, 1}}; }
+};
+
+enum Operand { kQuery, kKey, kSoftmax, kValue };
 
 constexpr int kQueryRows = 6;
 
@@ -166,17 +180,16 @@ inline int32_t softmax_row(float* scores, uint8_t* weights, int64_t keys, int64_
 }
 
 // out[batch, query, head, depth]. The weights' zero point is 0; `factor` multiplies the query before quantization.
-// Keys and values are packed once for all images and heads that share them.
+// Keys and values are packed once for all images and heads that share them: where all images do, with the first's row.
 template <class In>
 void integer_attention(const In* query, const In* key, const In* value, In* out, const AttentionShape& s, float factor,
-                       Affine q, Affine k, Affine w, Affine v) {
+                       const AttentionQuantizers& quantizers) {
   const int64_t padded = round_up(s.keys, kLanes), columns = round_up(s.depth, kLanes);
   const int64_t pairs = s.batch * s.heads, sources = s.key_batch * s.key_heads, sharing = s.heads / s.key_heads;
   std::unique_ptr<int8_t[]> packed_keys(new int8_t[sources * padded * s.depth]);
   std::unique_ptr<int8_t[]> packed_values(new int8_t[sources * padded * columns]);
   std::unique_ptr<int32_t[]> key_sums(new int32_t[sources * padded]);
   const int64_t tiles = (s.queries + kQueryRows - 1) / kQueryRows;
-  const int key_zero = k.zero_point - 128, value_zero = v.zero_point - 128;
 #pragma omp parallel
   {
     std::unique_ptr<uint8_t[]> staged(new uint8_t[kLanes * columns]);
@@ -184,6 +197,7 @@ void integer_attention(const In* query, const In* key, const In* value, In* out,
     for (int64_t job = 0; job < sources * (padded / kLanes); ++job) {
       const int64_t source = job / (padded / kLanes), first = job % (padded / kLanes) * kLanes;
       const int64_t image = source / s.key_heads, head = source % s.key_heads;
+      const Affine k = quantizers(image, kKey), v = quantizers(image, kValue);
       pack_keys(key + image * s.key[0] + head * s.key[1], first, s.keys, s.key[2], s.depth, k, staged.get(),
                 packed_keys.get() + source * padded * s.depth, key_sums.get() + source * padded);
       for (int64_t four = first; four < first + kLanes; four += 4)
@@ -198,6 +212,9 @@ void integer_attention(const In* query, const In* key, const In* value, In* out,
       const int64_t pair = job / tiles, first = job % tiles * kQueryRows, image = pair / s.heads, head = pair % s.heads;
       const int64_t source = (s.key_batch == 1 ? 0 : image) * s.key_heads + head / sharing;
       const int64_t count = std::min<int64_t>(kQueryRows, s.queries - first);
+      const Affine q = quantizers(image, kQuery), k = quantizers(image, kKey);
+      const Affine w = quantizers(image, kSoftmax), v = quantizers(image, kValue);
+      const int key_zero = k.zero_point - 128, value_zero = v.zero_point - 128;
       int32_t row_sums[kQueryRows], weight_sums[kQueryRows];
       for (int64_t m = 0; m < kQueryRows; ++m) {
         const In* row = query + image * s.query[0] + head * s.query[1] + (first + std::min(m, count - 1)) * s.query[2];

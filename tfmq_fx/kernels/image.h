@@ -12,9 +12,7 @@ struct ImageShape {
 };
 
 template <class In>
-void quantize_image(const In* x, uint8_t* out, const ImageShape& s, float scale, int64_t zero_point) {
-  const __m512 inverse_scale = _mm512_set1_ps(inverse_of(scale));
-  const __m512i zero = _mm512_set1_epi32(int32_t(zero_point));
+void quantize_image(const In* x, uint8_t* out, const ImageShape& s, const Quantizers& quantizers) {
   const int64_t out_height = s.height * s.enlarge + s.padding[0] + s.padding[2];
   const int64_t out_width = s.width * s.enlarge + s.padding[1] + s.padding[3];
   // Not read off `s` in the loops: a byte stored could be one of its own.
@@ -22,9 +20,13 @@ void quantize_image(const In* x, uint8_t* out, const ImageShape& s, float scale,
 #pragma omp parallel for schedule(static)
   for (int64_t line = 0; line < s.batch * s.height; ++line) {
     const int64_t image = line / s.height, row = line % s.height;
+    const Affine quantizer = quantizers(image);
+    const int zero_point = quantizer.zero_point;
+    const __m512 inverse_scale = _mm512_set1_ps(inverse_of(quantizer.scale));
+    const __m512i zero = _mm512_set1_epi32(zero_point);
     const In* source = x + line * width * channels;
     uint8_t* start = out + (image * out_height + s.padding[0] + row * enlarge) * pitch;
-    std::memset(start, int(zero_point), s.padding[1] * channels);
+    std::memset(start, zero_point, s.padding[1] * channels);
     uint8_t* target = start + s.padding[1] * channels;
     if (enlarge == 1) {
       for (int64_t c = 0; c < width * channels; c += kLanes)
@@ -39,10 +41,10 @@ void quantize_image(const In* x, uint8_t* out, const ImageShape& s, float scale,
         }
       }
     }
-    std::memset(start + pitch - s.padding[3] * channels, int(zero_point), s.padding[3] * channels);
+    std::memset(start + pitch - s.padding[3] * channels, zero_point, s.padding[3] * channels);
     for (int64_t copy = 1; copy < enlarge; ++copy) std::memcpy(start + copy * pitch, start, pitch);
-    if (row == 0) std::memset(start - s.padding[0] * pitch, int(zero_point), s.padding[0] * pitch);
-    if (row == s.height - 1) std::memset(start + enlarge * pitch, int(zero_point), s.padding[2] * pitch);
+    if (row == 0) std::memset(start - s.padding[0] * pitch, zero_point, s.padding[0] * pitch);
+    if (row == s.height - 1) std::memset(start + enlarge * pitch, zero_point, s.padding[2] * pitch);
   }
 }
 

@@ -112,17 +112,17 @@ TFMQ_INLINE void store_normalized(Out* target, __m512 y, __m512, __m512i) {
   store_lanes(target, y);
 }
 
-inline void fill_border(uint8_t* target, int64_t count, int64_t zero_point) { std::memset(target, int(zero_point), count); }
+inline void fill_border(uint8_t* target, int64_t count, int zero_point) { std::memset(target, zero_point, count); }
 
 template <class Out>
-inline void fill_border(Out* target, int64_t count, int64_t) {
+inline void fill_border(Out* target, int64_t count, int) {
   std::memset(target, 0, count * sizeof(Out));
 }
 
 // out = quantize(silu(group_norm(concatenate(x) + shift))), with a border of zero points; a float Out is not quantized.
 template <bool kSilu, class In, class Out>
 void group_norm(const In* first, const In* second, const float* shift, const float* gamma, const float* beta, Out* out,
-                const NormShape& s, float eps, float scale, int64_t zero_point) {
+                const NormShape& s, float eps, const Quantizers& quantizers) {
   const int64_t channels = s.channels[0] + s.channels[1], group = channels / s.groups, pixels = s.height * s.width;
   const int64_t out_height = s.height + s.padding[0] + s.padding[2];
   const int64_t out_width = s.width + s.padding[1] + s.padding[3];
@@ -133,8 +133,6 @@ void group_norm(const In* first, const In* second, const float* shift, const flo
   const int64_t threads = omp_get_max_threads();
   while ((s.batch * parts) % threads != 0 && parts < threads && channels % ((parts + 1) * step) == 0) ++parts;
   const int64_t width = channels / parts;
-  const __m512 inverse_scale = _mm512_set1_ps(inverse_of(scale));
-  const __m512i zero = _mm512_set1_epi32(int32_t(zero_point));
 #pragma omp parallel
   {
     // On the heap: a thread's stack need not hold as many channels as a model may have.
@@ -146,6 +144,10 @@ void group_norm(const In* first, const In* second, const float* shift, const flo
     for (int64_t image = 0; image < s.batch; ++image) {
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t begin = part * width, end = begin + width;
+        const Affine quantizer = quantizers(image);
+        const int zero_point = quantizer.zero_point;
+        const __m512 inverse_scale = _mm512_set1_ps(inverse_of(quantizer.scale));
+        const __m512i zero = _mm512_set1_epi32(zero_point);
         // The part of each input that lies in [begin, end), in channels of the concatenation.
         const int64_t cut = s.channels[0] < begin ? begin : (s.channels[0] > end ? end : s.channels[0]);
         const In* left = first + image * pixels * s.channels[0];

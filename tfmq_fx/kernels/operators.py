@@ -5,6 +5,8 @@ carries its border: it was padded with its zero point, which stands for exactly 
 without a condition. What is defined here runs anywhere and says what is meant; Inductor compiles the same operators to
 the C++ beside this file (:mod:`tfmq_fx.kernels.inductor`).
 
+The overloads ``.rows`` (:mod:`tfmq_fx.kernels.row_operators`) have a quantizer for each item of the batch.
+
 What a byte cannot hold: quantizing takes the infinities, and all that is out of range, to the nearest of 0 and 255, and
 NaN to 0. So NaN ends where something is quantized, and whoever must not miss it looks for it in the inputs. A norm in
 float passes it on: one NaN or infinity makes its whole group NaN, as in torch.
@@ -30,7 +32,7 @@ from tfmq_fx.kernels.shapes import (
     fake_quantized_norm,
 )
 
-__all__ = ["OPERATORS"]
+__all__ = ["OPERATORS", "group_norm", "pad_image"]
 
 _library: Any = torch.library.Library("tfmq", "DEF")  # type: ignore[no-untyped-call]  # torch gives it no types
 
@@ -116,7 +118,8 @@ def _quantize(value: Tensor, scale: float, zero_point: int) -> Tensor:
     return steps.clamp(0, 255).nan_to_num(0.0).to(torch.uint8)
 
 
-def _pad(value: Tensor, zero_point: int, padding: Sequence[int]) -> Tensor:
+def pad_image(value: Tensor, zero_point: int, padding: Sequence[int]) -> Tensor:
+    """``value`` (``[N, H, W, C]``) with a border: top, left, bottom, right."""
     top, left, bottom, right = padding
     return functional.pad(value, [0, 0, left, right, top, bottom], value=zero_point)
 
@@ -135,7 +138,7 @@ def quantized_group_norm(
 ) -> Tensor:
     """:func:`group_norm`, quantized to uint8 and padded (top, left, bottom, right) with the zero point."""
     check_image("quantized_group_norm", x, 1, scale, zero_point, padding)
-    return _pad(
+    return pad_image(
         _quantize(group_norm(x, shift, weight, bias, groups, eps, silu), scale, zero_point), zero_point, padding
     )
 
@@ -145,7 +148,7 @@ def quantized_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padd
     check_image("quantized_image", (x,), enlarge, scale, zero_point, padding)
     value = _quantize(x, scale, zero_point)
     value = value.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
-    return _pad(value, zero_point, padding)
+    return pad_image(value, zero_point, padding)
 
 
 def integer_attention(

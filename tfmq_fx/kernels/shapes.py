@@ -10,7 +10,8 @@ from torch import Tensor
 
 from tfmq_fx.kernels.checks import check_attention, check_conv, check_image, check_norm, common_size
 
-__all__ = ["attention_size", "fake_attention", "fake_conv", "fake_image", "fake_norm", "fake_quantized_norm"]
+__all__ = ["attention_size", "conv_output", "fake_attention", "fake_conv", "fake_image", "fake_norm",
+           "fake_quantized_norm", "padded_image"]  # fmt: skip
 
 
 def attention_size(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int, int, int]:
@@ -20,9 +21,10 @@ def attention_size(query: Tensor, key: Tensor, value: Tensor) -> tuple[int, int,
     return batch, heads, query.shape[2], query.shape[3]
 
 
-def _out_size(x: Tensor, kernel: Sequence[int], stride: Sequence[int]) -> tuple[int, int]:
+def conv_output(x: Tensor, channels: int, kernel: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """What a convolution of ``x``, which is padded, gives."""
     height, width = ((size - k) // s + 1 for size, k, s in zip(x.shape[1:3], kernel, stride, strict=True))
-    return height, width
+    return x.new_empty((x.shape[0], height, width, channels), dtype=dtype)
 
 
 def fake_conv(
@@ -37,7 +39,7 @@ def fake_conv(
 ) -> Tensor:
     """What ``integer_conv`` returns."""
     check_conv(x, weight, scale, bias, residual, kernel, stride, dtype)
-    return x.new_empty((x.shape[0], *_out_size(x, kernel, stride), scale.shape[0]), dtype=dtype)
+    return conv_output(x, scale.shape[0], kernel, stride, dtype)
 
 
 def fake_norm(x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, *_: Any) -> Tensor:
@@ -46,7 +48,8 @@ def fake_norm(x: Sequence[Tensor], shift: Tensor | None, weight: Tensor, bias: T
     return x[0].new_empty((*x[0].shape[:3], weight.shape[0]), dtype=torch.float32)
 
 
-def _padded(x: Tensor, channels: int, enlarge: int, padding: Sequence[int]) -> Tensor:
+def padded_image(x: Tensor, channels: int, enlarge: int, padding: Sequence[int]) -> Tensor:
+    """``x`` in bytes, enlarged, with a border."""
     top, left, bottom, right = padding
     height, width = x.shape[1] * enlarge + top + bottom, x.shape[2] * enlarge + left + right
     return x.new_empty((x.shape[0], height, width, channels), dtype=torch.uint8)
@@ -67,13 +70,13 @@ def fake_quantized_norm(
     """What ``quantized_group_norm`` returns."""
     check_norm("quantized_group_norm", x, shift, weight, bias, groups)
     check_image("quantized_group_norm", x, 1, scale, zero_point, padding)
-    return _padded(x[0], weight.shape[0], 1, padding)
+    return padded_image(x[0], weight.shape[0], 1, padding)
 
 
 def fake_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Tensor:
     """What ``quantized_image`` returns."""
     check_image("quantized_image", (x,), enlarge, scale, zero_point, padding)
-    return _padded(x, x.shape[3], enlarge, padding)
+    return padded_image(x, x.shape[3], enlarge, padding)
 
 
 def fake_attention(

@@ -73,6 +73,39 @@ TFMQ_INLINE __m128i quantize_lanes(__m512 value, __m512 inverse_scale, __m512i z
   return _mm512_cvtusepi32_epi8(_mm512_max_epi32(shifted, _mm512_setzero_si512()));
 }
 
+struct Affine {
+  float scale;
+  int zero_point;
+};
+
+// What quantizes each image of a batch: the row of a table that belongs to its item. An item may have several images,
+// one behind the other: the pixels of a linear.
+struct Quantizers {
+  const float* scales;
+  const int64_t* zero_points;
+  const int64_t* rows;  // of each item; null where all take the first
+  int64_t table, images_per_item;
+
+  int64_t item(int64_t image) const { return images_per_item == 1 ? image : image / images_per_item; }
+  // A row that the table does not have would be read from somewhere else: the nearest it has is taken.
+  int64_t row(int64_t image) const {
+    if (rows == nullptr) return 0;
+    const int64_t row = rows[item(image)];
+    return row < 0 ? 0 : (row < table ? row : table - 1);
+  }
+  Affine operator()(int64_t image) const {
+    const int64_t place = row(image);
+    return {scales[place], int(zero_points[place])};
+  }
+};
+
+// One pair of numbers for all images, as a table; it has to outlive what it turns into.
+struct SharedQuantizer {
+  float scale;
+  int64_t zero_point;
+  operator Quantizers() const { return {&scale, &zero_point, nullptr, 1, 1}; }
+};
+
 // e^x, or e^-x, to about 2^-22: range reduction by powers of two, a polynomial for the rest. |x| is at most 88.
 template <bool kNegate>
 TFMQ_INLINE __m512 exp_lanes(__m512 x) {
