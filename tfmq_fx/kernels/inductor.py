@@ -81,9 +81,8 @@ class _Quantizer:
             return f"tfmq::SharedQuantizer{{{scale}, int64_t({zero_point})}}"
         scales, zero_points, rows = names[len(names) - len(self.inputs) :]
         table, items = self.inputs[0].get_size()[0], self.inputs[2].get_size()[0]
-        return (
-            f"tfmq::Quantizers{{{scales}, {zero_points}, {rows}, {number(table)}, {number(images)} / {number(items)}}}"
-        )
+        sizes = f"{number(table)}, {number(images)} / {number(items)}"
+        return f"tfmq::Quantizers{{{scales}, {zero_points}, {rows}, {sizes}}}"
 
 
 def _conv(

@@ -122,7 +122,8 @@ def make_plan(
     samples = {str(node.target) for node in sample_inputs(reference.graph, program.timestep)}
     features = () if path is None else [entry.name for entry in path.temporal.inputs]
     part = find_conditional_part(graph_module, samples, program.timestep, features=features)
-    splits = options.reuse and support.stages and not find_grouped_quantizers(reference, (GROUPS,))
+    one_group_a_call = groups is not None and bool(find_grouped_quantizers(reference, (GROUPS,)))
+    splits = options.reuse and support.stages and not one_group_a_call
     staged, reused = _stages(graph_module, part if splits else None, path)
     if reused and staged is not None and all(stage.by_row for stage in staged.layout.stages[:-1]):
         # The stages that see timesteps take them one by one by themselves, and what is left has one set of parameters.

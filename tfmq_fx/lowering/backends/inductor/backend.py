@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from tfmq_fx._torch.operators import HAS_INTEGER_CONVS
+from tfmq_fx.kernels import has_native_kernels
 from tfmq_fx.lowering.backends.backend import CompiledGraphs, CompilerBackend, GraphToCompile
 from tfmq_fx.lowering.backends.inductor import native
 from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor, compiler_errors
@@ -28,7 +29,11 @@ class InductorBackend(CompilerBackend):
 
     name, title = "inductor", "Inductor"
     summary = "torch.compile with frozen weights, here and now"
-    support = BackendSupport(stages=True)
+
+    @property
+    def support(self) -> BackendSupport:  # type: ignore[override]  # it depends on the processor
+        """Whether items of one call may have any timesteps: our own kernels take the row of each, oneDNN's one."""
+        return BackendSupport(stages=True, mixed_groups=has_native_kernels())
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -46,6 +51,7 @@ class InductorBackend(CompilerBackend):
         if one_group and HAS_INTEGER_CONVS:
             LowerIndexedConvs()(graph_module)
             StripDeadState()(graph_module)
+        entries = native.with_table_rows(graph_module, entries)
         exact = native.sums_bytes_exactly()
         DequantizeWeights(_computed_in_float if exact else is_weighted)(graph_module)
         StripDeadState()(graph_module)

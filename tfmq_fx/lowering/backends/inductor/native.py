@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import platform
+from dataclasses import replace
 
 from torch import fx
 
 from tfmq_fx._torch.processor import has_vnni
 from tfmq_fx.kernels import has_native_kernels
+from tfmq_fx.lowering.report.eligibility import layers
+from tfmq_fx.lowering.report.reasons import PER_ROW
+from tfmq_fx.lowering.report.report import ReportEntry
 from tfmq_fx.passes import NARROW_ACTIVATIONS, NATIVE_KERNELS
+from tfmq_fx.passes.native.lower_integer_convs import find_integer_layer
 
-__all__ = ["describe_kernels", "on_native_kernels", "precisions", "sums_bytes_exactly"]
+__all__ = ["describe_kernels", "on_native_kernels", "precisions", "sums_bytes_exactly", "with_table_rows"]
 
 
 def sums_bytes_exactly() -> bool:
@@ -29,6 +34,18 @@ def describe_kernels(precision: str | None) -> str:
     if not has_native_kernels():
         return "oneDNN" if sums_bytes_exactly() else ""
     return f"tfmq_fx (AVX-512 VNNI, {precision or precisions()[0]} between them)"
+
+
+def with_table_rows(graph_module: fx.GraphModule, entries: tuple[ReportEntry, ...]) -> tuple[ReportEntry, ...]:
+    """The entries of ``graph_module``'s layers; those whose items have rows of a table are our kernels' too."""
+    if not has_native_kernels():
+        return entries
+    return tuple(
+        replace(entry, kernel="integer", reason="", eligible=True)
+        if entry.reason == PER_ROW and find_integer_layer(graph_module, node) is not None
+        else entry
+        for node, entry in zip(layers(graph_module), entries, strict=True)
+    )
 
 
 def on_native_kernels(graph_module: fx.GraphModule, precision: str | None) -> fx.GraphModule:
