@@ -35,7 +35,7 @@ from tfmq_fx.temporal.table import TemporalChoice, float_table, tabulate
 
 __all__ = ["convert", "program_from_graph"]
 
-#: Frames from the body of a stage to its caller, for warnings: itself, and the two functions that a stage is wrapped in.
+#: Frames from the body of a stage to its caller, for warnings: its own, and those of what a stage is wrapped in.
 SURROUNDED = 4
 
 

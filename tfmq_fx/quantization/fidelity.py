@@ -88,12 +88,18 @@ class TimestepFidelity:
             "numbers": self.numbers,
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TimestepFidelity:
+        """The inverse of :meth:`to_dict`."""
+        difference = values["difference"]
+        return cls(**{**values, "difference": math.inf if difference is None else difference})
+
 
 @dataclass(frozen=True)
 class Fidelity:
     """What quantizing changed in the results, on items that :func:`tfmq_fx.calibrate` kept.
 
-    Each layer was calibrated on these items too, so the numbers are those of data that the ranges fit.
+    They are of data that the ranges were learnt from: on other data it is rather more.
 
     Attributes:
         timesteps: One entry per timestep that was measured, at least one; by timestep, the largest first.
@@ -143,13 +149,7 @@ class Fidelity:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fidelity:
         """The inverse of :meth:`to_dict`."""
-        entries = (
-            TimestepFidelity(
-                **{**entry, "difference": math.inf if entry["difference"] is None else entry["difference"]}
-            )
-            for entry in values["timesteps"]
-        )
-        return cls(tuple(entries))
+        return cls(tuple(map(TimestepFidelity.from_dict, values["timesteps"])))
 
     def __str__(self) -> str:
         """One line: ``relative error 0.021 (PSNR 43.0 dB), at worst 0.040 (38.1 dB) at timestep 981 of 10``."""

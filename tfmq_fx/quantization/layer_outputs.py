@@ -32,10 +32,8 @@ class FloatRun(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; an observer returns what it is given."""
-        if n in self.observers:
-            value = self.fetch_args_kwargs_from_env(n)[0][0]
-        else:
-            value = super().run_node(n)
+        observed = n in self.observers
+        value = self.fetch_args_kwargs_from_env(n)[0][0] if observed else super().run_node(n)
         if n in self.watched:
             self.values[self.watched[n]] = value
         return value

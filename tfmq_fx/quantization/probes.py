@@ -88,7 +88,7 @@ class Probes:
         for key, probe in list(self._kept.items()):
             expected = probe.expected or _float_results(FloatRun(self._prepared).run(*probe.call.leaves))
             self._kept[key] = replace(probe, expected=tuple(value.clone() for value in expected))
-            if not expected or not all(bool(value.isfinite().all()) for value in expected):
+            if not any(value.numel() for value in expected) or not all(bool(v.isfinite().all()) for v in expected):
                 del self._kept[key]
         self._thin()
         for node in self._prepared.graph.find_nodes(op="placeholder"):
