@@ -88,12 +88,14 @@ def quantize(
     from tfmq_fx.passes import observe_passes
     from tfmq_fx.quantization.calibrate import calibrate
     from tfmq_fx.quantization.convert import convert
+    from tfmq_fx.quantization.fidelity_check import check_max_error
     from tfmq_fx.quantization.prepare import prepare
     from tfmq_fx.reconstruction.reconstruct import reconstruct
 
     # Everything that can be wrong with the command is found before the minutes of calibration.
     context.with_resource(observe_passes(print_after=print_after))
     check_target(out)
+    check_max_error(max_error)
     require_no_artefact(model)
     method = None if preset is None else find_preset(preset)
     config = _configuration(
