@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,21 +21,27 @@ class FloatRun(fx.Interpreter):
 
     Args:
         graph_module: A graph at any stage.
-        watched: Nodes whose values are kept in :attr:`values`, by name.
+        watched: Nodes whose values are shown to ``watch``, with their names.
+        watch: Called with a name and its value.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, watched: Mapping[fx.Node, str] | None = None) -> None:
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        watched: Mapping[fx.Node, str] | None = None,
+        watch: Callable[[str, Tensor], object] | None = None,
+    ) -> None:
         super().__init__(graph_module)
-        self.watched, self.values = watched or {}, dict[str, Tensor]()
         self.observers = live_observers(graph_module)
+        self.watched, self.watch = watched or {}, watch
         self.extra_traceback = False
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; an observer returns what it is given."""
         observed = n in self.observers
         value = self.fetch_args_kwargs_from_env(n)[0][0] if observed else super().run_node(n)
-        if n in self.watched:
-            self.values[self.watched[n]] = value
+        if self.watch is not None and n in self.watched:
+            self.watch(self.watched[n], value)
         return value
 
 
@@ -43,26 +49,27 @@ class FloatRun(fx.Interpreter):
 def accumulated_errors(prepared: fx.GraphModule, converted: fx.GraphModule, leaves: list[Any]) -> dict[str, float]:
     """The relative error of each layer's output, with the error of all layers before it, on one call.
 
+    All layers' float outputs are in memory at once.
+
     Args:
         prepared: The prepared graph; its observers learn nothing.
         converted: The converted graph.
         leaves: The flat inputs of the call.
 
     Returns:
-        By layer, in the order of the graph; of all layers that both graphs have.
+        By layer, in the order of the converted graph; of all layers that both graphs have.
     """
     pairs, _ = match_layers(prepared, converted)
-    reference = FloatRun(prepared, {node: name for name, (node, _) in pairs.items()})
-    reference.run(*leaves)
-    quantized = FloatRun(converted, {node: name for name, (_, node) in pairs.items()})
-    quantized.run(*leaves)
-    errors = {}
-    for name in pairs:
+    expected: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+
+    def compare(name: str, value: Tensor) -> None:
         # A linear of the converted graph may have its leading axes folded into one.
-        wanted = reference.values[name].double().flatten()
-        difference = float((quantized.values[name].double().flatten() - wanted).norm())
-        signal = float(wanted.norm())
-        errors[name] = relative(difference, signal)
+        wanted = expected.pop(name).double().flatten()
+        errors[name] = relative(float((value.double().flatten() - wanted).norm()), float(wanted.norm()))
+
+    FloatRun(prepared, {node: name for name, (node, _) in pairs.items()}, expected.__setitem__).run(*leaves)
+    FloatRun(converted, {node: name for name, (_, node) in pairs.items()}, compare).run(*leaves)
     return errors
 
 
