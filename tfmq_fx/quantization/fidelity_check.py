@@ -13,8 +13,8 @@ from tfmq_fx.quantization.fidelity import Fidelity, at_timestep
 __all__ = ["WORST_ERROR", "check_fidelity", "check_max_error"]
 
 #: A relative error of a timestep that is worth a warning; zeros in the place of the results have 1. The worst timestep
-#: of the bundled model is its last step, whose prediction is small: W8A8 has 0.2 there, W4A8 and W8A6 0.5, W3A8 0.6,
-#: and 0.1 or less everywhere else; W2A8 and W4A4 have 1 and more.
+#: of the bundled model is its last step, whose prediction is small: W8A8 has 0.2 there, W4A8 and W8A6 0.4 to
+#: 0.5, W3A8 0.6, and 0.1 or less everywhere else; W2A8 and W4A4 have 1 and more.
 WORST_ERROR = 0.7
 #: What ``max_error`` may be: from nothing at all to as good as everything.
 LARGEST = 1e6
