@@ -16,6 +16,7 @@ from tfmq_fx.errors import (
     CalibrationError,
     CaptureError,
     ConfigError,
+    FidelityError,
     InputError,
     LoweringError,
     NonFiniteError,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from tfmq_fx.quantization.annotate import TFMQQuantizer
     from tfmq_fx.quantization.calibrate import calibrate
     from tfmq_fx.quantization.convert import convert, program_from_graph
+    from tfmq_fx.quantization.fidelity import Fidelity
     from tfmq_fx.quantization.prepare import prepare
     from tfmq_fx.quantization.program import QuantizedProgram
     from tfmq_fx.reconstruction.reconstruct import reconstruct
@@ -77,6 +79,8 @@ __all__ = [
     "ConfigError",
     "Denoiser",
     "EmbeddingLayer",
+    "Fidelity",
+    "FidelityError",
     "InputError",
     "LoweringError",
     "LoweringReport",
@@ -157,6 +161,7 @@ _MODULES = {
     "quantization.annotate": ("TFMQQuantizer",),
     "quantization.calibrate": ("calibrate",),
     "quantization.convert": ("convert", "program_from_graph"),
+    "quantization.fidelity": ("Fidelity",),
     "quantization.prepare": ("prepare",),
     "quantization.program": ("QuantizedProgram",),
     "reconstruction.reconstruct": ("reconstruct",),

@@ -9,6 +9,7 @@ __all__ = [
     "CalibrationError",
     "CaptureError",
     "ConfigError",
+    "FidelityError",
     "InputError",
     "LoweringError",
     "NonFiniteError",
@@ -68,6 +69,10 @@ class NonFiniteError(CalibrationError):
         return (
             f"{self.subject} holds NaN or infinite values{place}; remove what leads there, or mend where they come from"
         )
+
+
+class FidelityError(TfmqError, ValueError):
+    """A quantized program parts from its float model by more than was allowed."""
 
 
 class ReconstructionError(TfmqError, RuntimeError):

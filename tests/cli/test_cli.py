@@ -181,6 +181,8 @@ def test_inspect_an_artefact(artefact):
     ):
         assert words in result.stdout
     assert "temporal block of" not in result.stdout  # no model was named, so none is loaded
+    fidelity = tfmq_fx.load(artefact).fidelity
+    assert str(fidelity) in result.stdout and "timestep 750 " in result.stdout
 
 
 @pytest.mark.parametrize("command", ["inspect", "quantize", "compare", "diagnose", "bisect"])
@@ -237,6 +239,7 @@ def test_quantize_passes_its_options_on_and_replaces_its_own_artefact(model, art
     assert result.exit_code == 0, result.output
     assert "× the fp32 weights" in result.stdout
     assert "2 timesteps" in result.stdout
+    assert "  compared with float: relative error " in result.stdout.splitlines()[-1]
     assert tfmq_fx.load(out).config == tfmq_fx.QuantizationConfig(
         weight_bits=4,
         temporal="shared",
@@ -262,6 +265,17 @@ def test_quantize_refuses_bad_input_before_the_work_and_leaves_nothing(model, tm
     refused(tfmq("quantize", model, "--out", out, "--steps", 1001), "use 1 to 1000")
     refused(tfmq("quantize", tmp_path / "nowhere", "--out", out), "no model folder")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
+
+
+def test_quantize_writes_nothing_beyond_max_error(model, artefact, tmp_path):
+    out = shutil.copytree(artefact, tmp_path / "q")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    common = ("quantize", model, "--out", out, "--steps", 2, "--calibration-samples", 2, "--weight-bits", 2)
+    refused(tfmq(*common, "--max-error", 0.001), "more than max_error=0.001")
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+    refused(tfmq(*common, "--max-error", "inf"), "max_error=inf")
+    assert tfmq(*common, "--max-error", 100).exit_code == 0
 
 
 def test_what_the_package_warns_of_is_printed_once_and_libraries_are_quiet(model, tmp_path, monkeypatch):

@@ -1,5 +1,8 @@
 """The parity check compares with the quantized program itself, all over the table, and refuses what is wrong."""
 
+import dataclasses
+import json
+
 import pytest
 import torch
 
@@ -256,3 +259,16 @@ def test_a_dead_program_is_refused(program, monkeypatch):
         dead.graph_module.get_parameter("leave.bias").fill_(torch.nan)
     with pytest.raises(LoweringError, match="the quantized program gives NaN or infinite values"):
         lower(dead, monkeypatch)
+
+
+def test_the_report_says_what_was_lost_against_float_too():
+    quantized = tfmq_fx.quantize(small_denoiser(), None, [batch()], timesteps=TIMESTEPS)
+    report = tfmq_fx.lower(quantized, "reference").report
+    lines = str(report).splitlines()
+    assert report.fidelity == quantized.fidelity
+    assert lines[1].startswith("  compared with the reference: relative error ")
+    assert lines[2] == f"  compared with float: {quantized.fidelity}"
+    assert type(report).from_dict(json.loads(json.dumps(report.to_dict()))) == report
+    unknown = dataclasses.replace(report, fidelity=None)
+    assert "fidelity" not in unknown.to_dict() and type(report).from_dict(unknown.to_dict()) == unknown
+    assert "compared with float: not measured" in str(unknown)

@@ -99,8 +99,8 @@ def items(value: Any, what: str, most: int = MOST_VALUES) -> list[Any]:
     return values
 
 
-def fields_of(value: Any, names: Iterable[str], what: str) -> Mapping[str, Any]:
-    """``value``, an object with exactly these fields.
+def fields_of(value: Any, names: Iterable[str], what: str, optional: Iterable[str] = ()) -> Mapping[str, Any]:
+    """``value``, an object with exactly these fields, and maybe the ``optional`` ones.
 
     Raises:
         ArtefactError: It is none, lacks a field, or has another.
@@ -110,7 +110,7 @@ def fields_of(value: Any, names: Iterable[str], what: str) -> Mapping[str, Any]:
         if name not in values:
             msg = f"{what} has no field {name!r}; it was changed, save the program again"
             raise ArtefactError(msg)
-    if unknown := sorted(set(values) - set(names)):
+    if unknown := sorted(set(values) - {*names, *optional}):
         msg = f"{what} has a field {unknown[0][:60]!r} that it should not have; it was changed, save the program again"
         raise ArtefactError(msg)
     return values

@@ -76,6 +76,7 @@ def _load(folder: Path, text: bytes) -> QuantizedProgram:
         kept_float=manifest.kept_float,
         scheduler=manifest.scheduler,
         temporal_choices=manifest.temporal_choices,
+        fidelity=manifest.fidelity,
     )
 
 

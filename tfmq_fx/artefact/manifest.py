@@ -9,16 +9,19 @@ from typing import Any, Literal
 
 from tfmq_fx.artefact.fields import checked, fields_of, identifier, items, parse_json
 from tfmq_fx.artefact.layout import FORMAT, FORMAT_VERSION, GRAPH, TENSORS
-from tfmq_fx.artefact.manifest_entries import Packed, StoredFile, TensorKind
+from tfmq_fx.artefact.manifest_entries import Packed, StoredFile, TensorKind, fidelity_from_json
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ArtefactError
 from tfmq_fx.observers.registry import RecordedObserver
+from tfmq_fx.quantization.fidelity import Fidelity
 from tfmq_fx.temporal.table import TemporalChoice
 
 __all__ = ["MOST_MANIFEST_BYTES", "Manifest"]
 
 MOST_MANIFEST_BYTES = 2**25
 MOST_TIMESTEPS, MOST_TENSORS = 1_000_000, 200_000
+#: Fields that older artefacts of the same format lack, and those of programs that nothing is known for.
+OPTIONAL = ("fidelity",)
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Manifest:
     """What ``manifest.json`` says; the names of the fields are those of the file.
 
     A field that is missing, of another type, out of bounds or unknown makes an artefact invalid: fields come and go
-    with :data:`~tfmq_fx.artefact.layout.FORMAT_VERSION`.
+    with :data:`~tfmq_fx.artefact.layout.FORMAT_VERSION`, but for :data:`OPTIONAL` ones, which may be missing.
 
     Attributes:
         versions: Of what wrote it.
@@ -42,6 +45,7 @@ class Manifest:
         parameters: The tensors that are parameters.
         tensors: By name, what is in the file of tensors.
         files: By their usual names, the other files.
+        fidelity: How far it is from the float model, where that was measured: a field that may be missing.
     """
 
     versions: dict[str, str]
@@ -57,6 +61,7 @@ class Manifest:
     parameters: tuple[str, ...]
     tensors: dict[str, TensorKind]
     files: dict[str, StoredFile]
+    fidelity: Fidelity | None = None
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
@@ -94,7 +99,8 @@ class Manifest:
         Raises:
             ArtefactError: A field is wrong; the message names it.
         """
-        fields_of(values, ("format", "format_version", *cls.__dataclass_fields__), "the manifest")
+        required = [name for name in cls.__dataclass_fields__ if name not in OPTIONAL]
+        fields_of(values, ("format", "format_version", *required), "the manifest", OPTIONAL)
         return cls(
             versions=_string_map(values["versions"], "'versions'"),
             config=_config(values["config"]),
@@ -112,11 +118,12 @@ class Manifest:
             ),
             tensors=_entries(values["tensors"], "'tensors'", TensorKind.from_json),
             files=_files(values["files"]),
+            fidelity=fidelity_from_json(values["fidelity"], "'fidelity'") if "fidelity" in values else None,
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as :meth:`from_json` takes them."""
-        return {
+        values = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "versions": self.versions,
@@ -133,6 +140,7 @@ class Manifest:
             "tensors": {name: kind.to_json() for name, kind in self.tensors.items()},
             "files": {name: file.to_json() for name, file in self.files.items()},
         }
+        return values if self.fidelity is None else {**values, "fidelity": self.fidelity.to_dict()}
 
 
 def _string_map(value: Any, what: str) -> dict[str, str]:

@@ -12,10 +12,13 @@ from tfmq_fx.artefact.graph_json import MOST_GRAPH_BYTES
 from tfmq_fx.artefact.layout import GRAPH, PREVIOUS
 from tfmq_fx.artefact.tensor_file import DTYPES
 from tfmq_fx.errors import ArtefactError
+from tfmq_fx.quantization.fidelity import Fidelity, TimestepFidelity
 
-__all__ = ["Packed", "StoredFile", "TensorKind"]
+__all__ = ["Packed", "StoredFile", "TensorKind", "fidelity_from_json"]
 
 MOST_AXES = 16
+#: Timesteps that fidelity is said of, and what a norm may be: the sum of its square does not overflow.
+MOST_MEASURED, LARGEST_NORM = 1000, 1e150
 SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -105,6 +108,40 @@ class Packed:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {"bits": self.bits, "shape": list(self.shape)}
+
+
+def fidelity_from_json(value: Any, what: str) -> Fidelity:
+    """What is known of a program's distance from its float model.
+
+    Raises:
+        ArtefactError: A field is wrong, or a timestep comes twice.
+    """
+    entries = items(fields_of(value, ("timesteps",), what)["timesteps"], f"{what}.timesteps", MOST_MEASURED)
+    measured = tuple(_timestep_fidelity(entry, f"an entry of {what}.timesteps") for entry in entries)
+    if not measured or len({entry.timestep for entry in measured}) < len(measured):
+        msg = f"{what}.timesteps is empty or has a timestep twice; it was changed, save the program again"
+        raise ArtefactError(msg)
+    return Fidelity(measured)
+
+
+def _timestep_fidelity(value: Any, what: str) -> TimestepFidelity:
+    entry = fields_of(value, ("timestep", "signal", "difference", "peak", "numbers"), what)
+    timestep, difference = entry["timestep"], entry["difference"]
+    return TimestepFidelity(
+        timestep=None if timestep is None else _finite(timestep, f"'timestep' of {what}", -LARGEST_NORM),
+        signal=_finite(entry["signal"], f"'signal' of {what}"),
+        difference=math.inf if difference is None else _finite(difference, f"'difference' of {what}"),
+        peak=_finite(entry["peak"], f"'peak' of {what}"),
+        numbers=whole(entry["numbers"], f"'numbers' of {what}", 1),
+    )
+
+
+def _finite(value: Any, what: str, least: float = 0.0) -> float:
+    if not least <= checked(value, (float, int), what) <= LARGEST_NORM:
+        bounds = f"{least:g} to {LARGEST_NORM:g}"
+        msg = f"{what} is {str(value)[:60]}, outside {bounds}; it was changed, save the program again"
+        raise ArtefactError(msg)
+    return float(value)
 
 
 def _shape(value: Any, what: str) -> tuple[int, ...]:

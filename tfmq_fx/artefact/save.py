@@ -97,6 +97,8 @@ def _write(program: QuantizedProgram, folder: Path) -> None:
             GRAPH: {**files[GRAPH].to_json(), "expanded": len(graph)},
         },
     }
+    if program.fidelity is not None:
+        values["fidelity"] = program.fidelity.to_dict()
     text = json.dumps(values, indent=1, default=str)
     # What could not be loaded is refused now, while the program is still there.
     Manifest.from_bytes(text.encode(), str(folder / MANIFEST))

@@ -102,6 +102,11 @@ def _inspect_artefact(path: Path) -> None:
         table.add_row("timesteps", f"{len(timesteps)}: {timesteps[0].item():g} … {timesteps[-1].item():g}")
     table.add_row("scheduler", f"{program.scheduler.get('beta_schedule', 'unknown')} betas, "
                   f"{program.scheduler.get('prediction_type', 'unknown')} prediction")  # fmt: skip
+    table.add_row("compared with float", str(program.fidelity or "not measured"))
+    for entry in () if program.fidelity is None else program.fidelity.timesteps:
+        if entry.timestep is not None:
+            lost = f"relative error {entry.error:.2g} (PSNR {entry.psnr:.1f} dB)"
+            table.add_row(f"  timestep {entry.timestep:g}", lost)
     resolved = {
         "weight_range": program.config.resolved_weight_range,
         "symmetric_weights": program.config.resolved_symmetric_weights,

@@ -164,6 +164,16 @@ CacheBytes = Annotated[
         rich_help_panel=RECONSTRUCTION,
     ),
 ]
+MaxError = Annotated[
+    float | None,
+    typer.Option(
+        "--max-error",
+        min=0.0,
+        help="Write nothing when a timestep's relative error against the float model is larger, such as 0.1.",
+        show_default=False,
+        rich_help_panel=SETTINGS,
+    ),
+]
 PrintAfter = Annotated[
     list[str],
     typer.Option(

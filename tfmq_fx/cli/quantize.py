@@ -19,6 +19,7 @@ from tfmq_fx.cli.options import (
     CalibrationSamples,
     Iterations,
     KeepFloat,
+    MaxError,
     Model,
     NdtcMean,
     OutFolder,
@@ -66,6 +67,7 @@ def quantize(
     iterations: Iterations = 20_000,
     temporal_iterations: TemporalIterations = 20_000,
     cache_gib: CacheBytes = 2.0,
+    max_error: MaxError = None,
     print_after: PrintAfter = [],  # noqa: B006
     seed: Seed = 0,
 ) -> None:
@@ -86,12 +88,14 @@ def quantize(
     from tfmq_fx.passes import observe_passes
     from tfmq_fx.quantization.calibrate import calibrate
     from tfmq_fx.quantization.convert import convert
+    from tfmq_fx.quantization.fidelity_check import check_max_error
     from tfmq_fx.quantization.prepare import prepare
     from tfmq_fx.reconstruction.reconstruct import reconstruct
 
     # Everything that can be wrong with the command is found before the minutes of calibration.
     context.with_resource(observe_passes(print_after=print_after))
     check_target(out)
+    check_max_error(max_error)
     require_no_artefact(model)
     method = None if preset is None else find_preset(preset)
     config = _configuration(
@@ -136,7 +140,7 @@ def quantize(
         report = reconstruct(prepared, batches, directory=state, cache_bytes=int(cache_gib * 2**30))
         console().print(str(report), soft_wrap=True, markup=False)
     stage("converting to integers and saving")
-    program = convert(prepared)
+    program = convert(prepared, max_error=max_error)
     program.scheduler = {name: value for name, value in ddim.config.items() if not name.startswith("_")}
     save(program, out)
     shutil.rmtree(state, ignore_errors=True)
@@ -191,6 +195,8 @@ def _print_summary(module: nn.Module, program: QuantizedProgram, out: Path) -> N
         f"{timestep_count} timesteps, {len(program.kept_float)} layers kept float",
         soft_wrap=True,
     )
+    if program.fidelity is not None:
+        console().print(f"  compared with float: {program.fidelity}", soft_wrap=True, markup=False, highlight=False)
     for choice in program.temporal_choices:
         console().print(f"  table: {choice}", soft_wrap=True, markup=False, highlight=False)
 

@@ -10,12 +10,10 @@ layers before it, is left.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, fx
 
 from tfmq_fx._torch import pytree
@@ -24,7 +22,7 @@ from tfmq_fx.diagnostics.json_values import number
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.batches import Batch
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.passes.support.predicates import fqn, is_call, is_weighted, module_path
+from tfmq_fx.quantization.layer_outputs import match_layers
 from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["LayerError", "LayerErrors", "layer_errors", "match_layers"]
@@ -81,54 +79,6 @@ class LayerErrors:
         """The inverse of :meth:`to_dict`."""
         layers = (LayerError(x["name"], float(x["signal"]), float(x["error"])) for x in values["layers"])
         return cls(values["flavour"], tuple(layers), tuple(values["unmatched"]), values["rows"])
-
-
-def _layer_outputs(graph: fx.Graph) -> dict[str, list[fx.Node]]:
-    """The output nodes of the weighted layers by module path, in graph order.
-
-    Convolutions of one module that are only added to each other count as one layer: the parts of a
-    convolution of a concatenation.
-    """
-    path_of: dict[fx.Node, str] = {}
-    for node in graph.nodes:
-        if is_weighted(node):
-            path_of[node] = module_path(node) or fqn(node)
-        elif is_call(node, torch.ops.aten.add.Tensor):
-            parts = node.all_input_nodes
-            paths = {path_of.get(part) for part in parts}
-            if len(parts) == 2 and len(paths) == 1 and None not in paths and all(len(p.users) == 1 for p in parts):
-                path_of[node] = path_of.pop(parts[0])
-                path_of.pop(parts[1])
-    outputs = defaultdict(list)
-    for node in graph.nodes:
-        if node in path_of:
-            outputs[path_of[node]].append(node)
-    return dict(outputs)
-
-
-def match_layers(
-    captured: fx.GraphModule, quantized: fx.GraphModule
-) -> tuple[dict[str, tuple[fx.Node, fx.Node]], tuple[str, ...]]:
-    """Match the weighted layers of two graphs of one model by module path, and by order within a module.
-
-    Returns:
-        The outputs of each layer in both graphs, by name in the float graph's order; and the module paths
-        that do not correspond.
-    """
-    float_layers, quantized_layers = _layer_outputs(captured.graph), _layer_outputs(quantized.graph)
-    pairs = {}
-    unmatched = [path for path in quantized_layers if path not in float_layers]
-    for path, nodes in float_layers.items():
-        if len(quantized_layers.get(path, ())) != len(nodes):
-            unmatched.append(path)
-            continue
-        for index, (node, other) in enumerate(zip(nodes, quantized_layers[path], strict=True)):
-            name = fqn(node) if node.op == "call_function" and is_weighted(node) else path
-            if name in pairs:
-                name = f"{name}#{index + 1}"
-            pairs[name] = (node, other)
-    order = {node: position for position, node in enumerate(captured.graph.nodes)}
-    return dict(sorted(pairs.items(), key=lambda item: order[item[1][0]])), tuple(unmatched)
 
 
 @in_plain_surroundings

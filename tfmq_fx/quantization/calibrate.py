@@ -19,6 +19,7 @@ from tfmq_fx.frontend.program_stage import CAPTURED, PREPARED, describe, stage_o
 from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.observers.timestep_ranges import LEAST_ITEMS, CalibratedItems
 from tfmq_fx.passes.support.timestep_values import distinct_timesteps
+from tfmq_fx.quantization.probes import Probes
 from tfmq_fx.temporal.calibrate import calibrate_conditional_part, calibrate_temporal_block
 from tfmq_fx.temporal.domain import conditioned_domain
 from tfmq_fx.temporal.inputs import Conditionings
@@ -37,6 +38,9 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     put together; one that cannot be cut (a fixed batch) runs as it is.
     Layers that depend on the timestep and the conditioning alone are calibrated over all timesteps, under the
     conditionings of the batches.
+
+    A few items, spread over the timesteps, are kept with the float model's results for them, so that conversion can
+    measure what was lost. They are items that the ranges were learnt from; none is held back.
 
     Args:
         prepared: The result of :func:`tfmq_fx.prepare`; its observers are updated in place.
@@ -72,11 +76,14 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     timed = index is not None and isinstance(interface.inputs[index], TensorInput)
     # Without timesteps nothing tells batches apart: observers smooth over them as they come.
     items, count = _calibrated_items(prepared) if timed else CalibratedItems(), 0
+    tables = {} if state is None or values is None else {timestep: values, **_finite(state)}
+    probes = Probes(prepared, tables)
     disabled, console = not draws_progress(progress), progress_console()
     for batch in track(batches, "calibrating", total=total, disable=disabled, transient=True, console=console):
         call = bind_batch(interface, count, batch, timestep)
+        calls = calls_by_timestep(call, timestep)
         try:
-            _observe(prepared, calls_by_timestep(call, timestep), items, count)
+            _observe(prepared, calls, items, count)
         except NonFiniteError:
             raise
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -85,6 +92,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
             raise CalibrationError(msg) from error
         if conditionings is not None:
             conditionings.add(prepared, call)
+        probes.add(calls)
         count += 1
     if count == 0:
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
@@ -92,7 +100,13 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     calibrate_temporal_block(prepared, timestep)
     if conditionings is not None and values is not None:
         calibrate_conditional_part(prepared, conditioned_domain(timestep, values, conditionings))
+    probes.attach()
     return count
+
+
+def _finite(state: PreparedState) -> dict[str, Tensor]:
+    """By name, the values of the further inputs that the program will have rows for."""
+    return {name: distinct_timesteps(values) for name, values in state.finite.items()}
 
 
 def _calibrated_items(prepared: nn.Module) -> CalibratedItems:

@@ -25,27 +25,41 @@ from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import fqn, is_weighted
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
+from tfmq_fx.quantization.fidelity_check import check_fidelity, check_max_error
 from tfmq_fx.quantization.finite_parameters import require_finite_parameters
+from tfmq_fx.quantization.layer_outputs import accumulated_errors
+from tfmq_fx.quantization.probes import drop_probes, measure, probes_of
 from tfmq_fx.quantization.program import QuantizedProgram
 from tfmq_fx.temporal.domain import finite_domain
 from tfmq_fx.temporal.table import TemporalChoice, float_table, tabulate
 
 __all__ = ["convert", "program_from_graph"]
 
+#: Frames from the body of a stage to its caller, for warnings: its own, and those of what a stage is wrapped in.
+SURROUNDED = 4
+
 
 @pipeline_stage
-def convert(prepared: fx.GraphModule) -> QuantizedProgram:
+def convert(prepared: fx.GraphModule, *, max_error: float | None = None) -> QuantizedProgram:
     """Turn a calibrated graph into a quantized program; ``prepared`` is not changed.
 
-    Weights become integers with zero point 0, and float state that nothing reads is gone.
+    Weights become integers with zero point 0, and float state that nothing reads is gone. The program runs on the
+    items that :func:`tfmq_fx.calibrate` kept, and says as :attr:`QuantizedProgram.fidelity` how far it is from the
+    float model; above a relative error of 0.7 at a timestep a warning names the layers that are furthest off.
 
     Args:
         prepared: The calibrated result of :func:`tfmq_fx.prepare` or ``prepare_pt2e``.
+        max_error: The largest relative error of a timestep, ``norm(quantized - float) / norm(float)``, that is
+            accepted, in the place of that warning. None accepts all.
 
     Raises:
         CalibrationError: An observer has seen nothing, or a scale is no positive, finite number.
-        ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`.
+        ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`, or ``max_error`` is no number from
+            0 on, or cannot be checked because the graph was not calibrated with :func:`tfmq_fx.calibrate`.
+        FidelityError: The program is further from the float model than ``max_error``; the message names the worst
+            timestep and the three layers that are furthest off.
     """
+    allowed = check_max_error(max_error)
     if not isinstance(prepared, fx.GraphModule) or stage_of(prepared) == CONVERTED:
         msg = f"convert needs a calibrated graph, it was given {describe(prepared)}"
         raise ConfigError(msg)
@@ -56,7 +70,15 @@ def convert(prepared: fx.GraphModule) -> QuantizedProgram:
     original = float_table(prepared, state.timestep) if state.config.temporal == "auto" else None
     weights = _weights(prepared)
     # The float weights are read and replaced, never written: a copy of them would only double the memory.
-    program = program_from_graph(convert_pt2e(copy.deepcopy(prepared, dict(weights))), original)
+    program = _program(convert_pt2e(copy.deepcopy(prepared, dict(weights))), original)
+
+    def layer_errors(timestep: float | None) -> dict[str, float]:
+        probe = next(probe for probe in probes_of(prepared) if probe.timestep == timestep)
+        errors = accumulated_errors(prepared, program.graph_module, probe.call.leaves)
+        # A layer that stays float only has the errors of those before it.
+        return {name: error for name, error in errors.items() if name not in program.kept_float}
+
+    check_fidelity(program.fidelity, allowed, layer_errors, stacklevel=SURROUNDED)
     _copy_shared(program.graph_module, weights)
     return program
 
@@ -74,6 +96,13 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         ConfigError: The graph was not prepared with :class:`tfmq_fx.TFMQQuantizer`, or ``temporal="auto"`` has
             no float table to compare with.
     """
+    program = _program(converted, original)
+    check_fidelity(program.fidelity, None, lambda _: {}, stacklevel=SURROUNDED)
+    return program
+
+
+def _program(converted: fx.GraphModule, original: fx.GraphModule | None) -> QuantizedProgram:
+    """As :func:`program_from_graph`, which also warns."""
     if not isinstance(converted, fx.GraphModule):
         msg = f"only a converted graph makes a quantized program, this is {describe(converted)}"
         raise ConfigError(msg)
@@ -96,6 +125,8 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
     _warn_wider_weights(converted, config)
     interface = interface_of(converted)
     converted.meta[INTERFACE_KEY] = interface
+    fidelity = measure(converted, probes_of(converted))
+    drop_probes(converted)
     return QuantizedProgram(
         graph_module=converted,
         config=config,
@@ -104,6 +135,7 @@ def program_from_graph(converted: fx.GraphModule, original: fx.GraphModule | Non
         kept_float=dict(state.kept_float),
         interface=interface,
         temporal_choices=tuple(choices),
+        fidelity=fidelity,
     )
 
 

@@ -17,6 +17,7 @@ from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.timestep_values import ValueSearch
+from tfmq_fx.quantization.fidelity import Fidelity
 from tfmq_fx.temporal.extended_graph import ExtendedGraph
 from tfmq_fx.temporal.table import TemporalChoice
 from tfmq_fx.temporal.ways_out import in_program
@@ -37,6 +38,8 @@ class QuantizedProgram:
         interface: What it is called with, and the class and configuration of the model that came in.
         scheduler: Configuration of the scheduler whose timesteps it serves, when it is known.
         temporal_choices: With ``temporal="auto"``, whose rows the table holds, feature by feature, and both errors.
+        fidelity: How far its results are from the float model's, on items that :func:`tfmq_fx.calibrate` kept; None
+            where it kept none, as with a prepared graph that was called by itself, or an artefact from before.
     """
 
     graph_module: fx.GraphModule
@@ -47,6 +50,7 @@ class QuantizedProgram:
     kept_float: dict[str, str] = field(default_factory=dict)
     scheduler: dict[str, Any] = field(default_factory=dict)
     temporal_choices: tuple[TemporalChoice, ...] = ()
+    fidelity: Fidelity | None = None
     _extended: ExtendedGraph | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
@@ -97,10 +101,11 @@ class QuantizedProgram:
     def __repr__(self) -> str:
         """What it is in a line; the graph alone would fill pages."""
         config, rows = self.config, 0 if self.timesteps is None else len(self.timesteps)
+        fidelity = "" if self.fidelity is None else f", relative error {self.fidelity.error:.2g}"
         return (
             f"<QuantizedProgram of {self.interface.model_class or 'a model'}: W{config.weight_bits}"
             f"A{config.activation_bits}, temporal={config.temporal!r}, {rows} timesteps, {len(self.kept_float)} layers "
-            f"kept float, {len(self.graph_module.graph.nodes)} nodes>"
+            f"kept float, {len(self.graph_module.graph.nodes)} nodes{fidelity}>"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedProgram:

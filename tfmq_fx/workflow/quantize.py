@@ -17,6 +17,7 @@ from tfmq_fx.frontend.export_inputs import Batched
 from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.quantization.calibrate import Batch, calibrate
 from tfmq_fx.quantization.convert import convert
+from tfmq_fx.quantization.fidelity_check import check_max_error
 from tfmq_fx.quantization.prepare import prepare
 from tfmq_fx.quantization.program import QuantizedProgram
 from tfmq_fx.reconstruction.reconstruct import reconstruct
@@ -38,6 +39,7 @@ def quantize(
     finite: FiniteInputs = (),
     batched: Batched | None = None,
     directory: str | Path | None = None,
+    max_error: float | None = None,
     progress: bool = True,
 ) -> QuantizedProgram:
     """Quantize a diffusion model in one call.
@@ -52,6 +54,8 @@ def quantize(
         finite: Further inputs from a finite set (:func:`tfmq_fx.prepare`), e.g. ``("class_labels",)``.
         batched: The names of the inputs that have the batch, as for :func:`tfmq_fx.capture`.
         directory: Where reconstruction keeps the state of finished units, to go on after an interrupt.
+        max_error: The largest relative error of a timestep that is accepted (:func:`tfmq_fx.convert`); None accepts
+            all, and warns.
         progress: Whether to draw progress bars, where stderr is a terminal; ``TFMQ_FX_PROGRESS=0`` turns all off.
 
     Returns:
@@ -61,7 +65,9 @@ def quantize(
         CaptureError: The model cannot be captured.
         CalibrationError: There are no batches, or they do not fit.
         ConfigError: The model has a temporal block and no timesteps are given.
+        FidelityError: The program is further from the float model than ``max_error``.
     """
+    check_max_error(max_error)
     batches = list(as_batches(batches))
     if not batches:
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
@@ -77,4 +83,4 @@ def quantize(
         log.info("reconstructing")
         reconstruct(prepared, batches, chosen.reconstruction, directory=directory, progress=progress)
     log.info("converting")
-    return convert(prepared)
+    return convert(prepared, max_error=max_error)

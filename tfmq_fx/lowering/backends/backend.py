@@ -228,4 +228,5 @@ class CompilerBackend(Backend):
             conditioning=plan.conditioning,
             temporal_choices=program.temporal_choices,
             kernels=self.describe_kernels(precision),
+            fidelity=program.fidelity,
         )

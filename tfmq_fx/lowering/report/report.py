@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tfmq_fx.lowering.report.reasons import UNSUPPORTED
+from tfmq_fx.quantization.fidelity import Fidelity
 from tfmq_fx.temporal.table import TemporalChoice
 
 __all__ = ["LoweringReport", "Measurement", "ReportEntry"]
@@ -64,6 +65,8 @@ class LoweringReport:
         measured: With ``backend="auto"``, the candidates that were timed in turn on the example inputs, the fastest
             first, which is the one that was taken; then those that dropped out.
         temporal_choices: With ``temporal="auto"``, whose rows the table holds, feature by feature.
+        fidelity: How far the quantized program is from the float model, where conversion could measure it. The lowered
+            program has this error and up to ``parity_error`` more.
     """
 
     backend: str
@@ -76,6 +79,7 @@ class LoweringReport:
     kernels: str = ""
     measured: tuple[Measurement, ...] = field(default=())
     temporal_choices: tuple[TemporalChoice, ...] = ()
+    fidelity: Fidelity | None = None
 
     @property
     def eligible(self) -> int:
@@ -100,7 +104,7 @@ class LoweringReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
+        values = {
             "backend": self.backend,
             "integer_kernels": self.integer_kernels,
             "eligible": self.eligible,
@@ -116,6 +120,7 @@ class LoweringReport:
             "temporal_choices": [choice.to_dict() for choice in self.temporal_choices],
             "entries": [asdict(entry) for entry in self.entries],
         }
+        return values if self.fidelity is None else {**values, "fidelity": self.fidelity.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LoweringReport:
@@ -125,18 +130,22 @@ class LoweringReport:
         names = ("backend", "temporal_layers", "table_rows", "parity_error", "parity_floor", "conditioning")
         choices = tuple(TemporalChoice(**choice) for choice in values.get("temporal_choices", ()))
         scalars = {name: values[name] for name in names} | {"kernels": values.get("kernels", "")}
-        return cls(entries=entries, measured=measured, temporal_choices=choices, **scalars)
+        fidelity = Fidelity.from_dict(values["fidelity"]) if "fidelity" in values else None
+        return cls(entries=entries, measured=measured, temporal_choices=choices, fidelity=fidelity, **scalars)
 
     def __str__(self) -> str:
         """A summary line, then every layer that stays float with its reason."""
         kernels = f" of {self.kernels}" if self.kernels else ""
         part = self.integer_share
+        lost = self.fidelity
         share = "" if part is None else f"{100 * part:.1f} % of the multiply-adds, "
         lines = [
             f"{self.backend}: {self.integer_kernels} of {self.eligible} eligible layers on integer kernels{kernels}, "
             f"{share}"
-            f"{self.temporal_layers} temporal layers at run time ({self.table_rows} table rows), "
-            f"parity error {self.parity_error:.1e} (rounding alone: {self.parity_floor:.1e})"
+            f"{self.temporal_layers} temporal layers at run time ({self.table_rows} table rows)",
+            f"  compared with the reference: relative error {self.parity_error:.1e} "
+            f"(rounding alone: {self.parity_floor:.1e})",
+            f"  compared with float: {'not measured, calibrate with tfmq_fx.calibrate' if lost is None else lost}",
         ]
         lines += [f"  conditioning: {self.conditioning}"] if self.conditioning else []
         if self.measured:
