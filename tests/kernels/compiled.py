@@ -49,7 +49,8 @@ def real(value):
 class Quantizers(ctypes.Structure):
     """A table and the row of each item, or one row for all."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("scales", "zero_points", "rows")) + (
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("scales", "zero_points", "rows")),
         ("table", ctypes.c_int64),
         ("images_per_item", ctypes.c_int64),
     )
