@@ -20,6 +20,7 @@ from tfmq_fx.frontend.notes import keep_notes, restore_notes
 from tfmq_fx.frontend.program_stage import CONVERTED, describe, stage_of
 from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.reconstruction.checkpoint import Checkpoint
+from tfmq_fx.reconstruction.once import OnceEach
 from tfmq_fx.reconstruction.progress import ReconstructionProgress
 from tfmq_fx.reconstruction.report import ReconstructionReport
 from tfmq_fx.reconstruction.run import ReconstructionRun
@@ -96,16 +97,17 @@ def reconstruct(
         checkpoint = Checkpoint(folder, run.fingerprints(samples))
         store = ActivationStore(cache_bytes, folder)
         with ReconstructionProgress(run.iterations(), enabled=progress) as bar:
-            units = run.go(samples, store, checkpoint, bar)
+            once = OnceEach(checkpoint, bar)
+            units = run.go(samples, store, once)
     # Notes of its own: copies of the graph, which were not reconstructed, share the old ones.
     keep_notes(prepared)
     dataclasses.replace(state, config=dataclasses.replace(state.config, reconstruction=config)).attach(prepared)
     return ReconstructionReport(
         units=tuple(units),
-        seconds=time.perf_counter() - began + run.earlier_seconds,
+        seconds=time.perf_counter() - began + once.earlier_seconds,
         peak_cache_bytes=store.peak,
         spilled_bytes=store.peak_in_files,
-        resumed=run.resumed,
+        resumed=once.resumed,
     )
 
 
@@ -114,10 +116,11 @@ def _chosen(
 ) -> ReconstructionConfig:
     """How to reconstruct: as asked for, else as configured, else as in the paper."""
     if config is None:
-        return state.config.reconstruction or ReconstructionConfig()
-    chosen = ReconstructionConfig.of(config)
-    if chosen is None:
-        msg = f"reconstruction={config!r} asks for none: leave the call of reconstruct out"
+        chosen = state.config.reconstruction or state.config.resolved_reconstruction or ReconstructionConfig()
+    else:
+        chosen = ReconstructionConfig.of(config)
+    if chosen.method == "nearest":
+        msg = f"reconstruction={chosen.method!r} asks for none: leave the call of reconstruct out"
         raise ConfigError(msg)
     return chosen
 
