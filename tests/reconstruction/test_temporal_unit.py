@@ -125,7 +125,7 @@ def test_a_training_that_raises_the_error_is_not_kept():
     unit = tiar(graph, ReconstructionConfig(granularity="none", temporal_iterations=4, learning_rate=1.0,
                                             round_weight=1e6, warmup=0.0))  # fmt: skip
     assert unit.after == unit.before and unit.changed == 0.0
-    assert "raised the error" in unit.reason and "rounded to nearest" in unit.reason
+    assert "error rose" in unit.reason and "rounded to nearest" in unit.reason
     assert same(state(graph), before)
 
 

@@ -74,9 +74,9 @@ class QuantizationConfig:
             (lowered: the features) of the closest row. A graph that is called by itself, without a denoiser or a
             program, cannot extend its table: there ``"extend"`` is ``"error"``.
         reconstruction: How weights are rounded: a :class:`ReconstructionConfig`, its fields, or a name (``"nearest"``,
-            ``"gptq"``, ``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``). With None, :func:`tfmq_fx.quantize` takes
-            GPTQ where weights have 6 bits or fewer, in an override too, else it rounds to nearest. Stage by stage,
-            weights are rounded to nearest unless :func:`tfmq_fx.reconstruct` is called.
+            ``"gptq"``, ``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``). With None, :func:`tfmq_fx.quantize`
+            takes GPTQ where weights have 6 bits or fewer, in an override too, else it rounds to nearest. Stage by
+            stage, weights are rounded to nearest unless :func:`tfmq_fx.reconstruct` is called.
 
     Raises:
         ConfigError: A value is of another type than its field or outside what it admits.

@@ -66,9 +66,9 @@ class ReconstructionConfig:
     """How weights are rounded: learned (AdaRound), unit by unit (BRECQ), the temporal block first (TIAR), or by GPTQ.
 
     Attributes:
-        method: ``"adaround"`` trains the choice of every weight. ``"gptq"`` (ICLR 2023) trains nothing: layer by layer, it
-            rounds one input column after the other and makes up for the error in those that follow. Of the other fields
-            it takes ``granularity`` (``"none"`` for the temporal block alone, else ``"layer"``), ``temporal``,
+        method: ``"adaround"`` trains the choice of every weight. ``"gptq"`` (ICLR 2023) trains nothing: layer by layer,
+            it rounds one input column after the other and makes up for the error in those that follow. Of the other
+            fields it takes ``granularity`` (``"none"`` for the temporal block alone, else ``"layer"``), ``temporal``,
             ``damping``, ``held_back`` and ``seed``. ``"nearest"`` rounds every weight to nearest: no reconstruction.
         granularity: ``"block"``: residual and transformer blocks as a whole, single layers between them
             (BRECQ, ICLR 2021); ``"layer"``: every layer alone (AdaRound, ICML 2020); ``"none"``: only

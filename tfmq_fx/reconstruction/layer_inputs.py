@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from tfmq_fx.passes.support.predicates import is_conv, is_linear
 
-__all__ = ["input_position", "input_rows", "row_count", "takes_rows"]
+__all__ = ["grouped_weight", "input_position", "input_rows", "takes_rows"]
 
 aten = torch.ops.aten
 
@@ -32,7 +33,7 @@ def _windows(layer: fx.Node, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
     spatial = len(kernel)
 
     def setting(position: int, default: int) -> list[int]:
-        given = layer.args[position] if position < len(layer.args) else default
+        given: Any = layer.args[position] if position < len(layer.args) else default
         values = list(given) if isinstance(given, (list, tuple)) else [given]
         return [int(value) for value in (values * spatial if len(values) == 1 else values)]
 
@@ -45,13 +46,13 @@ def _windows(layer: fx.Node, x: Tensor, kernel: tuple[int, ...]) -> Tensor:
 
 def _groups(layer: fx.Node) -> int:
     position = 8 if layer.target is aten.convolution.default else 6
-    return int(layer.args[position]) if is_conv(layer) and position < len(layer.args) else 1  # type: ignore[arg-type]
+    groups: Any = layer.args[position] if is_conv(layer) and position < len(layer.args) else 1
+    return int(groups)
 
 
 def grouped_weight(layer: fx.Node, channels_first: Tensor) -> Tensor:
     """A weight with its output channels on axis 0, as ``[G, C, n]``: groups, channels of a group, input columns."""
-    groups = _groups(layer)
-    return channels_first.flatten(1).unflatten(0, (groups, -1))
+    return channels_first.reshape(_groups(layer), -1, channels_first[0].numel())
 
 
 def _matrix(layer: fx.Node, x: Tensor, kernel: tuple[int, ...]) -> tuple[Tensor, int]:
@@ -85,7 +86,8 @@ def input_rows(
     chosen = torch.arange(count)
     if count > most:
         chosen = torch.randperm(count, generator=generator)[:most].sort().values
-    for piece in chosen.split(max(1, MOST_NUMBERS // columns)):
-        index = torch.unravel_index(piece, shape)
-        rows = (view[index].flatten(1).to(torch.float32) for view, _ in views)
-        yield tuple(row.unflatten(1, (_groups(layer), -1)).movedim(1, 0).contiguous() for row in rows)
+    piece = max(1, MOST_NUMBERS // columns)
+    for start in range(0, len(chosen), piece):
+        index = torch.unravel_index(chosen[start : start + piece], shape)
+        rows = (view[index].to(torch.float32) for view, _ in views)
+        yield tuple(row.reshape(len(row), _groups(layer), -1).movedim(1, 0).contiguous() for row in rows)

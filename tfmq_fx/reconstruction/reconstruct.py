@@ -115,10 +115,8 @@ def _chosen(
     config: ReconstructionConfig | Mapping[str, Any] | str | None, state: PreparedState
 ) -> ReconstructionConfig:
     """How to reconstruct: as asked for, else as configured, else as in the paper."""
-    if config is None:
-        chosen = state.config.reconstruction or state.config.resolved_reconstruction or ReconstructionConfig()
-    else:
-        chosen = ReconstructionConfig.of(config)
+    configured = state.config.reconstruction or state.config.resolved_reconstruction
+    chosen = ReconstructionConfig.of(config) or configured or ReconstructionConfig()
     if chosen.method == "nearest":
         msg = f"reconstruction={chosen.method!r} asks for none: leave the call of reconstruct out"
         raise ConfigError(msg)
