@@ -43,13 +43,14 @@ def reconstruct(
     cache_bytes: int = CACHE_BYTES,
     progress: bool = True,
 ) -> ReconstructionReport:
-    """Learn how weights are rounded, in place: TIAR for the temporal block, then BRECQ unit by unit.
+    """Choose how weights are rounded, in place: TIAR for the temporal block, then BRECQ unit by unit; or GPTQ.
 
     Layers that depend on the timestep and the conditioning alone are the second unit: they learn from their own output
     too, over all timesteps, under the conditionings of the batches.
 
     Each unit's inputs come from the quantized units before it, its targets from the float model; the
     temporal block learns from its own output over all timesteps, without any data, and is frozen then.
+    With ``method="gptq"`` nothing is trained: every layer is a unit, those of the temporal block over all timesteps.
     A unit whose error on held-back samples does not fall stays rounded to nearest.
 
     Args:
@@ -57,8 +58,8 @@ def reconstruct(
         batches: The model's own inputs, those that it was calibrated on; not needed for
             ``granularity="none"``, but for the conditional part, if there is one.
         config: How to reconstruct: a configuration, its fields, or a name, as in
-            ``QuantizationConfig.reconstruction``; by default what the quantization configuration says, else the paper's
-            method.
+            ``QuantizationConfig.reconstruction``; by default what the quantization configuration says, GPTQ where that is
+            its default, else the paper's method. Without this call weights are rounded to nearest.
         directory: Where the state of finished units lies. The same call with the same directory goes on
             where an interrupted one stopped and ends with the same bits. None keeps nothing.
         cache_bytes: Memory for cached activations; what is beyond lies in files in ``directory`` (or the
@@ -75,7 +76,7 @@ def reconstruct(
         ConfigError: The graph was not prepared with our quantizer, or the timesteps are missing.
         ReconstructionError: The directory belongs to another run, or there is no room for activations.
 
-    Source: TFMQ-DM (CVPR 2024), section 5; BRECQ (ICLR 2021); AdaRound (ICML 2020).
+    Source: TFMQ-DM (CVPR 2024), section 5; BRECQ (ICLR 2021); AdaRound (ICML 2020); GPTQ (ICLR 2023).
     """
     stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else ""
     state = PreparedState.find(prepared) if stage and stage != CONVERTED else None
