@@ -42,8 +42,8 @@ MORE_DAMPING = 10.0
 class InputMoments:
     """What GPTQ has to know of a layer's inputs, summed over their rows.
 
-    Its memory is ``G n (n + C)`` numbers. :func:`round_columns` needs some ``2.5 G n^2`` more at its peak; for the widest
-    convolution of Stable Diffusion 1.5 (``n`` = 23,040, float32) that is 2.2 GB here and 7.4 GB in all.
+    Its memory is ``G n (n + C)`` numbers. :func:`round_columns` needs some ``2.5 G n^2`` more at its peak; for the
+    widest convolution of Stable Diffusion 1.5 (``n`` = 23,040, float32) that is 2.2 GB here and 7.4 GB in all.
 
     Args:
         weight: The float weight, float32 ``[G, C, n]``: groups, output channels of a group, input columns.

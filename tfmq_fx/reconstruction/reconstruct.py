@@ -58,8 +58,8 @@ def reconstruct(
         batches: The model's own inputs, those that it was calibrated on; not needed for
             ``granularity="none"``, but for the conditional part, if there is one.
         config: How to reconstruct: a configuration, its fields, or a name, as in
-            ``QuantizationConfig.reconstruction``; by default what the quantization configuration says, GPTQ where that is
-            its default, else the paper's method. Without this call weights are rounded to nearest.
+            ``QuantizationConfig.reconstruction``; by default what the quantization configuration says, GPTQ where
+            that is its default, else the paper's method. Without this call weights are rounded to nearest.
         directory: Where the state of finished units lies. The same call with the same directory goes on
             where an interrupted one stopped and ends with the same bits. None keeps nothing.
         cache_bytes: Memory for cached activations; what is beyond lies in files in ``directory`` (or the
