@@ -16,7 +16,7 @@ first, each term is made as small as rounding can make it. Columns stand in the 
 the largest is rounded first.
 
 Sources: Frantar et al., *GPTQ*, ICLR 2023, section 3 (there the factor is that of the inverse, which gives the same
-integers: Chen et al., arXiv 2507.18553, theorem 4); Li et al., *GPTAQ*, arXiv 2504.02692, for the target.
+integers: Chen et al., arXiv 2507.18553); Li et al., *GPTAQ*, arXiv 2504.02692, for the target.
 """
 
 from __future__ import annotations
