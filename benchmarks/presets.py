@@ -78,10 +78,10 @@ def configuration(preset: str, bits: str, seed: int) -> QuantizationConfig:
     """The preset at these bits, trained as long as the quality benchmark trains."""
     weight_bits, activation_bits = BITS[bits]
     config = QuantizationConfig.preset(preset, weight_bits=weight_bits, activation_bits=activation_bits)
-    if config.reconstruction is None:
+    if config.resolved_reconstruction is None:
         return config
     reconstruction = dataclasses.replace(
-        config.reconstruction,
+        config.resolved_reconstruction,
         iterations=ITERATIONS[weight_bits],
         temporal_iterations=4000,
         batch_size=8,
@@ -137,7 +137,7 @@ def quantized(
     wall, cpu = time.perf_counter(), time.process_time()
     prepared = tfmq_fx.prepare(captured, config, timesteps=ddim.timesteps)
     tfmq_fx.calibrate(prepared, batches, progress=False)
-    if config.reconstruction is not None:
+    if config.resolved_reconstruction is not None:
         tfmq_fx.reconstruct(prepared, batches, directory=WORK / "state" / key, progress=False)
     program = tfmq_fx.convert(prepared)
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

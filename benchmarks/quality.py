@@ -104,7 +104,7 @@ def measure_cell(method: str, bits: str, seed: int, options: argparse.Namespace)
     prepared = tfmq_fx.prepare(captured, config, timesteps=ddim.timesteps)
     tfmq_fx.calibrate(prepared, batches, progress=False)
     report = None
-    if config.reconstruction is not None:
+    if config.resolved_reconstruction is not None:
         report = tfmq_fx.reconstruct(prepared, batches, directory=WORK / "state" / name, progress=False)
     program = tfmq_fx.convert(prepared)
     seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}

@@ -62,6 +62,6 @@ def configuration(
     return QuantizationConfig(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
-        reconstruction=None if reconstruction is None else ReconstructionConfig(**{**settings, **reconstruction}),
+        reconstruction="nearest" if reconstruction is None else ReconstructionConfig(**{**settings, **reconstruction}),
         **fields,
     )

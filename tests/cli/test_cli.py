@@ -246,6 +246,7 @@ def test_quantize_passes_its_options_on_and_replaces_its_own_artefact(model, art
         activation_range="mse",
         unknown_timestep="nearest",
         keep_float=("output", "mid_block.*"),
+        reconstruction="gptq",
     )
 
 

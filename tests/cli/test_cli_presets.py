@@ -49,7 +49,7 @@ def test_options_go_on_top_of_a_preset(model, tmp_path):
     assert (learned.temporal, learned.iterations, learned.temporal_iterations, learned.seed) == ("tiar", 2, 3, 5)
     result = tfmq("quantize", model, "--out", out, "--preset", "tfmq-dm", "--reconstruction", "none", *CALIBRATION)
     assert result.exit_code == 0, result.output
-    assert tfmq_fx.load(out).config == QuantizationConfig.preset("tfmq-dm", reconstruction=None)
+    assert tfmq_fx.load(out).config == QuantizationConfig.preset("tfmq-dm", reconstruction="none")
 
 
 WITHOUT_EFFECT = [
@@ -58,6 +58,8 @@ WITHOUT_EFFECT = [
     (("--cache-gib", 1), "--cache-gib", "reconstruction"),
     (("--preset", "shared", "--iterations", 5), "--iterations", "reconstruction"),
     (("--preset", "tfmq-dm", "--reconstruction", "none", "--cache-gib", 1), "--cache-gib", "reconstruction"),
+    (("--weight-bits", 4, "--iterations", 5), "--iterations", "trains blocks"),
+    (("--reconstruction", "gptq", "--temporal-iterations", 5), "--temporal-iterations", "the temporal block"),
     (("--reconstruction", "tiar", "--iterations", 5), "--iterations", "trains blocks"),
     (("--reconstruction", "brecq", "--temporal-iterations", 5), "--temporal-iterations", "the temporal block"),
     (("--ndtc-mean", 0.3), "--ndtc-mean", "--sampler ndtc"),

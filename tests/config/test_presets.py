@@ -19,9 +19,9 @@ from tfmq_fx.fake_quantizers import ActivationQuantizer
 
 def short(config):
     """With a reconstruction of a second."""
-    if config.reconstruction is None:
+    if config.resolved_reconstruction is None:
         return config
-    return dataclasses.replace(config, reconstruction=dataclasses.replace(config.reconstruction, **SHORT))
+    return dataclasses.replace(config, reconstruction=dataclasses.replace(config.resolved_reconstruction, **SHORT))
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -57,6 +57,10 @@ def test_values_go_on_top():
     assert QuantizationConfig.preset("tfmq-dm").reconstruction.temporal == "tiar"
     config = QuantizationConfig.preset("tfmq-dm", weight_bits=4, reconstruction=None)
     assert config.reconstruction is None and config.weight_bits == 4 and config.temporal == "fsc"
+    nearest = [
+        name for name in PRESETS if QuantizationConfig.preset(name, weight_bits=4).resolved_reconstruction is None
+    ]
+    assert nearest == ["ptq4dm", "tdq", "adp-dm"], "these methods round to nearest at any width"
     assert QuantizationConfig.preset("shared") == QuantizationConfig(temporal="shared")
 
 

@@ -13,6 +13,8 @@ from tfmq_fx import ConfigError, QuantizationConfig
 from tfmq_fx.config.reconstruction import CHECKS, RECONSTRUCTIONS, ReconstructionConfig
 
 WRONG = [
+    ("method", "optq"),
+    ("damping", 0.0),
     ("granularity", "blocks"),
     ("temporal", "fsc"),
     ("iterations", 0),
@@ -105,6 +107,7 @@ def test_numbers_of_numpy_become_plain():
         ("quantized_inputs", 0),
         ("drop_activations", 1),
         ("step_learning_rate", 0),
+        ("damping", 1e-6),
         ("held_back", 0.9),
         ("seed", 0),
     ],
@@ -120,7 +123,11 @@ def test_blocks_without_blocks_are_refused():
 
 def test_names():
     assert QuantizationConfig().reconstruction is None
-    assert ReconstructionConfig.of("none") is None and ReconstructionConfig.of(None) is None
+    assert ReconstructionConfig.of(None) is None
+    assert (
+        ReconstructionConfig.of("none") == ReconstructionConfig.of("nearest") == ReconstructionConfig(method="nearest")
+    )
+    assert ReconstructionConfig.of("gptq") == ReconstructionConfig(method="gptq", granularity="layer")
     assert ReconstructionConfig.of("tfmq-dm") == ReconstructionConfig()
     assert ReconstructionConfig.of("brecq") == ReconstructionConfig(temporal="blocks")
     assert ReconstructionConfig.of("adaround") == ReconstructionConfig(granularity="layer", temporal="blocks")
@@ -134,6 +141,27 @@ def test_a_configuration_and_its_fields():
     assert ReconstructionConfig.of(config) is config
     assert ReconstructionConfig.of({"iterations": 7}) == config
     assert ReconstructionConfig.of({}) == ReconstructionConfig()
+
+
+def resolved(**fields):
+    return QuantizationConfig(**fields).resolved_reconstruction
+
+
+def test_narrow_weights_are_rounded_by_gptq_unless_something_else_is_asked_for():
+    gptq = RECONSTRUCTIONS["gptq"]
+    assert [resolved(weight_bits=bits) for bits in (2, 4, 6, 7, 8, 16, 32)] == [gptq] * 3 + [None] * 4
+    assert resolved(overrides={"mid.*": {"weight_bits": 6}, "up.*": {"activation_bits": 4}}) == gptq
+    assert resolved(overrides={"mid.*": {"weight_bits": 7}, "up.*": {"activation_bits": 4}}) is None
+    for name in ("nearest", "none", {"method": "nearest"}):
+        assert resolved(weight_bits=4, reconstruction=name) is None
+        assert QuantizationConfig(weight_bits=4, reconstruction=name).reconstruction.method == "nearest"
+    assert resolved(weight_bits=8, reconstruction="gptq") == gptq
+    assert resolved(weight_bits=4, reconstruction="tiar") == RECONSTRUCTIONS["tiar"]
+
+
+def test_gptq_goes_layer_by_layer():
+    assert ReconstructionConfig(method="gptq", granularity="block").granularity == "layer"
+    assert ReconstructionConfig(method="gptq", granularity="none").granularity == "none"
 
 
 @pytest.mark.parametrize(
@@ -155,8 +183,10 @@ def test_anything_else_is_refused(value, words):
 @st.composite
 def configurations(draw):
     granularity = draw(st.sampled_from(["block", "layer", "none"]))
+    method = draw(st.sampled_from(["adaround", "gptq", "nearest"]))
     share = st.floats(0, 1)
     return ReconstructionConfig(
+        method=method,
         granularity=granularity,
         temporal=draw(st.sampled_from(["tiar", "nearest"] if granularity == "none" else ["tiar", "blocks", "nearest"])),
         iterations=draw(st.integers(1, 10**6)),
@@ -172,6 +202,7 @@ def configurations(draw):
         learned_steps=draw(st.booleans()),
         step_learning_rate=draw(share),
         precision=draw(st.sampled_from(["float32", "bfloat16"])),
+        damping=draw(st.floats(1e-6, 10)),
         held_back=draw(st.floats(0, 0.9)),
         seed=draw(st.integers(0, 2**31)),
     )

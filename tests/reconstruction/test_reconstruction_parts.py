@@ -299,12 +299,12 @@ def test_without_a_folder_nothing_is_kept():
 
 
 def test_the_report_says_what_became_of_each_unit():
-    kept = UnitResult("down", "residual", 10, 0.5, 0.5, 0.0, 7, 1.0, "training raised the error to 0.6")
+    kept = UnitResult("down", "residual", 10, 0.5, 0.5, 0.0, 7, 1.0, "the error rose to 0.6")
     report = ReconstructionReport((RESULT, kept, UnitResult("in", "layer", reason="not quantized")), seconds=12.3)
     assert str(report).splitlines() == [
         "2 of 3 units reconstructed in 12 s",
         "  up [residual]: 0.5 → 0.25 (0.50 ×), 10% of the roundings changed",
-        "  down [residual]: 0.5 → 0.5 (1.00 ×), 0% of the roundings changed: training raised the error to 0.6",
+        "  down [residual]: 0.5 → 0.5 (1.00 ×), 0% of the roundings changed: the error rose to 0.6",
         "  in [layer]: not trained: not quantized",
     ]
     assert json.loads(json.dumps(report.to_dict()))["units"][0]["after"] == 0.25

@@ -138,12 +138,13 @@ BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", min=1, help="Batch size of calibration.", rich_help_panel=CALIBRATION)
 ]
 ReconstructionOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--reconstruction",
         parser=name_parser(reconstructions),
-        help="Weight rounding: none, to nearest; tfmq-dm, learned, the temporal block first (TIAR), then block by "
-        "block (BRECQ); brecq, without TIAR; adaround, layer by layer; tiar, the temporal block alone.",
+        help="Weight rounding: nearest (or none); gptq, layer by layer without training; tfmq-dm, learned, the "
+        "temporal block first (TIAR), then block by block (BRECQ); brecq, without TIAR; adaround, layer by layer; "
+        "tiar, the temporal block alone. By default gptq for weights of 6 bits or fewer, else nearest.",
         rich_help_panel=RECONSTRUCTION,
     ),
 ]

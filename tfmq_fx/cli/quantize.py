@@ -63,7 +63,7 @@ def quantize(
     ndtc_mean: NdtcMean = 0.4,
     activation_range: ActivationRangeOption = "ema",
     batch_size: BatchSizeOption = 16,
-    reconstruction: ReconstructionOption = "none",
+    reconstruction: ReconstructionOption = None,
     iterations: Iterations = 20_000,
     temporal_iterations: TemporalIterations = 20_000,
     cache_gib: CacheBytes = 2.0,
@@ -73,8 +73,8 @@ def quantize(
 ) -> None:
     """Quantize an unconditional diffusion model and save it as an artefact.
 
-    With --reconstruction, finished units are kept beside the artefact until it is saved: the same command goes on
-    where an interrupted one stopped.
+    Weights of 6 bits or fewer are rounded by GPTQ unless --reconstruction says otherwise. Finished units are kept
+    beside the artefact until it is saved: the same command goes on where an interrupted one stopped.
     """
     from tfmq_fx.artefact.folder import check_target
     from tfmq_fx.artefact.save import save
@@ -135,7 +135,7 @@ def quantize(
     stage(f"calibrating on {len(batches)} batches")
     calibrate(prepared, batches)
     state = out.with_name(f".{out.name}.reconstruction")
-    if config.reconstruction is not None:
+    if config.resolved_reconstruction is not None:
         stage(f"reconstructing; interrupted, the same command goes on with what is in {state}")
         report = reconstruct(prepared, batches, directory=state, cache_bytes=int(cache_gib * 2**30))
         console().print(str(report), soft_wrap=True, markup=False)
@@ -153,7 +153,8 @@ def _missing_for_options(config: QuantizationConfig, sampler: str) -> dict[str, 
     """For each option that matters only beside others: what it needs and does not have here."""
     from tfmq_fx.config.quantization import FLOAT_BITS
 
-    learned = config.reconstruction
+    chosen = config.resolved_reconstruction
+    learned = chosen if chosen is not None and chosen.method == "adaround" else None
     has_blocks = learned is not None and learned.granularity != "none"
     has_temporal_unit = learned is not None and learned.temporal == "tiar"
     observes = config.activation_bits != FLOAT_BITS or config.output_bits is not None
@@ -162,7 +163,7 @@ def _missing_for_options(config: QuantizationConfig, sampler: str) -> dict[str, 
         "temporal_iterations": None
         if has_temporal_unit
         else "a reconstruction that trains the temporal block, such as --reconstruction tfmq-dm",
-        "cache_gib": None if learned is not None else "a reconstruction, such as --reconstruction tfmq-dm",
+        "cache_gib": None if chosen is not None else "a reconstruction, such as --reconstruction tfmq-dm",
         "ndtc_mean": None if sampler == "ndtc" else "--sampler ndtc",
         "activation_range": None if observes else f"quantized activations, --activation-bits below {FLOAT_BITS}",
     }
@@ -171,17 +172,19 @@ def _missing_for_options(config: QuantizationConfig, sampler: str) -> dict[str, 
 def _configuration(context: typer.Context, method: Preset | None, seed: int, **options: Any) -> QuantizationConfig:
     """The configuration of these options, on top of a preset's."""
     from tfmq_fx.config.quantization import QuantizationConfig
-    from tfmq_fx.config.reconstruction import ReconstructionConfig
 
     fields: dict[str, Any] = {}
     if method is not None:
         fields = dict(method.fields)
         options = {name: value for name, value in options.items() if is_given(context, name)}
     iteration_counts = {name: options.pop(name) for name in ("iterations", "temporal_iterations") if name in options}
-    reconstruction = ReconstructionConfig.of(options.pop("reconstruction", fields.get("reconstruction")))
-    if reconstruction is not None:
-        reconstruction = dataclasses.replace(reconstruction, **iteration_counts, seed=seed)
-    return QuantizationConfig(**{**fields, **options, "reconstruction": reconstruction})
+    config = QuantizationConfig(**{**fields, **options})
+    reconstruction = config.resolved_reconstruction
+    if reconstruction is None:
+        return config
+    return dataclasses.replace(
+        config, reconstruction=dataclasses.replace(reconstruction, **iteration_counts, seed=seed)
+    )
 
 
 def _print_summary(module: nn.Module, program: QuantizedProgram, out: Path) -> None:

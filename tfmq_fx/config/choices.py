@@ -12,6 +12,7 @@ __all__ = [
     "Granularity",
     "Lookup",
     "Precision",
+    "RoundingMethod",
     "TableStorage",
     "Temporal",
     "TemporalObjective",
@@ -30,6 +31,8 @@ UnknownTimestep = Literal["extend", "error", "nearest"]
 #: What a lookup inside a graph does with a timestep outside the table: nothing is computed there.
 Lookup = Literal["error", "nearest"]
 
+#: How weights are rounded.
+RoundingMethod = Literal["adaround", "gptq", "nearest"]
 #: What is reconstructed as one unit.
 Granularity = Literal["block", "layer", "none"]
 #: What the temporal block is reconstructed against.

@@ -10,19 +10,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, get_args
 
+from tfmq_fx.config.bits import FLOAT_BITS, NARROW_BITS, check_bits
 from tfmq_fx.config.checks import check_choice, check_fields, check_names, check_switch, check_whole, plain, shown
 from tfmq_fx.config.choices import Lookup, TableStorage, Temporal, UnknownTimestep, WeightRange
 from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze, thaw
 from tfmq_fx.config.presets import find_preset
-from tfmq_fx.config.reconstruction import ReconstructionConfig
+from tfmq_fx.config.reconstruction import RECONSTRUCTIONS, ReconstructionConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.registry import RecordedObserver, check_activation_observer
 
 __all__ = ["FLOAT_BITS", "ROLES", "QuantizationConfig"]
-
-#: A bit width that means "leave it in floating point".
-FLOAT_BITS = 32
-BITS = (*range(2, 9), 16, FLOAT_BITS)
 
 #: What ``keep_float`` names beside patterns: layers by what they touch.
 ROLES = ("input", "output", "attention")
@@ -76,8 +73,10 @@ class QuantizationConfig:
             own, which takes no data, and keeps the result; ``"error"`` names it; ``"nearest"`` takes the parameters
             (lowered: the features) of the closest row. A graph that is called by itself, without a denoiser or a
             program, cannot extend its table: there ``"extend"`` is ``"error"``.
-        reconstruction: How weight rounding is learned: a :class:`ReconstructionConfig`, its fields, or a name
-            (``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``); None rounds to nearest.
+        reconstruction: How weights are rounded: a :class:`ReconstructionConfig`, its fields, or a name (``"nearest"``,
+            ``"gptq"``, ``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``). With None, :func:`tfmq_fx.quantize`
+            takes GPTQ where weights have 6 bits or fewer, in an override too, else it rounds to nearest. Stage by
+            stage, weights are rounded to nearest unless :func:`tfmq_fx.reconstruct` is called.
 
     Raises:
         ConfigError: A value is of another type than its field or outside what it admits.
@@ -150,7 +149,7 @@ class QuantizationConfig:
 
         :data:`tfmq_fx.config.presets.PRESETS` lists the methods, with what each needs beside its configuration (how
         calibration timesteps are drawn, a wrapped scheduler). Those that learn rounding bring their
-        ``reconstruction``; ``reconstruction=None`` rounds to nearest instead.
+        ``reconstruction``; ``reconstruction="nearest"`` rounds to nearest instead.
 
         Raises:
             ConfigError: There is no such preset.
@@ -196,6 +195,14 @@ class QuantizationConfig:
         """``symmetric_weights`` with its default filled in."""
         return self.weight_bits >= 8 if self.symmetric_weights is None else self.symmetric_weights
 
+    @property
+    def resolved_reconstruction(self) -> ReconstructionConfig | None:
+        """``reconstruction`` with its default filled in; None for rounding to nearest."""
+        widths = (self.weight_bits, *(values.get("weight_bits", FLOAT_BITS) for values in self.overrides.values()))
+        default = "gptq" if min(widths) <= NARROW_BITS else "nearest"
+        chosen = self.reconstruction or RECONSTRUCTIONS[default]
+        return None if chosen.method == "nearest" else chosen
+
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of plain JSON values."""
         fields: dict[str, Any] = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
@@ -217,14 +224,6 @@ class QuantizationConfig:
 OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
 
 
-def _check_bits(name: str, bits: Any, *, optional: bool = False) -> Any:
-    found = plain(bits)
-    if not (optional and found is None) and (type(found) is not int or found not in BITS):
-        msg = f"{name}={shown(bits)} is not supported: use 2 to 8, 16, or {FLOAT_BITS} for float"
-        raise ConfigError(msg)
-    return found
-
-
 def _check_observer_name(_: str, name: Any) -> Any:
     """Its registration is checked together with ``activation_groups``; a name that was recorded stays one."""
     return name if isinstance(name, RecordedObserver) else plain(name)
@@ -232,8 +231,8 @@ def _check_observer_name(_: str, name: Any) -> Any:
 
 #: What every field is checked with, but for those that depend on others; what a check returns is kept.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "weight_bits": _check_bits,
-    "activation_bits": _check_bits,
+    "weight_bits": check_bits,
+    "activation_bits": check_bits,
     "temporal": partial(check_choice, choices=get_args(Temporal)),
     "table": partial(check_choice, choices=(None, *get_args(TableStorage))),
     "weight_range": partial(check_choice, choices=(None, *get_args(WeightRange))),
@@ -243,7 +242,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "symmetric_activations": check_switch,
     "symmetric_attention": check_switch,
     "softmax_bits": partial(check_choice, choices=(None, 8, 16)),
-    "output_bits": partial(_check_bits, optional=True),
+    "output_bits": partial(check_bits, optional=True),
     "keep_float": check_names,
     "split_concatenations": check_switch,
     "unknown_timestep": partial(check_choice, choices=get_args(UnknownTimestep)),

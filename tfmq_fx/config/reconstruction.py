@@ -16,7 +16,7 @@ from tfmq_fx.config.checks import (
     check_whole,
     shown,
 )
-from tfmq_fx.config.choices import Granularity, Precision, TemporalObjective
+from tfmq_fx.config.choices import Granularity, Precision, RoundingMethod, TemporalObjective
 from tfmq_fx.errors import ConfigError
 
 __all__ = ["RECONSTRUCTIONS", "ReconstructionConfig"]
@@ -38,6 +38,7 @@ def _rate(name: str, value: Any) -> float | None:
 
 #: What every field is checked with; what a check returns is kept.
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    "method": partial(check_choice, choices=get_args(RoundingMethod)),
     "granularity": partial(check_choice, choices=get_args(Granularity)),
     "temporal": partial(check_choice, choices=get_args(TemporalObjective)),
     "iterations": _steps,
@@ -54,6 +55,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "step_learning_rate": _share,
     "precision": partial(check_choice, choices=get_args(Precision)),
     "temporal_precision": partial(check_choice, choices=get_args(Precision)),
+    "damping": partial(check_number, low=1e-6, high=10.0),
     "held_back": partial(check_number, low=0.0, high=0.9),
     "seed": partial(check_whole, least=0, most=2**32),  # units have seeds of their own, far apart
 }
@@ -61,9 +63,13 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 @dataclass(frozen=True)
 class ReconstructionConfig:
-    """How weight rounding is learned (AdaRound), unit by unit (BRECQ), the temporal block first (TIAR).
+    """How weights are rounded: learned (AdaRound), unit by unit (BRECQ), the temporal block first (TIAR), or by GPTQ.
 
     Attributes:
+        method: ``"adaround"`` trains the choice of every weight. ``"gptq"`` (ICLR 2023) trains nothing: layer by layer,
+            it rounds one input column after the other and makes up for the error in those that follow. Of the other
+            fields it takes ``granularity`` (``"none"`` for the temporal block alone, else ``"layer"``), ``temporal``,
+            ``damping``, ``held_back`` and ``seed``. ``"nearest"`` rounds every weight to nearest: no reconstruction.
         granularity: ``"block"``: residual and transformer blocks as a whole, single layers between them
             (BRECQ, ICLR 2021); ``"layer"``: every layer alone (AdaRound, ICML 2020); ``"none"``: only
             the temporal block learns.
@@ -94,6 +100,7 @@ class ReconstructionConfig:
         precision: What units other than the temporal block are trained in. ``"bfloat16"`` runs their
             convolutions and matrix products in half the time on CPUs with bfloat16 units; variables, errors
             and what is compared at the end stay float32.
+        damping: What GPTQ adds to the diagonal of its Hessian, relative to the mean of the diagonal.
         held_back: Share of the calibration samples that no training sees; a unit whose error on them does
             not fall keeps its weights rounded to nearest.
         seed: Seed of every random choice.
@@ -102,6 +109,7 @@ class ReconstructionConfig:
         ConfigError: A value is of another type than its field or outside what it admits.
     """
 
+    method: RoundingMethod = "adaround"
     granularity: Granularity = "block"
     temporal: TemporalObjective = "tiar"
     iterations: int = PAPER_ITERATIONS
@@ -118,6 +126,7 @@ class ReconstructionConfig:
     step_learning_rate: float = 1e-3
     precision: Precision = "float32"
     temporal_precision: Precision = "float32"
+    damping: float = 0.01
     held_back: float = 0.125
     seed: int = 0
 
@@ -125,6 +134,8 @@ class ReconstructionConfig:
         """Check every field."""
         for name, check in CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
+        if self.method == "gptq" and self.granularity == "block":
+            object.__setattr__(self, "granularity", "layer")
         if self.granularity == "none" and self.temporal == "blocks":
             msg = (
                 "temporal='blocks' trains embedding layers inside their blocks, but granularity='none' trains no block"
@@ -141,9 +152,9 @@ class ReconstructionConfig:
     def of(cls, value: ReconstructionConfig | Mapping[str, Any] | str | None) -> ReconstructionConfig | None:
         """Read what a user may write for ``QuantizationConfig.reconstruction``.
 
-        ``None`` and ``"none"`` mean no reconstruction; ``"tfmq-dm"`` is the default of this class,
-        ``"brecq"`` the same without a temporal objective of its own, ``"adaround"`` layer by layer,
-        ``"tiar"`` the temporal block alone.
+        ``None`` leaves the choice to ``QuantizationConfig.resolved_reconstruction``; ``"nearest"`` (or ``"none"``)
+        rounds to nearest; ``"gptq"`` trains nothing; ``"tfmq-dm"`` is the default of this class, ``"brecq"`` the same
+        without a temporal objective of its own, ``"adaround"`` layer by layer, ``"tiar"`` the temporal block alone.
 
         Raises:
             ConfigError: There is no such name or field.
@@ -160,8 +171,10 @@ class ReconstructionConfig:
 
 
 #: The reconstructions that have names.
-RECONSTRUCTIONS: dict[str, ReconstructionConfig | None] = {
-    "none": None,
+RECONSTRUCTIONS: dict[str, ReconstructionConfig] = {
+    "nearest": ReconstructionConfig(method="nearest"),
+    "none": ReconstructionConfig(method="nearest"),
+    "gptq": ReconstructionConfig(method="gptq"),
     "tfmq-dm": ReconstructionConfig(),
     "brecq": ReconstructionConfig(temporal="blocks"),
     "adaround": ReconstructionConfig(granularity="layer", temporal="blocks"),

@@ -1,4 +1,4 @@
-"""A weight's fake quantizer whose rounding can be learned."""
+"""A weight's fake quantizer whose rounding can be chosen."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ __all__ = ["AdaRoundQuantizer"]
 
 
 class AdaRoundQuantizer(PerChannelWeightObserver):
-    """Quantizes a constant weight per channel, each value to the grid point below or above it.
+    """Quantizes a constant weight per channel, each value to a grid point that is chosen for it.
 
-    Starts as rounding to nearest; :class:`tfmq_fx.reconstruction.rounding.RoundingTrainer` learns the choice.
-    Scales and zero points are those of the observer that it replaces, and stay.
+    Starts as rounding to nearest. :class:`tfmq_fx.reconstruction.rounding.RoundingTrainer` learns whether it is the
+    point below or above; :func:`tfmq_fx.reconstruction.gptq.round_columns` takes any. Scales and zero points are those
+    of the observer that it replaces, and stay.
 
     Args:
         observer: The observer that chose the range.
@@ -23,7 +24,7 @@ class AdaRoundQuantizer(PerChannelWeightObserver):
     Attributes:
         enabled: Off, the weight passes through.
         soft: While training, the tensor that stands for the weight; None otherwise.
-        up: Whether each weight is rounded up, bool, the shape of the weight.
+        up: How many grid points above ``floor(w / s)`` each weight is put, int8, the shape of the weight.
     """
 
     def __init__(self, observer: PerChannelWeightObserver, weight: Tensor) -> None:
@@ -34,7 +35,7 @@ class AdaRoundQuantizer(PerChannelWeightObserver):
         scale, zero = observer.calculate_qparams()
         self.register_buffer("scale", scale)
         self.register_buffer("zero_point", zero)
-        self.register_buffer("up", torch.zeros_like(weight, dtype=torch.bool))
+        self.register_buffer("up", torch.zeros_like(weight, dtype=torch.int8))
         self.scale: Tensor
         self.zero_point: Tensor
         self.up: Tensor
@@ -54,7 +55,11 @@ class AdaRoundQuantizer(PerChannelWeightObserver):
     def round_to_nearest(self) -> None:
         """Choose the nearer grid point for every weight."""
         ratio = self.ratio()
-        self.up = ratio.round() > ratio.floor()
+        self.up = (ratio.round() - ratio.floor()).to(torch.int8)
+
+    def put(self, levels: Tensor) -> None:
+        """Choose grid points: multiples of the scale, integers counted from the zero point, the shape of the weight."""
+        self.up = (levels - self.ratio().floor()).clamp(-128, 127).to(torch.int8)
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scales (float32) and zero points (int64), each ``[channels]``."""

@@ -35,7 +35,7 @@ def keep_if_better(
     measure: Callable[[], float],
     iterations: int,
 ) -> UnitResult:
-    """Train a unit; put its quantizers back when the error on held-back samples did not fall.
+    """Train a unit, or round it otherwise; put its quantizers back when the error on held-back samples did not fall.
 
     An exception, an interrupt among them, puts them back too.
 
@@ -44,7 +44,7 @@ def keep_if_better(
         kind: Its kind.
         quantizers: Everything that training may change, as it is before.
         before: The error before.
-        learn: Trains.
+        learn: Trains, or chooses the rounding otherwise.
         measure: The error now, with hard rounding.
         iterations: Training steps, for the report.
     """
@@ -70,5 +70,5 @@ def keep_if_better(
         changed=changed / max(total, 1),
         iterations=iterations,
         seconds=time.perf_counter() - began,
-        reason="" if accepted else f"training raised the error to {after:.3g}, so the weights stay rounded to nearest",
+        reason="" if accepted else f"the error rose to {after:.3g}, so the weights stay rounded to nearest",
     )

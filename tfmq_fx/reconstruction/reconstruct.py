@@ -20,6 +20,7 @@ from tfmq_fx.frontend.notes import keep_notes, restore_notes
 from tfmq_fx.frontend.program_stage import CONVERTED, describe, stage_of
 from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.reconstruction.checkpoint import Checkpoint
+from tfmq_fx.reconstruction.once import OnceEach
 from tfmq_fx.reconstruction.progress import ReconstructionProgress
 from tfmq_fx.reconstruction.report import ReconstructionReport
 from tfmq_fx.reconstruction.run import ReconstructionRun
@@ -42,13 +43,14 @@ def reconstruct(
     cache_bytes: int = CACHE_BYTES,
     progress: bool = True,
 ) -> ReconstructionReport:
-    """Learn how weights are rounded, in place: TIAR for the temporal block, then BRECQ unit by unit.
+    """Choose how weights are rounded, in place: TIAR for the temporal block, then BRECQ unit by unit; or GPTQ.
 
     Layers that depend on the timestep and the conditioning alone are the second unit: they learn from their own output
     too, over all timesteps, under the conditionings of the batches.
 
     Each unit's inputs come from the quantized units before it, its targets from the float model; the
     temporal block learns from its own output over all timesteps, without any data, and is frozen then.
+    With ``method="gptq"`` nothing is trained: every layer is a unit, those of the temporal block over all timesteps.
     A unit whose error on held-back samples does not fall stays rounded to nearest.
 
     Args:
@@ -56,8 +58,8 @@ def reconstruct(
         batches: The model's own inputs, those that it was calibrated on; not needed for
             ``granularity="none"``, but for the conditional part, if there is one.
         config: How to reconstruct: a configuration, its fields, or a name, as in
-            ``QuantizationConfig.reconstruction``; by default what the quantization configuration says, else the paper's
-            method.
+            ``QuantizationConfig.reconstruction``; by default what the quantization configuration says, GPTQ where
+            that is its default, else the paper's method. Without this call weights are rounded to nearest.
         directory: Where the state of finished units lies. The same call with the same directory goes on
             where an interrupted one stopped and ends with the same bits. None keeps nothing.
         cache_bytes: Memory for cached activations; what is beyond lies in files in ``directory`` (or the
@@ -74,7 +76,7 @@ def reconstruct(
         ConfigError: The graph was not prepared with our quantizer, or the timesteps are missing.
         ReconstructionError: The directory belongs to another run, or there is no room for activations.
 
-    Source: TFMQ-DM (CVPR 2024), section 5; BRECQ (ICLR 2021); AdaRound (ICML 2020).
+    Source: TFMQ-DM (CVPR 2024), section 5; BRECQ (ICLR 2021); AdaRound (ICML 2020); GPTQ (ICLR 2023).
     """
     stage = stage_of(prepared) if isinstance(prepared, fx.GraphModule) else ""
     state = PreparedState.find(prepared) if stage and stage != CONVERTED else None
@@ -96,16 +98,17 @@ def reconstruct(
         checkpoint = Checkpoint(folder, run.fingerprints(samples))
         store = ActivationStore(cache_bytes, folder)
         with ReconstructionProgress(run.iterations(), enabled=progress) as bar:
-            units = run.go(samples, store, checkpoint, bar)
+            once = OnceEach(checkpoint, bar)
+            units = run.go(samples, store, once)
     # Notes of its own: copies of the graph, which were not reconstructed, share the old ones.
     keep_notes(prepared)
     dataclasses.replace(state, config=dataclasses.replace(state.config, reconstruction=config)).attach(prepared)
     return ReconstructionReport(
         units=tuple(units),
-        seconds=time.perf_counter() - began + run.earlier_seconds,
+        seconds=time.perf_counter() - began + once.earlier_seconds,
         peak_cache_bytes=store.peak,
         spilled_bytes=store.peak_in_files,
-        resumed=run.resumed,
+        resumed=once.resumed,
     )
 
 
@@ -113,11 +116,10 @@ def _chosen(
     config: ReconstructionConfig | Mapping[str, Any] | str | None, state: PreparedState
 ) -> ReconstructionConfig:
     """How to reconstruct: as asked for, else as configured, else as in the paper."""
-    if config is None:
-        return state.config.reconstruction or ReconstructionConfig()
-    chosen = ReconstructionConfig.of(config)
-    if chosen is None:
-        msg = f"reconstruction={config!r} asks for none: leave the call of reconstruct out"
+    configured = state.config.reconstruction or state.config.resolved_reconstruction
+    chosen = ReconstructionConfig.of(config) or configured or ReconstructionConfig()
+    if chosen.method == "nearest":
+        msg = f"reconstruction={chosen.method!r} asks for none: leave the call of reconstruct out"
         raise ConfigError(msg)
     return chosen
 

@@ -16,13 +16,13 @@ class UnitResult:
     Attributes:
         name: The unit's name.
         kind: ``"temporal"``, ``"conditional"``, ``"residual"`` or ``"layer"``.
-        weights: Number of weights that could learn their rounding.
+        weights: Number of weights whose rounding could be chosen.
         before: Error on held-back samples, rounded to nearest (the temporal block: on all timesteps; the
             conditional part: on pairs of timestep and conditioning).
-        after: The same with the learned rounding; never above ``before``.
+        after: The same with the chosen rounding; never above ``before``.
         changed: Share of the weights that are not rounded to nearest any more.
-        iterations: Training steps; 0 when nothing was trained.
-        seconds: Wall time of the training and the checks around it.
+        iterations: Training steps, 1 for a layer that GPTQ rounds; 0 when nothing was done.
+        seconds: Wall time of this and the checks around it.
         reason: Why the unit was not trained, or its training not kept; ``""`` otherwise.
     """
 

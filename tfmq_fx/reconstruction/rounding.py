@@ -183,7 +183,7 @@ class RoundingTrainer:
         for quantizer, up in zip(self.quantizers, self._pieces(self.variable >= 0), strict=True):
             quantizer.soft = None
             if error[0] is None:
-                quantizer.up = up.contiguous().clone()
+                quantizer.up = up.to(torch.int8).contiguous()
 
     def _gradient(self) -> Tensor:
         """What the soft weights have collected, in the order of the buffers; cleared."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -13,23 +14,26 @@ from torch import Tensor, fx
 from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.errors import ReconstructionError
-from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, FakeQuantizer, quantizers_of
+from tfmq_fx.fake_quantizers import ActivationQuantizer, AdaRoundQuantizer, quantizers_of
 from tfmq_fx.frontend.batches import Batch
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
-from tfmq_fx.reconstruction.checkpoint import Checkpoint, fingerprint
+from tfmq_fx.passes.support.predicates import is_weighted
+from tfmq_fx.reconstruction.checkpoint import fingerprint
 from tfmq_fx.reconstruction.code_digest import code_digest
 from tfmq_fx.reconstruction.finite_targets import require_finite_targets
 from tfmq_fx.reconstruction.fisher import fisher_information
-from tfmq_fx.reconstruction.progress import ReconstructionProgress
+from tfmq_fx.reconstruction.layer_rounding import weight_quantizer
+from tfmq_fx.reconstruction.once import OnceEach
 from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.samples import Samples
 from tfmq_fx.reconstruction.store import ActivationStore
 from tfmq_fx.reconstruction.time_path import TimePathUnit, reconstruct_time_path
+from tfmq_fx.reconstruction.time_path_layers import TimePathLayer, time_path_layers
 from tfmq_fx.reconstruction.time_path_units import find_time_path_units
 from tfmq_fx.reconstruction.training import WORTH_COMPILING
-from tfmq_fx.reconstruction.unit import load_state, reconstruct_unit, state_of, trainable_weights
+from tfmq_fx.reconstruction.unit import reconstruct_unit, trainable_weights
 
 __all__ = ["ReconstructionRun"]
 
@@ -37,6 +41,7 @@ log = logging.getLogger(__name__)
 
 #: Seeds of units are this far apart, so that no two share one whatever the seed of the run.
 SEED_STRIDE = 1_000_003
+NOT_QUANTIZED = "its weights are not quantized"
 
 
 class ReconstructionRun:
@@ -48,10 +53,6 @@ class ReconstructionRun:
         config: How to reconstruct.
         batches: The calibration batches.
 
-    Attributes:
-        resumed: Units that an earlier run had finished.
-        earlier_seconds: What these took then.
-
     Raises:
         ConfigError: The timesteps are missing.
     """
@@ -61,7 +62,6 @@ class ReconstructionRun:
     ) -> None:
         self.prepared, self.state, self.config = prepared, state, config
         self.timestep = state.timestep
-        self.resumed, self.earlier_seconds = 0, 0.0
         self.time_path = find_time_path_units(prepared, state, config, batches)
         for quantizer in quantizers_of(prepared).values():
             if isinstance(quantizer, AdaRoundQuantizer):
@@ -83,16 +83,29 @@ class ReconstructionRun:
         """The parts of the time path that learn from their own output."""
         return [unit for unit in self.time_path.all if unit.weights and self.config.temporal == "tiar"]
 
+    def _layers(self) -> list[TimePathLayer]:
+        """The layers of these parts, where they are rounded one by one."""
+        units = self._learning() if self.config.method == "gptq" else []
+        return [layer for unit in units for layer in time_path_layers(self.prepared, unit)]
+
     def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
         return trainable_weights(self.graph_module.get_submodule(str(node.target)))
 
     def _trains(self, node: fx.Node) -> bool:
         """Whether a unit's rounding is learned by its own output's error over calibration samples."""
         own = self.config.granularity != "none" and node.meta["tfmq_fx.unit"][1] not in EARLY
-        return own and bool(self._weights(node))
+        return own and bool(self._weights(node)) and (self.config.method != "gptq" or self._rounds(node))
+
+    def _rounds(self, node: fx.Node) -> bool:
+        """Whether GPTQ knows the layers of a unit."""
+        module = self.graph_module.get_submodule(str(node.target))
+        assert isinstance(module, fx.GraphModule)
+        return all(weight_quantizer(module, layer) for layer in module.graph.nodes if is_weighted(layer))
 
     def iterations(self) -> int:
-        """Training steps of the whole run."""
+        """Training steps of the whole run; with GPTQ, layers."""
+        if self.config.method == "gptq":
+            return sum(self._trains(node) for node in self.units) + len(self._layers())
         count = self.config.iterations * sum(self._trains(node) for node in self.units)
         return count + self.config.temporal_iterations * len(self._learning())
 
@@ -119,26 +132,24 @@ class ReconstructionRun:
             "calibration data": fingerprint(None, [*conditionings, *([] if samples is None else samples.tensors())]),
         }
 
-    def go(
-        self, samples: Samples | None, store: ActivationStore, checkpoint: Checkpoint, bar: ReconstructionProgress
-    ) -> list[UnitResult]:
-        """Reconstruct every unit; finished ones of an earlier run are taken from the checkpoint."""
-        self._checkpoint, self._bar = checkpoint, bar
+    def go(self, samples: Samples | None, store: ActivationStore, once: OnceEach) -> list[UnitResult]:
+        """Reconstruct every unit; finished ones of an earlier run are taken from where they are kept."""
+        self._once = once
         results = []
         kinds = [node.meta["tfmq_fx.unit"][1] for node in self.units]
         block = self.time_path.block
         if block is not None and block in self._learning():
-            results.append(self._time_path_unit(block, 0))
+            results += self._time_path_results(block, 0)
         elif "temporal" in kinds:
-            reason = "temporal='nearest'" if self.time_path.quantizes_weights else "its weights are not quantized"
+            reason = "temporal='nearest'" if self.time_path.quantizes_weights else NOT_QUANTIZED
             results.append(UnitResult("temporal block", "temporal", reason=reason))
         if "conditional" in kinds:
-            results.append(self._conditional_result(1 + kinds.index("conditional")))
+            results += self._conditional_results(1 + kinds.index("conditional"))
         return results if samples is None else results + self._other_units(samples, store)
 
-    def _conditional_result(self, index: int) -> UnitResult:
+    def _conditional_results(self, index: int) -> list[UnitResult]:
         unit = self.time_path.conditional
-        reason = "its weights are not quantized"
+        reason = NOT_QUANTIZED
         if unit is not None:
             # What leads to it is final by now.
             unit.observe(self.prepared)
@@ -148,45 +159,45 @@ class ReconstructionRun:
             reason = "its conditionings, or the timesteps, are not known: pass batches, and timesteps= to prepare"
         elif unit.weights:
             try:
-                return self._time_path_unit(unit, index)
+                return self._time_path_results(unit, index)
             except ReconstructionError as error:
                 reason = f"rounded to nearest: {error}"
-        return UnitResult("conditional part", "conditional", reason=reason)
+        return [UnitResult("conditional part", "conditional", reason=reason)]
 
-    def _time_path_unit(self, unit: TimePathUnit, index: int) -> UnitResult:
-        result = self._finished(index, unit.quantizers)
-        if result is None:
-            self._bar.start(unit.name)
+    def _time_path_results(self, unit: TimePathUnit, index: int) -> list[UnitResult]:
+        if self.config.method == "gptq":
+            return self._time_path_layers(unit)
+
+        def reconstruct() -> UnitResult:
             compiled = self._updates_compiled()
-            result = reconstruct_time_path(self.prepared, unit, self.config, self._bar.advance, compiled=compiled)
-            self._checkpoint.save(index, result, state_of(unit.quantizers))
-        elif not self.config.learned_steps:
-            unit.observe(self.prepared)
-        return result
+            return reconstruct_time_path(self.prepared, unit, self.config, self._once.bar.advance, compiled=compiled)
 
-    def _finished(self, index: int, quantizers: dict[str, FakeQuantizer]) -> UnitResult | None:
-        """The result of a unit that an earlier run has finished, whose state is put back."""
-        finished = self._checkpoint.load(index)
-        if finished is None:
-            return None
-        result, state = finished
-        load_state(quantizers, state)
-        self.resumed += 1
-        self.earlier_seconds += result.seconds
-        self._bar.skip(result.iterations)
-        return result
+        result, computed = self._once.run(index, unit.name, unit.quantizers, reconstruct)
+        if not computed and not self.config.learned_steps:
+            unit.observe(self.prepared)
+        return [result]
+
+    def _time_path_layers(self, unit: TimePathUnit) -> list[UnitResult]:
+        results = []
+        for number, layer in enumerate(self._layers(), 1 + len(self.units)):
+            if layer.unit is unit:
+                compute = partial(layer.round, self.prepared, self.config, self._once.bar.advance)
+                results.append(self._once.run(number, layer.name, {"weight": layer.quantizer}, compute)[0])
+                layer.settle(self.prepared)
+        return results
 
     def _other_units(self, samples: Samples, store: ActivationStore) -> list[UnitResult]:
         trained = [node for node in self.units if self._trains(node)]
         fisher = {}
         if self.config.fisher and trained:
-            self._bar.start("Fisher information")
+            self._once.bar.start("Fisher information")
             fisher = fisher_information(self.graph_module, samples, set(trained), self.config.seed)
         results = {}
         for node in self.units:
             name, kind = node.meta["tfmq_fx.unit"]
             if node not in trained and kind not in EARLY:
-                results[node] = UnitResult(name, kind, reason="its weights are not quantized")
+                unknown = "GPTQ rounds linears and convolutions; this stays rounded to nearest"
+                results[node] = UnitResult(name, kind, reason=unknown if self._weights(node) else NOT_QUANTIZED)
         propagation = Propagation(self.graph_module, samples, store)
         remaining = set(trained)
         for node in self.graph_module.graph.nodes:
@@ -205,21 +216,20 @@ class ReconstructionRun:
     def _unit(
         self, propagation: Propagation, node: fx.Node, index: int, fisher: list[Tensor | None] | None
     ) -> UnitResult:
-        module = self.graph_module.get_submodule(str(node.target))
-        quantizers = quantizers_of(module)
-        result = self._finished(index, quantizers)
-        if result is None:
-            self._bar.start(node.meta["tfmq_fx.unit"][0])
-            result = reconstruct_unit(
+        quantizers = quantizers_of(self.graph_module.get_submodule(str(node.target)))
+
+        def reconstruct() -> UnitResult:
+            return reconstruct_unit(
                 propagation,
                 node,
                 self.config,
                 fisher=fisher,
                 seed=self.config.seed * SEED_STRIDE + index,
-                on_iteration=self._bar.advance,
+                on_iteration=self._once.bar.advance,
                 compiled=self._updates_compiled(),
             )
-            self._checkpoint.save(index, result, state_of(quantizers))
+
+        result, _ = self._once.run(index, node.meta["tfmq_fx.unit"][0], quantizers, reconstruct)
         log.info("unit %s: error %.3g, rounded to nearest %.3g", result.name, result.after, result.before)
         if not self.config.learned_steps and any(m in quantizers.values() for m in self.time_path.modules()):
             # Layers of the time path inside this unit: what follows them there sees other values now.

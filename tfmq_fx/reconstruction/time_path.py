@@ -28,7 +28,8 @@ from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.temporal.calibrate import block_sites, calibrate_over, conditional_sites
 from tfmq_fx.temporal.domain import TemporalDomain, time_path
 
-__all__ = ["TimePathUnit", "conditional_unit", "reconstruct_time_path", "temporal_quantizers", "temporal_unit"]
+__all__ = ["TimePathUnit", "conditional_unit", "reconstruct_time_path", "sampled_domain", "temporal_quantizers",
+           "temporal_unit"]  # fmt: skip
 
 #: Entries of a finite domain that are trained on together; a schedule has fewer, timesteps and classes may be more.
 MOST_ENTRIES = 4096
@@ -168,7 +169,7 @@ def reconstruct_time_path(
     if not unit.weights:
         return UnitResult(unit.name, unit.kind, reason="its weights are not quantized")
     unit.observe(prepared)
-    domain = unit.domain.sampled(_most_entries(prepared, unit), config.seed)
+    domain = sampled_domain(prepared, unit, config.seed)
     members = time_path(prepared, domain).nodes
     training = prepare_domain_training(prepared, unit.nodes, unit.outputs, domain, members=members)
     at_sites = {prepared.get_submodule(str(site.target)) for site in unit.sites}
@@ -181,6 +182,11 @@ def reconstruct_time_path(
         # Of the whole domain, not of what was drawn of it.
         unit.observe(prepared)
     return result
+
+
+def sampled_domain(prepared: fx.GraphModule, unit: TimePathUnit, seed: int) -> TemporalDomain:
+    """What a part is reconstructed over: its domain, or a choice of a very large one."""
+    return unit.domain.sampled(_most_entries(prepared, unit), seed)
 
 
 def _most_entries(prepared: fx.GraphModule, unit: TimePathUnit) -> int:

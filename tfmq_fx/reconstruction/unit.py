@@ -12,6 +12,7 @@ from tfmq_fx._torch import pytree
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, FakeQuantizer, quantizers_of
 from tfmq_fx.reconstruction.acceptance import keep_if_better
+from tfmq_fx.reconstruction.layer_rounding import round_unit
 from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.samples import Window
@@ -92,7 +93,7 @@ def reconstruct_unit(
     on_iteration: Callable[[int, float], None],
     compiled: bool = False,
 ) -> UnitResult:
-    """Learn the rounding of a unit's weights.
+    """Choose the rounding of a unit's weights: learn it, or round its one layer by GPTQ.
 
     Args:
         propagation: Holds the unit's inputs and, from :meth:`Propagation.compute_float`, its targets.
@@ -114,6 +115,15 @@ def reconstruct_unit(
     for quantizer in weights:
         quantizer.round_to_nearest()
     before = training.held_back_error()
+
+    if config.method == "gptq":
+
+        def choose() -> None:
+            round_unit(propagation, node, config.damping, training.trained, seed)
+
+        result = keep_if_better(name, kind, quantizers, before, choose, training.held_back_error, 1)
+        on_iteration(0, result.after)
+        return result
 
     def learn() -> None:
         for quantizer in activations:

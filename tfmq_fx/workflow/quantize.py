@@ -46,7 +46,8 @@ def quantize(
 
     Args:
         model: What :func:`tfmq_fx.capture` takes; a captured graph among it, which is not changed.
-        config: What to quantize; None is W8A8 with FSC.
+        config: What to quantize; None is W8A8 with FSC. Weights of 6 bits or fewer are rounded by GPTQ, unless
+            ``reconstruction`` says otherwise.
         batches: Calibration batches: the model's own inputs, as tuples or mappings
             (:func:`tfmq_fx.sample_trajectories` makes them). The first one is the example to capture with.
         timesteps: The timesteps of the schedule (``scheduler.timesteps``).
@@ -79,8 +80,8 @@ def quantize(
     prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep, finite=finite)
     log.info("calibrating on %d batches", len(batches))
     calibrate(prepared, batches, progress=progress)
-    if chosen.reconstruction is not None:
+    if (method := chosen.resolved_reconstruction) is not None:
         log.info("reconstructing")
-        reconstruct(prepared, batches, chosen.reconstruction, directory=directory, progress=progress)
+        reconstruct(prepared, batches, method, directory=directory, progress=progress)
     log.info("converting")
     return convert(prepared, max_error=max_error)
