@@ -49,7 +49,10 @@ class QuantizationConfig:
         activation_groups: How many groups of timesteps have activation ranges of their own, outside the temporal
             block (``temporal`` says what happens inside): the timesteps in the order of their noise are cut into
             this many contiguous groups, each with one per-tensor range (ADP-DM, arXiv 2305.18723); as many as
-            timesteps or more is one range per timestep (TDQ, NeurIPS 2023). 1 is one range for all.
+            timesteps or more is one range per timestep (TDQ, NeurIPS 2023). 1 is one range for all. None is one per
+            timestep, in at most 50 groups, where ``temporal`` makes a table; a timestep with few calibration items is
+            taken together with its neighbours. It is one for all where ``temporal`` is ``"shared"`` or ``"float"``,
+            activations are symmetric, or ``activation_range`` has no form for groups.
         symmetric_weights: Whether weights have zero point 0; ``None`` takes True at 8 bits and more, where
             an asymmetric weight would not fit the integer kernels, and False below, where it does.
         symmetric_activations: Whether activations get the zero point in the middle of the integer range (128 at 8
@@ -88,7 +91,7 @@ class QuantizationConfig:
     table: TableStorage | None = None
     weight_range: WeightRange | None = None
     activation_range: str = "ema"
-    activation_groups: int = 1
+    activation_groups: int | None = None
     symmetric_weights: bool | None = None
     symmetric_activations: bool = False
     symmetric_attention: bool = False
@@ -104,7 +107,7 @@ class QuantizationConfig:
         """Check every field."""
         for name, check in CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
-        check_activation_observer(self.activation_range, grouped=self.activation_groups > 1)
+        check_activation_observer(self.activation_range, grouped=(self.activation_groups or 1) > 1)
         object.__setattr__(self, "reconstruction", ReconstructionConfig.of(self.reconstruction))
         if self.symmetric_weights is False and self.weight_bits == 8:
             msg = (
@@ -224,6 +227,10 @@ class QuantizationConfig:
 OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
 
 
+def _check_groups(name: str, groups: Any) -> Any:
+    return None if groups is None else check_whole(name, groups, least=1)
+
+
 def _check_observer_name(_: str, name: Any) -> Any:
     """Its registration is checked together with ``activation_groups``; a name that was recorded stays one."""
     return name if isinstance(name, RecordedObserver) else plain(name)
@@ -237,7 +244,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "table": partial(check_choice, choices=(None, *get_args(TableStorage))),
     "weight_range": partial(check_choice, choices=(None, *get_args(WeightRange))),
     "activation_range": _check_observer_name,
-    "activation_groups": partial(check_whole, least=1),
+    "activation_groups": _check_groups,
     "symmetric_weights": partial(check_choice, choices=(None, False, True)),
     "symmetric_activations": check_switch,
     "symmetric_attention": check_switch,

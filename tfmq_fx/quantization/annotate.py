@@ -119,7 +119,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         """What the later stages need to know of the annotated graph."""
         options, conditions = self.options, self.options.conditions(model)
         finite = finite_values(model, options.finite)
-        indexes = bool(block) or bool(conditions) or options.config.activation_groups > 1
+        indexes = bool(block) or bool(conditions) or (options.config.activation_groups or 1) > 1
         timesteps = None
         if options.timesteps is not None and indexes and not several_timesteps(model, options.timestep):
             timesteps = tuple(options.timesteps.tolist())
