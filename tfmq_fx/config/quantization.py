@@ -71,6 +71,10 @@ class QuantizationConfig:
             fully qualified names such as ``"mid_block.*"``.
         overrides: Per pattern of fully qualified names, other values of ``weight_bits``,
             ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
+        scale_channels: Whether channels of an activation that do not share a range are scaled, by powers of two that
+            the weights behind them take back, where that leaves less rounding noise in the layer's output; the float
+            function stays as it is. It needs ranges by timestep (``activation_groups``), ``"ema"`` or ``"minmax"``.
+            Source: SmoothQuant (ICML 2023); power-of-two scaling, DMQ (ICCV 2025).
         split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
         unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it with exact parameters of its
             own, which takes no data, and keeps the result; ``"error"`` names it; ``"nearest"`` takes the parameters
@@ -99,6 +103,7 @@ class QuantizationConfig:
     output_bits: int | None = None
     keep_float: tuple[str, ...] = ("input", "output")
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenMapping)
+    scale_channels: bool = True
     split_concatenations: bool = True
     unknown_timestep: UnknownTimestep = "extend"
     reconstruction: ReconstructionConfig | None = None
@@ -251,6 +256,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "softmax_bits": partial(check_choice, choices=(None, 8, 16)),
     "output_bits": partial(check_bits, optional=True),
     "keep_float": check_names,
+    "scale_channels": check_switch,
     "split_concatenations": check_switch,
     "unknown_timestep": partial(check_choice, choices=get_args(UnknownTimestep)),
 }

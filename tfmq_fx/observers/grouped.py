@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.observers.activation import HISTOGRAM_BINS, MOMENTUM
+from tfmq_fx.observers.channel_statistics import ChannelStatistics
 from tfmq_fx.observers.contract import CheckedObserver
 from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.gathered import convert_gathered
@@ -79,6 +80,8 @@ class GroupedObserver(CheckedObserver):
         self.register_buffer("batches", torch.zeros(groups, dtype=torch.int64))
         self.register_buffer("items", torch.zeros(groups, dtype=torch.int64))
         self.least_items, self.entries_per_item = 1, 1
+        #: What each channel spans, where somebody wants to know.
+        self.channels: ChannelStatistics | None = None
         self.low: Tensor
         self.high: Tensor
         self.batches: Tensor
@@ -103,6 +106,8 @@ class GroupedObserver(CheckedObserver):
             low = torch.full((size,), torch.inf).to(low).scatter_reduce(0, groups, low, "amin")
             high = torch.full((size,), -torch.inf).to(high).scatter_reduce(0, groups, high, "amax")
             present = low <= high
+            if self.channels is not None:
+                self.channels.add(x, groups)
             self.observe(values, groups, present, low, high)
             self.batches += present
             self.items += torch.bincount(groups, minlength=size) // self.entries_per_item

@@ -22,6 +22,7 @@ from tfmq_fx.passes.support.predicates import fqn, is_matmul, is_softmax_output
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.temporal.observe_timestep_groups import ungrouped_layers
+from tfmq_fx.quantization.equalize import watch_channels
 from tfmq_fx.quantization.float_layers import FloatLayers
 from tfmq_fx.quantization.quantizer_options import QuantizerOptions
 from tfmq_fx.temporal.inputs import finite_values
@@ -152,6 +153,8 @@ def _observe_groups(
         return observer
 
     ObserveTimestepGroups(make_observer, select=select, key=layers.activation_bits)(model)
+    if options.config.scale_channels:
+        watch_channels(model)
 
 
 def _warn_ungrouped(model: fx.GraphModule, parts: str) -> None:
