@@ -76,10 +76,10 @@ def find_quantized_attention(node: fx.Node) -> QuantizedAttention | None:
     quantizers = (query, key, weights, value)
     if not _is_one_table(quantizers, values[1:], node):
         return None
-    keys, values = (_repeated_heads(n) for n in inputs[1:])
+    keys, of_values = (_repeated_heads(n) for n in inputs[1:])
     # Grouped queries: the kernel repeats the heads itself, up to the number of the query's.
-    if keys[1] == values[1] and is_same_size(node_value(source).shape[1], node_value(node).shape[1]):
-        inputs = (source, keys[0], values[0])
+    if keys[1] == of_values[1] and is_same_size(node_value(source).shape[1], node_value(node).shape[1]):
+        inputs = (source, keys[0], of_values[0])
     return QuantizedAttention(*inputs, factor, quantizers)
 
 

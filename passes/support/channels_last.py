@@ -113,9 +113,8 @@ def flattened_quantizers(norm: fx.Node) -> list[ByteQuantizer]:
         for user in node.users:
             if is_call(user, *RELABELLINGS) and user.args[0] is node:
                 pending.append((user, [*chain, user]))
-            elif (found := byte_quantizer(user)) is not None and len(chain) > 1 and _flattens_pixels(chain):
-                if _has_rows_of_images(found, norm):
-                    quantizers.append(found)
+            elif (found := byte_quantizer(user)) is not None and len(chain) > 1:
+                quantizers += [found] if _flattens_pixels(chain) and _has_rows_of_images(found, norm) else []
     return quantizers
 
 

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import nn
 
 import tfmq_fx
@@ -77,7 +78,7 @@ def mixed(count):
     return torch.randn(count, 1, 8, 8, generator=generator) * loudness(t)[:, None, None, None], t
 
 
-def assert_item_by_item(denoiser, program, tolerance=0.03):
+def assert_item_by_item(denoiser, program, tolerance=2e-3):
     """Each item of a mixed batch is what the denoiser gives it alone, and near what the program gives it."""
     for count in (1, 2, 7):
         x, t = mixed(count)
@@ -90,16 +91,15 @@ def assert_item_by_item(denoiser, program, tolerance=0.03):
 
 
 def assert_all_integer(report):
-    assert report.integer_kernels == report.eligible
-    assert [entry.name for entry in report.entries if entry.kernel == "float"] == ["enter", "leave"]
-    assert sum(entry.operator == "matmul" for entry in report.entries) == 2
+    # The products of its attention, which stand in no module of their own, are not told apart by the report.
+    layers = [entry for entry in report.entries if entry.operator != "matmul"]
+    assert [entry.name for entry in layers if entry.kernel == "float"] == ["enter", "leave"] and len(layers) > 8
 
 
 @needs_kernels
-@pytest.mark.parametrize("precision", ["f32", "bf16"])
-def test_any_mix_of_timesteps_is_one_call_of_our_kernels(precision, monkeypatch):
+def test_any_mix_of_timesteps_is_one_call_of_our_kernels(monkeypatch):
     program = unconditional()
-    denoiser = tfmq_fx.lower(program, "inductor", precision=precision)
+    denoiser = tfmq_fx.lower(program, "inductor", precision="f32")
     assert_all_integer(denoiser.report)
     assert_item_by_item(denoiser, program)
     calls = []
@@ -110,9 +110,29 @@ def test_any_mix_of_timesteps_is_one_call_of_our_kernels(precision, monkeypatch)
 
 
 @needs_kernels
+def test_the_report_counts_every_layer_of_a_unet():
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    model = UNet2DModel(
+        sample_size=8, in_channels=2, out_channels=2, layers_per_block=1, block_out_channels=(32, 48),
+        norm_num_groups=8, attention_head_dim=16, **blocks,
+    ).eval()  # fmt: skip
+    calibration = [{"sample": torch.randn(4, 2, 8, 8), "timestep": t.expand(4)} for t in TIMESTEPS]
+    config = QuantizationConfig(**MANY)
+    program = tfmq_fx.quantize(model, config, calibration, timesteps=TIMESTEPS, progress=False)
+    denoiser = tfmq_fx.lower(program, "inductor")
+    report = denoiser.report
+    assert report.integer_kernels == report.eligible
+    assert [entry.name for entry in report.entries if entry.kernel == "float"] == ["conv_in", "conv_out"]
+    assert sum(entry.operator == "matmul" for entry in report.entries) == 8
+    x, t = torch.randn(3, 2, 8, 8), torch.tensor([900, 0, 400])
+    assert relative(denoiser(x, t).sample, program(x, t).sample) < 0.05
+
+
+@needs_kernels
 def test_a_package_takes_any_mix_too(tmp_path):
     program, path = unconditional(), tmp_path / "denoiser.pt2"
-    made = tfmq_fx.lower(program, "aot", path=path)
+    made = tfmq_fx.lower(program, "aot", path=path, precision="f32")
     assert_all_integer(made.report)
     loaded = tfmq_fx.load_denoiser(path)
     assert loaded.report == made.report
@@ -127,7 +147,7 @@ def test_a_row_of_another_timestep_would_be_seen():
     assert len(set(t.tolist())) > 3
     wrong = [relative(program(x[i : i + 1], other), program(x[i : i + 1], t[i : i + 1])) for i, other in
              enumerate(t.flip(0).split(1)) if other != t[i]]  # fmt: skip
-    assert min(wrong) > 0.2
+    assert min(wrong) > 0.05
 
 
 MIXED = (
