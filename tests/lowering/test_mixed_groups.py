@@ -8,13 +8,15 @@ from diffusers import UNet2DModel
 from torch import nn
 
 import tfmq_fx
-from tests.lowering.test_stages import inputs
+from tests.lowering.test_stages import cut, inputs
 from tests.models import TIMESTEPS, Block, PromptDenoiser, SmallDenoiser, relative
 from tfmq_fx import LoweringError, QuantizationConfig
 from tfmq_fx.kernels.checks import has_native_kernels
 from tfmq_fx.lowering.backends.inductor import backend, native
 from tfmq_fx.lowering.report.reasons import ROWS_UNCOVERED
+from tfmq_fx.passes.support.byte_quantizers import row_table
 
+aten = torch.ops.aten
 needs_kernels = pytest.mark.skipif(not has_native_kernels(), reason="this processor has no AVX-512 VNNI")
 MANY = {"activation_groups": 10}
 
@@ -167,6 +169,18 @@ def assert_prompts_are_right(denoiser, program, tolerance):
         wanted = torch.cat([program(*one) for one in single])
         assert relative(denoiser(*given), wanted) < tolerance
         assert relative(torch.cat([denoiser(*one) for one in single]), wanted) < tolerance
+
+
+def test_what_crosses_stages_is_the_row_of_each_item_and_no_parameters():
+    """Kernels take a table and rows: each stage gathers the parameters that its own quantizers read."""
+    _, stages = cut(prompted(**MANY))
+    assert len(stages.layout.stages) == 4
+    assert not any(name.startswith("index_select") for stage in stages.layout.stages for name in stage.outputs)
+    last = stages.graph_modules[-1]
+    inputs_of_rows = [n for n in last.graph.nodes if n.op == "placeholder" and n.meta["val"].dtype == torch.int64]
+    assert len(inputs_of_rows) == 1
+    layers = [n for n in last.graph.nodes if n.target in (aten.conv2d.default, aten.linear.default)]
+    assert sum(row_table(layer.args[0]) is not None for layer in layers) >= 6
 
 
 def test_prompts_and_timesteps_on_the_reference():
