@@ -20,7 +20,9 @@ def grouped(graph_module, groups=4):
 
 def convs_of(model):
     """Observe the convolutions alone: in these models they lie outside the temporal block."""
-    return ObserveTimestepGroups(lambda layer, entries: Recorder(), select=lambda layer, _: layer.target is aten.conv2d.default)
+    return ObserveTimestepGroups(
+        lambda layer, entries: Recorder(), select=lambda layer, _: layer.target is aten.conv2d.default
+    )
 
 
 def recorded(graph_module):
