@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfmq_fx.config.checks import check_choice
+from tfmq_fx.config.checks import check_choice, plain
 from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 
@@ -45,6 +45,16 @@ class Preset:
     def __post_init__(self) -> None:
         """Make the fields read-only."""
         object.__setattr__(self, "fields", freeze(self.fields))
+
+    def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields with ``values`` on top; layers with widths of their own do not get fewer bits than the others."""
+        fields = {**self.fields, **values}
+        if "overrides" not in values and "overrides" in fields:
+            fields["overrides"] = {
+                entry: {name: _wider(name, value, values.get(name)) for name, value in own.items()}
+                for entry, own in fields["overrides"].items()
+            }
+        return fields
 
 
 #: What Q-Diffusion and PTQD quantize alike.
@@ -174,6 +184,12 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
         )
     }
 )
+
+
+def _wider(name: str, own: Any, given: Any) -> Any:
+    """The larger one of two widths; another field is the override's own, and what is no width fails in its check."""
+    given = plain(given)
+    return max(own, given) if name.endswith("_bits") and isinstance(given, int) else own
 
 
 def find_preset(name: str) -> Preset:

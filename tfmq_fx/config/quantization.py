@@ -21,7 +21,7 @@ from tfmq_fx.observers.registry import RecordedObserver, check_activation_observ
 
 __all__ = ["FLOAT_BITS", "ROLES", "QuantizationConfig"]
 
-#: What ``keep_float`` names beside patterns: layers by what they touch.
+#: What ``keep_float`` and ``overrides`` name beside patterns: layers by what they touch.
 ROLES = ("input", "output", "attention")
 
 
@@ -66,8 +66,10 @@ class QuantizationConfig:
         keep_float: What stays float: roles (``"input"``, ``"output"``: the layers that touch the model's
             sample and its result; ``"attention"``: the two matrix products of attention), or patterns of
             fully qualified names such as ``"mid_block.*"``.
-        overrides: Per pattern of fully qualified names, other values of ``weight_bits``,
-            ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
+        overrides: Per role or pattern of fully qualified names, as in ``keep_float``, other values of
+            ``weight_bits``, ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
+            ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}`` with ``keep_float=()`` is the first and
+            last layer at 8 bits. What ``keep_float`` names stays float all the same.
         split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
         unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it with exact parameters of its
             own, which takes no data, and keeps the result; ``"error"`` names it; ``"nearest"`` takes the parameters
@@ -117,7 +119,7 @@ class QuantizationConfig:
     def _checked_overrides(self) -> dict[str, dict[str, Any]]:
         if not isinstance(self.overrides, Mapping):
             example = "{'mid.*': {'weight_bits': 8}}"
-            msg = f"overrides={shown(self.overrides)} must be fields by pattern, such as {example}"
+            msg = f"overrides={shown(self.overrides)} must be fields by role or pattern, such as {example}"
             raise ConfigError(msg)
         checked = {}
         for pattern, values in self.overrides.items():
@@ -154,21 +156,29 @@ class QuantizationConfig:
         Raises:
             ConfigError: There is no such preset.
         """
-        return cls(**{**find_preset(name).fields, **values})
+        return cls(**find_preset(name).with_values(values))
 
     def keeps_float(self, fqn: str, roles: frozenset[str]) -> str | None:
         """The entry of ``keep_float`` that keeps a layer with this name and these roles, or None."""
-        for entry in self.keep_float:
-            if entry in roles or (entry not in ROLES and fnmatch.fnmatchcase(fqn, entry)):
-                return entry
-        return None
+        return next((entry for entry in self.keep_float if _names(entry, fqn, roles)), None)
 
-    def for_layer(self, fqn: str) -> QuantizationConfig:
-        """This configuration with the first matching override applied."""
-        for pattern, values in self.overrides.items():
-            if fnmatch.fnmatchcase(fqn, pattern):
+    def for_layer(self, fqn: str, roles: frozenset[str] = frozenset()) -> QuantizationConfig:
+        """This configuration with the first override applied that matches a layer of this name and these roles."""
+        for entry, values in self.overrides.items():
+            if _names(entry, fqn, roles):
                 return dataclasses.replace(self, overrides={}, **values)
         return self
+
+    @property
+    def quantizes_attention(self) -> bool:
+        """Whether a product of attention may be quantized: by the width of all, or by that of its role."""
+        if "attention" in self.keep_float:
+            return False
+        if "attention" not in self.overrides:
+            return self.activation_bits < FLOAT_BITS
+        # A pattern that stands before the role may name some products too.
+        first = list(self.overrides)[: list(self.overrides).index("attention") + 1]
+        return any(self.overrides[entry].get("activation_bits", self.activation_bits) < FLOAT_BITS for entry in first)
 
     @property
     def lookup(self) -> Lookup:
@@ -222,6 +232,11 @@ class QuantizationConfig:
 
 
 OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
+
+
+def _names(entry: str, fqn: str, roles: frozenset[str]) -> bool:
+    """Whether an entry, a role or a pattern, names a layer."""
+    return entry in roles if entry in ROLES else fnmatch.fnmatchcase(fqn, entry)
 
 
 def _check_observer_name(_: str, name: Any) -> Any:

@@ -107,7 +107,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
             if reason := layers.reason(node):
                 float_reasons[fqn(node)] = reason
             else:
-                _annotate_layer(node, config.for_layer(fqn(node)), temporal=node in block)
+                _annotate_layer(node, layers.config_of(node), temporal=node in block)
         if config.output_bits not in (None, FLOAT_BITS):
             for node in filter(is_float_tensor, map(_before_cast, output_nodes(model.graph))):
                 _annotate_output(node, config)

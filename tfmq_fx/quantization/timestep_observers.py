@@ -64,15 +64,13 @@ def _observe_block(model: fx.GraphModule, options: QuantizerOptions, block: Temp
         return
     _index(model, options)
     count = len(row_columns(model)[options.timestep])
+    layers = FloatLayers.of(model, options.config, block)
 
     def make_observer(linear: fx.Node) -> TimestepObserver:
-        name = fqn(linear)
-        return TimestepObserver(count, options.config.for_layer(name).activation_bits, input_of(name))
+        return TimestepObserver(count, layers.activation_bits(linear), input_of(fqn(linear)))
 
     def select(linear: fx.Node) -> bool:
-        name = fqn(linear)
-        config = options.config.for_layer(name)
-        return config.activation_bits < FLOAT_BITS and config.keeps_float(name, frozenset()) is None
+        return layers.activation_bits(linear) < FLOAT_BITS and layers.kept_by(linear) is None
 
     ObserveTemporalBlock(make_observer, timestep=options.timestep, select=select)(model)
 
