@@ -53,7 +53,7 @@ class InTwoParts:
 
 
 CONFIGS = [
-    {}, {"weight_bits": 4}, {"temporal": "shared"}, {"temporal": "float"}, {"activation_groups": 3},
+    {}, {"weight_bits": 4}, {"temporal": "shared"}, {"temporal": "observed"}, {"temporal": "float"}, {"activation_groups": 3},
     {"temporal": "float", "activation_groups": 2}, {"activation_groups": 10},
 ]  # fmt: skip
 TABLES = [

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 #: How the activations of the temporal block are quantized.
-Temporal = Literal["fsc", "cache", "auto", "shared", "float"]
+Temporal = Literal["fsc", "cache", "auto", "shared", "observed", "float"]
 #: How a table of temporal features is stored.
 TableStorage = Literal["float32", "float16", "int8"]
 #: How the range of a weight channel is chosen.

@@ -35,8 +35,13 @@ class QuantizationConfig:
         temporal: How the activations inside the temporal block are quantized: ``"fsc"``, one parameter
             set per timestep (TFMQ-DM, CVPR 2024, section 5); ``"cache"``, the float block's features are
             stored per timestep and the block is gone (arXiv 2407.19547); ``"auto"``, per embedding layer
-            what is closer to float of the two, as a table; ``"shared"``, one set for all timesteps;
-            ``"float"``, the block is left alone.
+            what is closer to float of the two, as a table; ``"shared"``, one set for all timesteps, the
+            min-max of them all; ``"observed"``, one set for all timesteps, observed over the calibration data by
+            ``activation_range`` like any other activation's (the baselines of the papers); ``"float"``, the block
+            is left alone. Of arXiv 2407.19547 only the abstract and the authors' page were read: from there are the
+            stored, quantized features, and that the temporal feature error chooses between them and the quantized
+            block. Our reading is how: one choice a layer for all timesteps, by the squared error over the schedule,
+            between rows with parameters of their own and the block under ``"fsc"``.
             With the first three, layers that depend on the timestep and the conditioning alone (SDXL, LCM, SD3) have
             one set per timestep too; with the others they are quantized as any layer.
         table: How a table of temporal features is stored: ``"float32"``, ``"float16"`` or ``"int8"``

@@ -110,6 +110,6 @@ def warn_unmatched_patterns(model: fx.GraphModule, config: QuantizationConfig, *
             warnings.warn(f"{field} has {listed}, which matches no layer of this model", stacklevel=stacklevel + 1)
     for role in (entry for entry in ROLES if entry in config.overrides and entry in config.keep_float):
         warnings.warn(
-            f"overrides has {role!r}, which keep_float leaves float: take it out of keep_float to quantize these layers",
+            f"overrides has {role!r}, which keep_float leaves float: take it out of keep_float to quantize it",
             stacklevel=stacklevel + 1,
         )

@@ -41,7 +41,7 @@ def insert_timestep_observers(model: fx.GraphModule, options: QuantizerOptions) 
         ConfigError: Timesteps are needed and were not given, or there is no timestep input to group by.
     """
     block, conditions = options.temporal_block(model), options.conditions(model)
-    per_timestep = options.config.temporal not in ("shared", "float")
+    per_timestep = options.config.temporal not in ("shared", "observed", "float")
     if block and per_timestep:
         _observe_block(model, options, block)
     if conditions and per_timestep:
