@@ -120,8 +120,8 @@ OPTIONS = [
     ({"fisher": True}, [TIME | EMBED, *BLOCKS]),
     ({"learned_steps": True}, [TIME | EMBED, *BLOCKS]),
     ({"learned_steps": True, "temporal": "blocks"}, WITH_EMBED),
-    ({"learned_steps": "after"}, [TIME | EMBED, *BLOCKS]),
-    ({"learned_steps": "after", "temporal": "blocks"}, WITH_EMBED),
+    ({"learned_steps": "after", "step_share": 2.0}, [TIME | EMBED, *BLOCKS]),
+    ({"learned_steps": "after", "step_share": 2.0, "temporal": "blocks"}, WITH_EMBED),
     ({"precision": "bfloat16"}, [TIME | EMBED, *BLOCKS]),
     ({"held_back": 0.0}, [TIME | EMBED, *BLOCKS]),
 ]
