@@ -7,8 +7,8 @@
 
 One process a cell; everything is kept in ``runs/presets``, so a run that was cut off goes on where it stopped. A
 program is made once for all presets that ask for the same one, and read from ``runs/quality`` where
-``benchmarks/quality.py`` made it. Blocks are trained as there: 900 iterations at 4 bits, 300 at 8, batches of 8, bfloat16
-at 4 bits; the temporal block 4,000; activation steps as long as the preset says in proportion.
+``benchmarks/quality.py`` made it. Blocks are trained as there: 900 iterations at 4 bits, 300 at 8, batches of 8,
+bfloat16 at 4 bits; the temporal block 4,000; activation steps as long as the preset says in proportion.
 
 The measures hold samples against the float model's from the same noise: DDIM in 50 steps, once deterministic (eta 0)
 and once stochastic (eta 1, which is DDPM's noise), where both get the same stream of noise. A preset that comes with a

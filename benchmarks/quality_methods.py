@@ -16,8 +16,8 @@ FROZEN = ("time_embedding.*", "*.time_emb_proj")
 
 #: Fields of the configuration, and of its reconstruction (None: rounded to nearest). One range for all timesteps is the
 #: min-max of them all ("shared"), but for "observed time ranges", which smooths it over the calibration data, as the
-#: baselines of TFMQ-DM do. "Freeze" is that paper's control: the time path is rounded to nearest and left so, the rest is
-#: reconstructed; once with the searched weight ranges of the other rows, once with the min-max ones of the paper.
+#: baselines of TFMQ-DM do. "Freeze" is that paper's control: the time path is rounded to nearest and left so, the rest
+#: is reconstructed; once with the searched weight ranges of the other rows, once with the min-max ones of the paper.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "nearest, min-max": (
         {
