@@ -75,7 +75,7 @@ def test_one_range_per_timestep_is_that_of_a_program_for_this_timestep_alone(act
         assert torch.equal(every(x, t), tfmq_fx.convert(prepared)(x, t))
 
 
-@pytest.mark.parametrize("temporal", ["fsc", "shared", "float", "cache"])
+@pytest.mark.parametrize("temporal", ["fsc", "shared", "observed", "float", "cache"])
 def test_a_mixed_batch_is_its_items_apart_and_the_temporal_block_is_as_before(temporal):
     ours, plain = program(4, temporal=temporal), program(1, temporal=temporal)
     x, t = batch(6)

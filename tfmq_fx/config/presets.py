@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfmq_fx.config.checks import check_choice
+from tfmq_fx.config.checks import check_choice, plain
 from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 
@@ -46,14 +46,16 @@ class Preset:
         """Make the fields read-only."""
         object.__setattr__(self, "fields", freeze(self.fields))
 
+    def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields with ``values`` on top; layers with widths of their own do not get fewer bits than the others."""
+        fields = {**self.fields, **values}
+        if "overrides" not in values and "overrides" in fields:
+            fields["overrides"] = {
+                entry: {name: _wider(name, value, values.get(name)) for name, value in own.items()}
+                for entry, own in fields["overrides"].items()
+            }
+        return fields
 
-#: What Q-Diffusion and PTQD quantize alike.
-Q_DIFFUSION: dict[str, Any] = {
-    "temporal": "shared",
-    "weight_range": "mse",
-    "softmax_bits": 8,
-    "keep_float": (),
-}
 
 #: More groups than a schedule has timesteps: one each.
 EVERY_TIMESTEP = 10_000
@@ -63,6 +65,14 @@ EVERY_TIMESTEP = 10_000
 RELEASED_FLOAT = ("*skip*", "*shortcut*", "*downsample*", "*.op")
 RELEASED_FIRST_TIME_LAYER = ("*time_embedding.linear_1", "*time_embed.0", "*temb.dense.0")
 RELEASED_SECOND_TIME_LAYER = ("*time_embedding.linear_2", "*time_embed.2", "*temb.dense.1")
+
+#: What the code of BRECQ and its descendants gives the first and the last layer.
+EIGHT_BITS = {"weight_bits": 8, "activation_bits": 8}
+#: What that code does and these passes do not.
+TWO_SWEEPS = (
+    "all weights learning under float activations before any step size does (here unit by unit, under quantized ones)"
+)
+ASYMMETRIC = "asymmetric 8-bit weights (here symmetric, as the integer kernels take them)"
 
 PRESETS: Mapping[str, Preset] = FrozenMapping(
     {
@@ -97,34 +107,55 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "Block by block reconstruction that knows nothing of time: embedding layers are trained inside their "
                 "residual blocks, one range for all timesteps.",
                 {
-                    "temporal": "shared",
+                    "temporal": "observed",
                     "weight_range": "mse",
                     "split_concatenations": False,
                     "reconstruction": "brecq",
                 },
-                limitations="the first and last layer at 8 bits (here float), and learned activation steps (an option "
-                "of the reconstruction)",
+                limitations="the first and last layer at 8 bits (here float, as where TFMQ-DM compares with it; "
+                "overrides of the roles give them bits), Fisher weights and learned activation steps (options of the "
+                "reconstruction), weights that learn under float activations",
             ),
             Preset(
                 "q-diffusion",
                 "Q-Diffusion, ICCV 2023",
                 "Calibration over all steps alike, shortcuts of concatenations split, the softmax at 8 bits (or 16), "
-                "block reconstruction with learned activation steps; every layer is quantized, the first and last too.",
-                {**Q_DIFFUSION, "reconstruction": ReconstructionConfig(temporal="blocks", learned_steps=True)},
+                "block reconstruction, then learned activation steps from searched ranges; every layer is quantized, "
+                "the first and last too.",
+                {
+                    "temporal": "observed",
+                    "weight_range": "mse",
+                    "activation_range": "mse",
+                    "softmax_bits": 8,
+                    "keep_float": (),
+                    "reconstruction": ReconstructionConfig(temporal="blocks", learned_steps="after"),
+                },
+                limitations=f"{TWO_SWEEPS}, {ASYMMETRIC}, and running means of activation ranges (its option for "
+                "Stable Diffusion)",
             ),
             Preset(
                 "ptqd",
-                "PTQD, NeurIPS 2023",
-                "Quantized as q-diffusion; the sampler then removes the part of the quantization noise that correlates "
-                "with the output, its bias, and its variance from the noise that a stochastic sampler adds.",
+                "PTQD, NeurIPS 2023, the public code",
+                "The first and last layer and the first time layer at 8 bits; attention products, shortcuts and "
+                "downsampling convs float; block reconstruction, then learned activation steps from searched ranges. "
+                "The sampler then removes the part of the quantization noise that correlates with the output, its "
+                "bias, and its variance from the noise that a stochastic sampler adds.",
                 {
-                    **Q_DIFFUSION,
+                    "temporal": "observed",
+                    "weight_range": "mse",
+                    "activation_range": "mse",
+                    "split_concatenations": False,
+                    "keep_float": ("attention", *RELEASED_FLOAT),
+                    "overrides": dict.fromkeys(("input", "output", *RELEASED_FIRST_TIME_LAYER), EIGHT_BITS),
+                    # 10,000 iterations in batches of 8, then 5,000 for the steps.
                     "reconstruction": ReconstructionConfig(
-                        temporal="blocks", learned_steps=True, iterations=10_000, batch_size=8
+                        temporal="blocks", learned_steps="after", step_share=0.5, iterations=10_000, batch_size=8
                     ),
                 },
                 corrects_noise=True,
-                limitations="activation widths that change with the timestep",
+                limitations=f"{TWO_SWEEPS}, {ASYMMETRIC}, one scale for a whole weight (here one a channel), 8-bit "
+                "layers that stay rounded to nearest, batches of 16 for the steps, and activation widths that change "
+                "with the timestep",
             ),
             Preset(
                 "ptq4dm",
@@ -132,7 +163,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "Symmetric per-channel weights and activations by an L2.4 search, no reconstruction, calibration "
                 "timesteps from a normal distribution (NDTC); the model's output and the sampler's state take 8 bits.",
                 {
-                    "temporal": "shared",
+                    "temporal": "observed",
                     "weight_range": "mse",
                     "activation_range": "mse",
                     "reconstruction": "nearest",
@@ -174,6 +205,12 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
         )
     }
 )
+
+
+def _wider(name: str, own: Any, given: Any) -> Any:
+    """The larger one of two widths; another field is the override's own, and what is no width fails in its check."""
+    given = plain(given)
+    return max(own, given) if name.endswith("_bits") and isinstance(given, int) else own
 
 
 def find_preset(name: str) -> Preset:

@@ -46,7 +46,7 @@ def insert_timestep_observers(model: fx.GraphModule, options: QuantizerOptions) 
         ConfigError: Timesteps are needed and were not given, or there is no timestep input to group by.
     """
     block, conditions = options.temporal_block(model), options.conditions(model)
-    per_timestep = options.config.temporal not in ("shared", "float")
+    per_timestep = options.config.temporal not in ("shared", "observed", "float")
     if block and per_timestep:
         _observe_block(model, options, block)
     if conditions and per_timestep:
@@ -80,15 +80,13 @@ def _observe_block(model: fx.GraphModule, options: QuantizerOptions, block: Temp
         return
     _index(model, options)
     count = len(row_columns(model)[options.timestep])
+    layers = FloatLayers.of(model, options.config, block)
 
     def make_observer(linear: fx.Node) -> TimestepObserver:
-        name = fqn(linear)
-        return TimestepObserver(count, options.config.for_layer(name).activation_bits, input_of(name))
+        return TimestepObserver(count, layers.activation_bits(linear), input_of(fqn(linear)))
 
     def select(linear: fx.Node) -> bool:
-        name = fqn(linear)
-        config = options.config.for_layer(name)
-        return config.activation_bits < FLOAT_BITS and config.keeps_float(name, frozenset()) is None
+        return layers.activation_bits(linear) < FLOAT_BITS and layers.kept_by(linear) is None
 
     ObserveTemporalBlock(make_observer, timestep=options.timestep, select=select)(model)
 
