@@ -60,6 +60,9 @@ class Preset:
 #: More groups than a schedule has timesteps: one each.
 EVERY_TIMESTEP = 10_000
 
+#: What published methods do not do unless they say so: ranges by timestep, channels that are scaled.
+PLAIN: dict[str, Any] = {"activation_groups": 1, "scale_channels": False}
+
 #: The released code of TFMQ-DM leaves out modules by parts of their names. These are the same layers by the names that
 #: diffusers, guided diffusion and the DDPM repository give them; the code's bare ``op`` also hits unrelated ones.
 RELEASED_FLOAT = ("*skip*", "*shortcut*", "*downsample*", "*.op")
@@ -83,7 +86,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "TFMQ-DM, CVPR 2024",
                 "The temporal block is rounded against its own output (TIAR) and has activation parameters per "
                 "timestep (FSC); the rest is reconstructed block by block.",
-                {"temporal": "fsc", "weight_range": "mse", "reconstruction": "tfmq-dm"},
+                {**PLAIN, "temporal": "fsc", "weight_range": "mse", "reconstruction": "tfmq-dm"},
             ),
             Preset(
                 "tfmq-dm-released",
@@ -91,6 +94,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "As tfmq-dm with parameters per timestep for all activations, but attention products, shortcuts, "
                 "downsampling convs and the first time layer stay float, and the second has quantized weights only.",
                 {
+                    **PLAIN,
                     "temporal": "fsc",
                     "weight_range": "mse",
                     "split_concatenations": False,
@@ -107,6 +111,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "Block by block reconstruction that knows nothing of time: embedding layers are trained inside their "
                 "residual blocks, one range for all timesteps.",
                 {
+                    **PLAIN,
                     "temporal": "observed",
                     "weight_range": "mse",
                     "split_concatenations": False,
@@ -123,6 +128,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "block reconstruction, then learned activation steps from searched ranges; every layer is quantized, "
                 "the first and last too.",
                 {
+                    **PLAIN,
                     "temporal": "observed",
                     "weight_range": "mse",
                     "activation_range": "mse",
@@ -141,6 +147,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "The sampler then removes the part of the quantization noise that correlates with the output, its "
                 "bias, and its variance from the noise that a stochastic sampler adds.",
                 {
+                    **PLAIN,
                     "temporal": "observed",
                     "weight_range": "mse",
                     "activation_range": "mse",
@@ -163,6 +170,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "Symmetric per-channel weights and activations by an L2.4 search, no reconstruction, calibration "
                 "timesteps from a normal distribution (NDTC); the model's output and the sampler's state take 8 bits.",
                 {
+                    **PLAIN,
                     "temporal": "observed",
                     "weight_range": "mse",
                     "activation_range": "mse",
@@ -182,6 +190,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "TDQ, NeurIPS 2023",
                 "Every activation has a range of its own at every timestep; rounded to nearest.",
                 {
+                    **PLAIN,
                     "temporal": "fsc",
                     "weight_range": "mse",
                     "activation_groups": EVERY_TIMESTEP,
@@ -193,14 +202,20 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "adp-dm",
                 "ADP-DM, arXiv 2305.18723",
                 "Every activation has a range for each of eight groups of timesteps; rounded to nearest.",
-                {"temporal": "fsc", "weight_range": "mse", "activation_groups": 8, "reconstruction": "nearest"},
+                {
+                    **PLAIN,
+                    "temporal": "fsc",
+                    "weight_range": "mse",
+                    "activation_groups": 8,
+                    "reconstruction": "nearest",
+                },
                 limitations="channel groups with a learned mixture of ranges, and calibration timesteps by entropy",
             ),
             Preset(
                 "shared",
                 "this package",
                 "The default configuration with one range for all timesteps.",
-                {"temporal": "shared"},
+                {**PLAIN, "temporal": "shared"},
             ),
         )
     }
