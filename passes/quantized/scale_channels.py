@@ -17,7 +17,7 @@ from tfmq_fx.passes.support.nodes import (
     insert_get_attr,
     read_attribute,
 )
-from tfmq_fx.passes.support.predicates import fqn, is_conv, is_linear, node_value
+from tfmq_fx.passes.support.predicates import is_conv, is_linear, node_value
 
 __all__ = ["ScaleChannels", "channel_axis", "scalable_weights"]
 
@@ -68,7 +68,7 @@ class ScaleChannels(GraphPass):
     and numerics are preserved to the bit, short of the ends of the float range. A weight that something else reads
     stays, and so does its activation (:func:`scalable_weights`). Source: equivalent scaling, SmoothQuant (ICML 2023),
     eq. 3; power-of-two steps by channel, DMQ (ICCV 2025).
-    Meta: the product takes the module stack of the observer, whose range is to be set anew; weights keep theirs.
+    Meta: what is new takes the module stack of the layers that read it. The observer's range is to be set anew.
 
     Args:
         factors: By the target of an observer, float32 ``[C]``.
@@ -105,16 +105,14 @@ class ScaleChannels(GraphPass):
         inverse = (1.0 / factors).reshape([-1] + [1] * trailing)
         with graph.inserting_before(observer):
             name = add_buffer(graph_module, f"{observer.target}_inverse_factors", inverse)
-            read = insert_get_attr(graph_module, name, anchor=observer)
-            scaled = insert_call(graph, aten.mul.Tensor, (argument_node(observer, 0), read), anchor=observer)
+            read = insert_get_attr(graph_module, name, anchor=layer)
+            scaled = insert_call(graph, aten.mul.Tensor, (argument_node(observer, 0), read), anchor=layer)
         observer.update_arg(0, scaled)
-        for weight in weights:
+        for reader, weight in zip(list(observer.users), weights, strict=True):
             values: Any = read_attribute(graph_module, str(weight.target))
             shape = [1, -1] + [1] * (values.ndim - 2)
-            name = add_buffer(
-                graph_module, f"{fqn(weight) or weight.name}_scaled", values.detach() * factors.reshape(shape)
-            )
+            name = add_buffer(graph_module, f"{weight.target}_scaled", values.detach() * factors.reshape(shape))
             with graph.inserting_before(weight):
-                new = insert_get_attr(graph_module, name, anchor=weight)
+                new = insert_get_attr(graph_module, name, anchor=reader)
             weight.replace_all_uses_with(new)
             erase_unread_attribute(graph_module, weight)

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, get_args
+from typing import Any
 
-from tfmq_fx.config.bits import FLOAT_BITS, NARROW_BITS, check_bits
-from tfmq_fx.config.checks import check_choice, check_fields, check_names, check_switch, check_whole, plain, shown
+from tfmq_fx.config.bits import FLOAT_BITS, NARROW_BITS
+from tfmq_fx.config.checks import check_choice, check_fields, shown
 from tfmq_fx.config.choices import Lookup, TableStorage, Temporal, UnknownTimestep, WeightRange
+from tfmq_fx.config.field_checks import FIELD_CHECKS
 from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze, thaw
 from tfmq_fx.config.presets import find_preset
 from tfmq_fx.config.reconstruction import RECONSTRUCTIONS, ReconstructionConfig
 from tfmq_fx.errors import ConfigError
-from tfmq_fx.observers.registry import RecordedObserver, check_activation_observer
+from tfmq_fx.observers.registry import check_activation_observer
 
 __all__ = ["FLOAT_BITS", "ROLES", "QuantizationConfig"]
 
@@ -52,12 +52,10 @@ class QuantizationConfig:
             batches where they are observed without :func:`tfmq_fx.calibrate`); ``"minmax"``, of all batches together;
             ``"mse"`` (L2.4 search); or a name of :func:`tfmq_fx.observers.register_activation_observer`.
         activation_groups: How many groups of timesteps have activation ranges of their own, outside the temporal
-            block (``temporal`` says what happens inside): the timesteps in the order of their noise are cut into
-            this many contiguous groups, each with one per-tensor range (ADP-DM, arXiv 2305.18723); as many as
-            timesteps or more is one range per timestep (TDQ, NeurIPS 2023). 1 is one range for all. None is one per
-            timestep, in at most 50 groups, where ``temporal`` makes a table; a timestep with few calibration items is
-            taken together with its neighbours. It is one for all where ``temporal`` is ``"shared"`` or ``"float"``,
-            activations are symmetric, or ``activation_range`` has no form for groups.
+            block: the timesteps in the order of their noise are cut into this many contiguous groups, each with one
+            per-tensor range (ADP-DM, arXiv 2305.18723); as many as timesteps or more is one range per timestep (TDQ,
+            NeurIPS 2023). 1 is one range for all. None is 50 groups where ``temporal`` makes a table, those of few
+            calibration items with their neighbours' ranges; 1 where activations are symmetric or it makes none.
         symmetric_weights: Whether weights have zero point 0; ``None`` takes True at 8 bits and more, where
             an asymmetric weight would not fit the integer kernels, and False below, where it does.
         symmetric_activations: Whether activations get the zero point in the middle of the integer range (128 at 8
@@ -117,7 +115,7 @@ class QuantizationConfig:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, check in CHECKS.items():
+        for name, check in FIELD_CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
         check_activation_observer(self.activation_range, grouped=(self.activation_groups or 1) > 1)
         object.__setattr__(self, "reconstruction", ReconstructionConfig.of(self.reconstruction))
@@ -247,36 +245,6 @@ class QuantizationConfig:
 OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
 
 
-def _check_groups(name: str, groups: Any) -> Any:
-    return None if groups is None else check_whole(name, groups, least=1)
-
-
 def _names(entry: str, fqn: str, roles: frozenset[str]) -> bool:
     """Whether an entry, a role or a pattern, names a layer."""
     return entry in roles if entry in ROLES else fnmatch.fnmatchcase(fqn, entry)
-
-
-def _check_observer_name(_: str, name: Any) -> Any:
-    """Its registration is checked together with ``activation_groups``; a name that was recorded stays one."""
-    return name if isinstance(name, RecordedObserver) else plain(name)
-
-
-#: What every field is checked with, but for those that depend on others; what a check returns is kept.
-CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "weight_bits": check_bits,
-    "activation_bits": check_bits,
-    "temporal": partial(check_choice, choices=get_args(Temporal)),
-    "table": partial(check_choice, choices=(None, *get_args(TableStorage))),
-    "weight_range": partial(check_choice, choices=(None, *get_args(WeightRange))),
-    "activation_range": _check_observer_name,
-    "activation_groups": _check_groups,
-    "symmetric_weights": partial(check_choice, choices=(None, False, True)),
-    "symmetric_activations": check_switch,
-    "symmetric_attention": check_switch,
-    "softmax_bits": partial(check_choice, choices=(None, 8, 16)),
-    "output_bits": partial(check_bits, optional=True),
-    "keep_float": check_names,
-    "scale_channels": check_switch,
-    "split_concatenations": check_switch,
-    "unknown_timestep": partial(check_choice, choices=get_args(UnknownTimestep)),
-}

@@ -49,7 +49,7 @@ class ChannelStatistics(nn.Module):
         moved = x.detach().to(torch.float32).movedim(self.axis, 1)
         entries = moved.reshape(*moved.shape[:2], -1)
         rows = self.rows.to(groups.device)[groups]
-        for row in rows.unique().tolist():
+        for row in sorted(set(rows.tolist())):
             of_row = entries[rows == row]
             low, high = of_row.amin((0, 2)), of_row.amax((0, 2))
             self.low[row] = torch.minimum(self.low[row], low)

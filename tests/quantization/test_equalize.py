@@ -1,0 +1,128 @@
+"""Channels that do not share a range: what is scaled, and what it is worth."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tfmq_fx
+from tests.models import TIMESTEPS, SmallDenoiser, relative
+from tests.quantization.test_activation_groups import noisy
+from tfmq_fx import QuantizationConfig
+from tfmq_fx.observers.channel_statistics import MOST_ROWS, ChannelStatistics
+from tfmq_fx.quantization.equalize import factors_of
+
+FACTORS = torch.tensor([1.0, 100.0, 1.0, 30.0, 1.0, 3.0, 1.0, 0.1])
+
+
+class Inverse(nn.Module):
+    """A reader that takes its channels back before it does what it did."""
+
+    def __init__(self, inner, factors):
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("factors", factors[:, None, None])
+
+    def forward(self, x):
+        return self.inner(x / self.factors)
+
+
+def denoiser():
+    torch.manual_seed(1)
+    return SmallDenoiser().eval()
+
+
+def with_outliers(model, factors=FACTORS):
+    """The same function, its residual stream (what ``enter`` returns) with channels of very unlike size."""
+    model = copy.deepcopy(model)
+    skip = torch.cat([torch.ones(8), factors])
+    with torch.no_grad():
+        model.enter.weight.mul_(factors[:, None, None, None])
+        model.enter.bias.mul_(factors)
+        model.up.shortcut.weight.div_(skip[:, None, None])
+    model.down.norm = Inverse(model.down.norm, factors)
+    model.down.shortcut = Inverse(nn.Identity(), factors)
+    model.up.norm = Inverse(model.up.norm, skip)
+    return model
+
+
+def quantized(model, **config):
+    config = QuantizationConfig(split_concatenations=False, **config)
+    return tfmq_fx.quantize(model, config, noisy(TIMESTEPS), timesteps=TIMESTEPS, progress=False)
+
+
+def error(program, model, x, t):
+    with torch.no_grad():
+        return relative(program(x, t), model(x, t))
+
+
+def scaled_activations(program):
+    return [name for name, _ in program.graph_module.named_buffers() if name.endswith("inverse_factors")]
+
+
+@pytest.mark.parametrize("weight_bits", [8, 4])
+def test_a_residual_stream_with_outliers_is_as_good_as_one_without(weight_bits):
+    model = denoiser()
+    wide = with_outliers(model)
+    x, t = noisy(TIMESTEPS)[4]
+    with torch.no_grad():
+        assert relative(wide(x, t), model(x, t)) < 1e-6
+    settings = {"weight_bits": weight_bits, "reconstruction": "nearest"}
+    plain, helped = (error(quantized(m, **settings), model, x, t) for m in (model, wide))
+    alone = error(quantized(wide, **settings, scale_channels=False), model, x, t)
+    assert helped < 1.12 * plain  # one decibel
+    assert alone > 2 * helped
+
+
+def test_only_what_needs_it_is_scaled_and_the_float_graph_stays_to_the_bit():
+    model = denoiser()
+    assert scaled_activations(quantized(model)) == []
+    wide = with_outliers(model)
+    assert len(scaled_activations(quantized(wide))) == 1
+    assert scaled_activations(quantized(wide, activation_groups=1)) == []
+    assert scaled_activations(quantized(wide, activation_range="mse")) == []
+    x, t = noisy(TIMESTEPS)[2]
+    captured = tfmq_fx.capture(wide, (x, t))
+    prepared = tfmq_fx.prepare(captured, QuantizationConfig(split_concatenations=False), timesteps=TIMESTEPS)
+    before = copy.deepcopy(prepared)(x, t)
+    tfmq_fx.calibrate(prepared, noisy(TIMESTEPS), progress=False)
+    assert torch.equal(prepared(x, t), before)
+    observers = {str(node.target) for node in prepared.graph.find_nodes(op="call_module")}
+    # What was calibrated goes on where it stopped: further batches widen ranges, factors stay.
+    tfmq_fx.calibrate(prepared, [(3 * x, t)], progress=False)
+    assert {str(node.target) for node in prepared.graph.find_nodes(op="call_module")} == observers
+    assert error(tfmq_fx.convert(prepared), model, x, t) < 0.1
+
+
+def test_statistics_are_those_of_each_channel_and_row():
+    statistics = ChannelStatistics(2 * MOST_ROWS, 3, 1)
+    x = torch.randn(4, 3, 5, 5)
+    groups = torch.tensor([0, 1, 2, 127])
+    statistics.add(x, groups)
+    assert torch.equal(statistics.low[0], x[:2].amin((0, 2, 3))) and torch.equal(statistics.high[1], x[2].amax((1, 2)))
+    assert torch.allclose(statistics.squares[63].float(), x[3].square().sum((1, 2)))
+    assert statistics.values.tolist() == [50, 25, *[0] * 61, 25]
+    rows = ChannelStatistics(4, 3, -1)
+    rows.add(x[:, :, 0, :3], torch.tensor([0, 0, 1, 3]))
+    assert torch.equal(rows.high[1], x[2, :, 0, :3].amax(0).clamp_min(0))
+
+
+def statistics_of(reach):
+    statistics = ChannelStatistics(1, len(reach), 1)
+    statistics.add(torch.randn(8, len(reach), 4, 4).clamp(-3, 3) * reach[:, None, None], torch.zeros(8).long())
+    return statistics
+
+
+def test_factors_are_powers_of_two_and_none_where_channels_share_a_range():
+    torch.manual_seed(0)
+    weight = torch.randn(16, 8, 9)
+    assert factors_of(statistics_of(torch.ones(8)), weight, 255, 255, 0.8) is None
+    found = factors_of(statistics_of(FACTORS), weight / FACTORS[None, :, None], 255, 255, 0.8)
+    assert found is not None and bool((torch.frexp(found).mantissa == 0.5).all())
+    assert float(found[1] / found[0]) >= 32
+    dead = FACTORS.clone()
+    dead[2] = 0.0
+    found = factors_of(statistics_of(dead), weight / FACTORS[None, :, None], 255, 255, 0.8)
+    assert found is not None and float(found[2]) == 1.0
+    assert factors_of(statistics_of(torch.zeros(8)), weight, 255, 255, 0.8) is None
