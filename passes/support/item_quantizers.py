@@ -80,7 +80,7 @@ def _is_factored(layer: fx.Node, restored: fx.Node, constant: int | None) -> boo
         return constant is not None and same and node_value(layer).ndim > 2 and layer.args[0] is not layer.args[1]
     if not is_call(layer, *LAYERS) or layer.args[0] is not restored or restored in layer.args[1:]:
         return False
-    if is_call(layer, *CONVS) and node_value(restored).ndim != node_value(layer.args[1]).ndim:
+    if is_call(layer, *CONVS) and node_value(restored).ndim != node_value(argument_node(layer, 1)).ndim:
         return False  # an image without a batch
     return constant is not None or (constant_weight_of(layer) is not None and _has_fixed_image(layer))
 
@@ -113,7 +113,7 @@ def sums_of(layer: fx.Node, weight: Tensor) -> Tensor:
     weight = weight.double()
     if is_call(layer, aten.linear.default):
         return weight.sum(1).float().reshape([1] * (node_value(layer).ndim - 1) + [-1])
-    padded = layer.args[4] if len(layer.args) > 4 else 0
+    padded: Any = layer.args[4] if len(layer.args) > 4 else 0
     borders = [padded] if isinstance(padded, int) else list(padded)
     if not any(borders):
         return weight.flatten(1).sum(1).float().reshape([1, -1] + [1] * (weight.ndim - 2))
@@ -133,8 +133,8 @@ def _tables(quantize: fx.Node) -> tuple[Tensor, Tensor]:
 
 def _constant_zero(quantize: fx.Node) -> int | None:
     """The zero point of all rows, or None where they differ or are no bytes."""
-    values = _tables(quantize)[1].unique().tolist()
-    return int(values[0]) if len(values) == 1 and row_table(quantize) is not None else None
+    values = set(_tables(quantize)[1].tolist())
+    return int(values.pop()) if len(values) == 1 and row_table(quantize) is not None else None
 
 
 def item_quantizer(restored: fx.Node) -> ItemQuantizer | None:

@@ -37,10 +37,11 @@ def lower(
 ) -> Denoiser:
     """Lower a quantized program to kernels and check the result against the reference.
 
-    An integer kernel takes one activation scale a call. So a program with ``activation_groups`` is compiled for
-    batches of one timestep group, as sampling has them, and its denoiser splits a batch that mixes groups. Layers that
-    depend on the timestep and the conditioning alone, which have parameters per timestep, are computed timestep by
-    timestep where ``reuse`` cuts them out; compiled with the rest, they make the denoiser split batches by timestep.
+    The integer kernels of oneDNN take one activation scale a call. So a program with ``activation_groups`` is compiled
+    for batches of one timestep group there, as sampling has them, and its denoiser splits a batch that mixes groups;
+    our own kernels, OpenVINO and ONNX Runtime take such a batch as it is. Layers that depend on the timestep and the
+    conditioning alone, which have parameters per timestep, are computed timestep by timestep where ``reuse`` cuts them
+    out; compiled with the rest for oneDNN, they make the denoiser split batches by timestep.
 
     Args:
         program: The result of :func:`tfmq_fx.convert` or :func:`tfmq_fx.load`, or what ``convert_pt2e``

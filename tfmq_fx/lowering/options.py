@@ -42,8 +42,9 @@ class BackendSupport:
     """What a backend can do; a plan is made to fit it.
 
     Attributes:
-        mixed_groups: Whether one call may mix timestep groups, as computing quantize/dequantize in float can. Integer
-            kernels take one activation scale a call: their graph is written for one group, and the denoiser splits.
+        mixed_groups: Whether one call may mix timestep groups, as computing quantize/dequantize in float can. oneDNN's
+            integer kernels take one activation scale a call: their graph is written for one group, and the denoiser
+            splits.
         stages: Whether it compiles stages, whose values are kept from call to call.
         compared: Whether its results are compared with the quantized program's; False for what computes just that.
     """

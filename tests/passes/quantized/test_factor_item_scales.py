@@ -70,7 +70,9 @@ def quantized_tokens(ranges, products=True):
     builder = GraphBuilder(batch=2, dynamic_batch=True)
     x = inputs(builder)
     rows = builder.call(aten.reshape.default, builder.call(aten.permute.default, x, [0, 2, 3, 1]), [-1, 4])
-    tokens = builder.call(aten.linear.default, rows, builder.weight("fc.weight", (5, 4)), builder.weight("fc.bias", (5,)))
+    tokens = builder.call(
+        aten.linear.default, rows, builder.weight("fc.weight", (5, 4)), builder.weight("fc.bias", (5,))
+    )
     folded = builder.call(aten.reshape.default, tokens, [-1, 36, 5])
     turned = builder.call(aten.transpose.int, folded, 1, 2)
     result = builder.call(aten.bmm.default, folded, turned) if products else folded
