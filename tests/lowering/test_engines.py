@@ -145,10 +145,15 @@ def test_a_diffusers_unet_and_its_saved_artefact(backend, saved_unet):
 
 
 @pytest.mark.parametrize("backend", INSTALLED)
-def test_a_temporal_block_in_the_graph_is_refused_in_one_sentence(backend, program):
-    with pytest.raises(LoweringError, match="backend='inductor'") as caught:
-        tfmq_fx.lower(program, backend, tabulate=False)
-    assert "\n" not in str(caught.value)
+def test_a_temporal_block_in_the_graph_has_the_row_of_each_item(backend, program, reference):
+    denoiser = tfmq_fx.lower(program, backend, tabulate=False)
+    report = denoiser.report
+    assert report.temporal_layers == 4 and report.integer_kernels == report.eligible >= 11
+    x, _ = batch(4)
+    t = TIMESTEPS[[7, 1, 1, 4]]
+    assert relative(denoiser(x, t), reference(x, t)) < 0.02
+    with pytest.raises(TimestepError):
+        denoiser(x, 12345)
 
 
 @pytest.mark.parametrize("backend", INSTALLED)
