@@ -6,9 +6,9 @@
                                                         # benchmarks/results/presets.json
 
 One process a cell; everything is kept in ``runs/presets``, so a run that was cut off goes on where it stopped. A
-program is made once for all presets that ask for the same one (ptqd's is q-diffusion's), and read from
-``runs/quality`` where ``benchmarks/quality.py`` made it. Blocks are trained as there: 900 iterations at 4 bits, 300 at
-8, batches of 8, bfloat16 at 4 bits; the temporal block 4,000.
+program is made once for all presets that ask for the same one, and read from ``runs/quality`` where
+``benchmarks/quality.py`` made it. Blocks are trained as there: 900 iterations at 4 bits, 300 at 8, batches of 8,
+bfloat16 at 4 bits; the temporal block 4,000; activation steps as long as the preset says in proportion.
 
 The measures hold samples against the float model's from the same noise: DDIM in 50 steps, once deterministic (eta 0)
 and once stochastic (eta 1, which is DDPM's noise), where both get the same stream of noise. A preset that comes with a
@@ -230,7 +230,8 @@ COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], float | None], Callable[[flo
     "plain sampler": (lambda c: psnr(c, "eta0_unwrapped"), "{:.1f}".format),
     "plain, eta 1": (lambda c: psnr(c, "eta1_unwrapped"), "{:.1f}".format),
     "deviation": (lambda c: c["eta0"]["deviation"][-1], "{:.3f}".format),
-    "feature error": (lambda c: c["feature_error"], "{:.4f}".format),
+    "relative feature error": (lambda c: c["feature_error"], "{:.4f}".format),
+    "feature cosine": (lambda c: (c.get("feature_cosine") or {}).get("mean"), "{:.5f}".format),
     "right t, all 1000": (lambda c: c["mismatch_every_timestep"]["right"], "{:.1%}".format),
     "CPU s": (lambda c: c["seconds"]["cpu"], "{:.0f}".format),
 }

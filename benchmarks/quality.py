@@ -145,9 +145,11 @@ def mismatch_entry(mismatch: Any) -> dict[str, float]:
 
 
 def compare_features(original: Any, features: Any) -> dict[str, Any]:
-    """Error and mismatch of temporal features over the schedule."""
+    """Errors and mismatch of temporal features over the schedule: the relative error, and the paper's cosine."""
+    error = temporal_feature_error(original, features)
     return {
-        "feature_error": float(temporal_feature_error(original, features).overall),
+        "feature_error": error.overall,
+        "feature_cosine": {"mean": error.mean_cosine, "least": error.least_cosine},
         "mismatch": mismatch_entry(find_mismatch(original, features, "cosine")),
         "mismatch_by_distance": mismatch_entry(find_mismatch(original, features, "distance")),
     }

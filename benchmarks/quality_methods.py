@@ -11,7 +11,13 @@ __all__ = ["BITS", "CACHED", "ITERATIONS", "METHODS", "configuration", "methods_
 #: Name, weight bits, activation bits.
 BITS: dict[str, tuple[int, int]] = {"W8A8": (8, 8), "W4A32": (4, 32), "W4A8": (4, 8), "W4A4": (4, 4)}
 
-#: Fields of the configuration, and of its reconstruction (None: rounded to nearest).
+#: The time path of the bundled model: what TFMQ-DM's *Freeze* row initialises by min-max.
+FROZEN = ("time_embedding.*", "*.time_emb_proj")
+
+#: Fields of the configuration, and of its reconstruction (None: rounded to nearest). One range for all timesteps is the
+#: min-max of them all ("shared"), but for "observed time ranges", which smooths it over the calibration data, as the
+#: baselines of TFMQ-DM do. "Freeze" is that paper's control: the time path is rounded to nearest and left so, the rest
+#: is reconstructed; once with the searched weight ranges of the other rows, once with the min-max ones of the paper.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "nearest, min-max": (
         {
@@ -26,6 +32,16 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
     "nearest": ({"temporal": "shared", "weight_range": "mse"}, None),
     "nearest + FSC": ({"temporal": "fsc", "weight_range": "mse"}, None),
     "BRECQ": ({"temporal": "shared", "weight_range": "mse"}, {"temporal": "blocks"}),
+    "BRECQ, observed time ranges": ({"temporal": "observed", "weight_range": "mse"}, {"temporal": "blocks"}),
+    "BRECQ + Freeze": ({"temporal": "shared", "weight_range": "mse"}, {"temporal": "nearest"}),
+    "BRECQ + Freeze, min-max": (
+        {
+            "temporal": "shared",
+            "weight_range": "mse",
+            "overrides": {entry: {"weight_range": "minmax"} for entry in FROZEN},
+        },
+        {"temporal": "nearest"},
+    ),
     "BRECQ + FSC": ({"temporal": "fsc", "weight_range": "mse"}, {"temporal": "blocks"}),
     "BRECQ + TIAR": ({"temporal": "shared", "weight_range": "mse"}, {"temporal": "tiar"}),
     "BRECQ + TIAR + FSC": ({"temporal": "fsc", "weight_range": "mse"}, {"temporal": "tiar"}),
@@ -40,9 +56,9 @@ ITERATIONS = {8: 300, 4: 900}
 
 
 def methods_for(bits: str) -> list[str]:
-    """The methods that differ at these bits: without quantized activations there is nothing to FSC."""
+    """The methods that differ at these bits: without quantized activations there is nothing to FSC or to observe."""
     without_activations = BITS[bits][1] == 32
-    return [name for name in METHODS if not (without_activations and "FSC" in name)]
+    return [name for name in METHODS if not (without_activations and ("FSC" in name or "observed" in name))]
 
 
 def configuration(

@@ -38,7 +38,8 @@ COLUMNS: dict[str, tuple[Callable[[dict[str, Any]], float | None], Callable[[flo
         lambda c: statistics.median(c["psnr_time_only"]) if c["psnr_time_only"] else None,
         lambda v: f"{v:.1f}",
     ),
-    "feature error": (lambda c: c["feature_error"], lambda v: f"{v:.4f}"),
+    "relative feature error": (lambda c: c["feature_error"], lambda v: f"{v:.4f}"),
+    "feature cosine": (lambda c: (c.get("feature_cosine") or {}).get("mean"), lambda v: f"{v:.5f}"),
     "right t, schedule": (lambda c: c["mismatch"]["right"], lambda v: f"{v:.1%}"),
     "right t, all 1000": (
         lambda c: (c.get("mismatch_every_timestep") or {}).get("right"),

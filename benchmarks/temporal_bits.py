@@ -58,7 +58,7 @@ def main() -> None:
     model, scheduler = load_model(None)
     timesteps = ddim_scheduler(scheduler, STEPS).timesteps
     captured = tfmq_fx.capture(model, example_kwargs=unconditional_inputs(model))
-    table = Table("rounding", "temporal activations", "one range", "FSC", title="relative temporal feature error")
+    table = Table("rounding", "temporal activations", "one range", "FSC", title="relative feature error")
     rows = []
     cases = list(itertools.product((0, options.iterations), options.bits))
     for iterations, bits in track(cases, "cases"):

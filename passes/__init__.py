@@ -48,6 +48,7 @@ from tfmq_fx.passes.quantized.dequantize_weights import DequantizeWeights
 from tfmq_fx.passes.quantized.factor_item_scales import FactorItemScales
 from tfmq_fx.passes.quantized.fold_weight_zero_points import FoldWeightZeroPoints
 from tfmq_fx.passes.quantized.hoist_quantizers import HoistQuantizers
+from tfmq_fx.passes.quantized.scale_channels import ScaleChannels
 from tfmq_fx.passes.registry import find_pass, pass_registry
 from tfmq_fx.passes.support.subgraphs import extract_subgraph
 from tfmq_fx.passes.temporal.group_timesteps import GroupTimesteps
@@ -108,6 +109,7 @@ __all__ = [
     "RemoveNoopCasts",
     "ReplaceInPlace",
     "ResolvePaddings",
+    "ScaleChannels",
     "SetUnknownTimesteps",
     "ShareTemporalNodes",
     "SinkRepeatedRows",

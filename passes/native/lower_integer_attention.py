@@ -74,21 +74,24 @@ def find_quantized_attention(node: fx.Node) -> QuantizedAttention | None:
     if not _is_covered(node, values, min(weights.scales)):
         return None
     quantizers = (query, key, weights, value)
-    if not _is_one_table(quantizers, values[1:]):
+    if not _is_one_table(quantizers, values[1:], node):
         return None
-    keys, values = (_repeated_heads(n) for n in inputs[1:])
+    keys, of_values = (_repeated_heads(n) for n in inputs[1:])
     # Grouped queries: the kernel repeats the heads itself, up to the number of the query's.
-    if keys[1] == values[1] and is_same_size(node_value(source).shape[1], node_value(node).shape[1]):
-        inputs = (source, keys[0], values[0])
+    if keys[1] == of_values[1] and is_same_size(node_value(source).shape[1], node_value(node).shape[1]):
+        inputs = (source, keys[0], of_values[0])
     return QuantizedAttention(*inputs, factor, quantizers)
 
 
-def _is_one_table(quantizers: Sequence[ByteQuantizer], sources: Sequence[Tensor]) -> bool:
-    """Whether all that have tables have the same rows; keys and values of one image are quantized once, by numbers."""
+def _is_one_table(quantizers: Sequence[ByteQuantizer], sources: Sequence[Any], node: fx.Node) -> bool:
+    """Whether all that have tables have the same rows of as many; keys and values of one image for all have numbers."""
     tables = [quantizer.table for quantizer in quantizers]
     rows = {table.rows for table in tables if table is not None}
+    counts = {len(quantizer.scales) for quantizer in quantizers if quantizer.table is not None}
     own = zip((tables[1], tables[3]), sources, strict=True)
-    return len(rows) <= 1 and not any(table is not None and is_same_size(x.shape[0], 1) for table, x in own)
+    several = not is_same_size(node_value(node).shape[0], 1)
+    shared = several and any(table is not None and is_same_size(x.shape[0], 1) for table, x in own)
+    return len(rows) <= 1 and len(counts) <= 1 and not shared
 
 
 def _repeated_heads(node: Any) -> tuple[fx.Node, int]:

@@ -83,7 +83,7 @@ def find_integer_layer(graph_module: fx.GraphModule, node: fx.Node) -> IntegerLa
         return None
     # What is not finite would be lost where the kernel's result is quantized or rounded.
     finite = all(bool(value.isfinite().all()) for value in (weight_scale, *([] if bias is None else [bias])))
-    if not finite or (table is not None and padding != (0, 0) and _quantized_by(activation) is None):
+    if not finite or (table is not None and padding != (0, 0) and not _may_pad_before(activation, table)):
         return None
     quantized = argument_node(activation, 0)
     return IntegerLayer(quantized, one, table, weight, weight_scale, bias, stride, padding)
@@ -97,11 +97,14 @@ def _shared_quantizer(node: Any) -> tuple[float, int] | None:
     return (float(numbers[0]), int(numbers[1])) if 0 <= numbers[1] <= 255 else None  # a border is written in bytes
 
 
-def _quantized_by(activation: fx.Node) -> fx.Node | None:
-    """The node that quantizes as ``activation`` dequantizes."""
+def _may_pad_before(activation: fx.Node, table: RowTable) -> bool:
+    """Whether zeros before the quantizer of ``activation`` become the zero points that it dequantizes to zeros."""
     source = argument_node(activation, 0)
-    found = is_call(source, decomposed.quantize_per_channel.default) and source.args[1:] == activation.args[1:]
-    return source if found else None
+    if not is_call(source, decomposed.quantize_per_channel.default) or source.args[1:] != activation.args[1:]:
+        return False
+    bounds: Any = source.args[4:6]
+    zero_points = table.values()[1]
+    return bool(((zero_points >= bounds[0]) & (zero_points <= bounds[1])).all())
 
 
 def _fold(layer: IntegerLayer, shared: tuple[float, int]) -> dict[str, Tensor]:

@@ -136,6 +136,6 @@ def _repeated_rows(index: fx.Node) -> fx.Node | None:
         return _repeated_rows(argument_node(column, 0))
     if is_call(index, aten.expand.default):
         source = argument_node(index, 0)
-        return source if list(node_value(source).shape) == [1] else None
+        return _repeated_rows(source) if list(node_value(source).shape) == [1] else None
     value = node_value(index)
     return index if isinstance(value, Tensor) and value.ndim == 1 and value.dtype == torch.int64 else None

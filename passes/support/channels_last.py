@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from tfmq_fx.passes.support.arguments import argument_list, argument_node, called_operator
 from tfmq_fx.passes.support.byte_quantizers import ByteQuantizer, byte_quantizer
@@ -112,9 +113,17 @@ def flattened_quantizers(norm: fx.Node) -> list[ByteQuantizer]:
         for user in node.users:
             if is_call(user, *RELABELLINGS) and user.args[0] is node:
                 pending.append((user, [*chain, user]))
-            elif (found := byte_quantizer(user)) is not None and len(chain) > 1 and _flattens_pixels(chain):
-                quantizers.append(found)
+            elif (found := byte_quantizer(user)) is not None and len(chain) > 1:
+                quantizers += [found] if _flattens_pixels(chain) and _has_rows_of_images(found, norm) else []
     return quantizers
+
+
+def _has_rows_of_images(quantizer: ByteQuantizer, image: fx.Node) -> bool:
+    """Whether what quantizes pixels has no row of a table for less than one of the images they are of."""
+    if quantizer.table is None:
+        return True
+    images, items = node_value(image).shape[0], node_value(quantizer.table.rows).shape[0]
+    return statically_known_true(images % items == 0)
 
 
 def relabel(value: Tensor, chain: Sequence[fx.Node]) -> Tensor | None:

@@ -57,7 +57,9 @@ class ObserveTimestepGroups(GraphPass):
     Meta: the new nodes take the module stack of the layer.
 
     Args:
-        make_observer: Makes a module called as ``observer(x, groups)`` for the layer that it stands before.
+        make_observer: Called as ``make_observer(layer, entries)``; makes a module called as ``observer(x, groups)`` for
+            the layer that it stands before, whose input has so many entries per item along its first axis (1 where that
+            is not known).
         select: Called as ``select(layer, activation)``: whether to observe it.
         key: Activations are shared by layers of one key; by default by all.
         groups: The buffer that the groups are read from (:class:`~.group_timesteps.GroupTimesteps`).
@@ -68,7 +70,7 @@ class ObserveTimestepGroups(GraphPass):
 
     def __init__(
         self,
-        make_observer: Callable[[fx.Node], nn.Module],
+        make_observer: Callable[[fx.Node, int], nn.Module],
         *,
         select: Callable[[fx.Node, fx.Node], bool] = lambda layer, activation: True,
         key: Callable[[fx.Node], Hashable] = lambda layer: None,
@@ -112,7 +114,9 @@ class ObserveTimestepGroups(GraphPass):
                 continue
             site = (source, self.key(layer))
             if site not in observed:
-                name = _register(graph_module, self.make_observer(layer))
+                ratio = value.shape[0] if one_group else size_ratio(value.shape[0], batch)
+                observer = self.make_observer(layer, ratio if isinstance(ratio, int) else 1)
+                name = _register(graph_module, observer)
                 with graph_module.graph.inserting_before(layer):
                     entries = _entries(graph_module.graph, groups, source, value, batch, layer)
                     observed[site] = insert_module_call(graph_module.graph, name, (source, entries), anchor=layer)

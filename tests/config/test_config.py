@@ -46,6 +46,18 @@ def test_overrides_are_checked_and_the_first_match_holds():
     assert config.for_layer("up.conv").weight_bits == 6
 
 
+def test_overrides_take_roles():
+    config = QuantizationConfig(weight_bits=4, overrides={"output": {"weight_bits": 8}, "*": {"weight_bits": 6}})
+    assert config.for_layer("leave", frozenset({"output"})).weight_bits == 8
+    assert config.for_layer("leave").weight_bits == config.for_layer("output").weight_bits == 6
+    again = QuantizationConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    assert again == config and list(again.overrides) == ["output", "*"]
+    with pytest.raises(ConfigError, match=r"override of 'input': field='weigt_bits' is not supported"):
+        QuantizationConfig(overrides={"input": {"weigt_bits": 8}})
+    with pytest.raises(ConfigError, match="must be fields by role or pattern"):
+        QuantizationConfig(overrides=("input",))
+
+
 def test_json_round_trip():
     config = QuantizationConfig.preset(
         "tfmq-dm", weight_bits=4, keep_float=("input", "mid.*"), overrides={"a": {"weight_bits": 3}}

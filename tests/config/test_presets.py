@@ -69,9 +69,43 @@ def test_an_unknown_preset_is_refused_with_the_list():
         QuantizationConfig.preset("nope")
 
 
-def test_ptqd_quantizes_as_q_diffusion_does():
-    one, other = (QuantizationConfig.preset(name, reconstruction=None) for name in ("q-diffusion", "ptqd"))
-    assert one == other
+def test_ptqd_is_what_its_code_quantizes():
+    config = QuantizationConfig.preset("ptqd", weight_bits=4, activation_bits=6)
+    ends = frozenset({"input"}), frozenset({"output"})
+    for layer in (*(config.for_layer("x", roles) for roles in ends), config.for_layer("unet.time_embed.0")):
+        assert (layer.weight_bits, layer.activation_bits) == (8, 8)
+    assert config.for_layer("unet.time_embed.2").weight_bits == 4
+    assert config.keeps_float("input_blocks.3.0.op", frozenset()) and not config.quantizes_attention
+    assert not config.split_concatenations and config.activation_range == "mse" and config.softmax_bits is None
+    learned = config.reconstruction
+    assert (learned.learned_steps, learned.iterations, learned.step_iterations(learned.iterations)) == (
+        "after", 10_000, 5_000,
+    )  # fmt: skip
+
+
+def test_q_diffusion_quantizes_everything_at_one_width():
+    config = QuantizationConfig.preset("q-diffusion", weight_bits=4)
+    assert not config.keep_float and not config.overrides and config.softmax_bits == 8 and config.split_concatenations
+    learned = config.reconstruction
+    assert (learned.learned_steps, learned.step_iterations(learned.iterations)) == ("after", 5_000)
+
+
+@pytest.mark.parametrize(("given", "widths"), [({}, (8, 8)), ({"weight_bits": 4, "activation_bits": 32}, (8, 32)),
+                                               ({"weight_bits": 16, "activation_bits": 6}, (16, 8))])  # fmt: skip
+def test_layers_with_widths_of_their_own_do_not_get_fewer_bits_than_the_others(given, widths):
+    layer = QuantizationConfig.preset("ptqd", **given).for_layer("x", frozenset({"output"}))
+    assert (layer.weight_bits, layer.activation_bits) == widths
+    plain = QuantizationConfig.preset("ptqd", overrides={"a": {"weight_bits": 3}}, **given)
+    assert dict(plain.overrides) == {"a": {"weight_bits": 3}}
+    with pytest.raises(ConfigError, match="weight_bits='many'"):
+        QuantizationConfig.preset("ptqd", weight_bits="many")
+
+
+def test_every_method_of_the_papers_says_what_it_lacks():
+    published = {name for name, preset in PRESETS.items() if preset.source != "this package"}
+    assert {name for name in published if not PRESETS[name].limitations} == {"tfmq-dm"}
+    observed = [name for name in PRESETS if QuantizationConfig.preset(name).temporal == "observed"]
+    assert observed == ["brecq", "q-diffusion", "ptqd", "ptq4dm"], "what knows nothing of time"
 
 
 def prepared(**options):

@@ -82,3 +82,61 @@ def integer_attention(query, key, value, factor, scales, zero_points, dtype):
     exact = torch.round(weights).clamp(0, 255) @ v * step
     error = ((high - low) @ v.abs() + 4 * EPSILON * (high @ v.abs())) * step
     return rounded(exact.transpose(1, 2), error.transpose(1, 2), dtype)
+
+
+def image_rows(rows, table, images):
+    """The row of each image: an item has as many images, one behind the other; a row outside is the nearest inside."""
+    each = images // len(rows)
+    return [min(max(int(rows[image // each]), 0), table - 1) for image in range(images)]
+
+
+def by_image(images, rows, table, compute):
+    """What ``compute(image, row)`` gives for each image, side by side: a value and how far it may be off."""
+    parts = [compute(image, row) for image, row in enumerate(image_rows(rows, table, images))]
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def integer_conv_rows(x, plain, weight_scale, bias, residual, table, stride, dtype):
+    """``table``: scales, zero points and rows; ``x`` carries its border."""
+    scales, zeros, rows = table
+
+    def of_image(image, row):
+        own = x[image : image + 1].double() - float(zeros[row])
+        added = None if residual is None else residual[image : image + 1]
+        return integer_conv(own, plain, weight_scale.double() * float(scales[row]), bias, added, stride, dtype)
+
+    return by_image(len(x), rows, len(scales), of_image)
+
+
+def quantized_rows(exact, error, table, padding):
+    """The bytes of images that are known to ``error``, by each one's row, with a border of its zero points."""
+    scales, zeros, rows = table
+    top, left, bottom, right = padding
+
+    def of_image(image, row):
+        own = slice(image, image + 1)
+        place, room = quantized(exact[own], error[own], float(scales[row]), int(zeros[row]))
+        border = torch.nn.functional.pad(room, [0, 0, left, right, top, bottom])
+        return padded(place, int(zeros[row]), padding), border
+
+    return by_image(len(exact), rows, len(scales), of_image)
+
+
+def quantized_image_rows(x, enlarge, table, padding):
+    scales, zeros, rows = table
+
+    def of_image(image, row):
+        value = steps(x[image : image + 1], float(scales[row]), int(zeros[row]))
+        value = value.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
+        return (padded(value, int(zeros[row]), padding),)
+
+    return by_image(len(x), rows, len(scales), of_image)[0]
+
+
+def integer_attention_rows(query, key, value, factor, scales, zero_points, rows, dtype):
+    def of_image(image, row):
+        own = [x[image : image + 1] if len(x) > 1 else x for x in (query, key, value)]
+        zeros = zero_points[row].tolist()
+        return integer_attention(*own, factor, scales[row].tolist(), [*zeros[:2], zeros[3]], dtype)
+
+    return by_image(max(len(x) for x in (query, key, value)), rows, len(scales), of_image)

@@ -46,7 +46,9 @@ def with_groups(model, values, count):
 
 def observe(model, make):
     """Observe the layers outside the temporal block."""
-    return ObserveTimestepGroups(lambda layer: make(), select=lambda layer, _: layer.name not in model.expected.nodes)
+    return ObserveTimestepGroups(
+        lambda layer, entries: make(), select=lambda layer, _: layer.name not in model.expected.nodes
+    )
 
 
 def quantized(model, values, count, make):

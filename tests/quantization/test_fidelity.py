@@ -149,7 +149,7 @@ def test_a_calibration_that_fails_leaves_none():
 # --- what conversion measures -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("temporal", ["fsc", "shared", "float", "cache", "auto"])
+@pytest.mark.parametrize("temporal", ["fsc", "shared", "observed", "float", "cache", "auto"])
 def test_a_program_knows_how_far_it_is_from_the_float_model(temporal):
     model, graph = small_denoiser(), calibrated(QuantizationConfig(temporal=temporal))
     program = tfmq_fx.convert(graph)

@@ -151,7 +151,7 @@ def test_one_observer_per_temporal_value():
 
 
 @pytest.mark.parametrize(
-    ("temporal", "indexed", "float_linears"), [("fsc", 3, 0), ("shared", 0, 0), ("float", 0, 4)]
+    ("temporal", "indexed", "float_linears"), [("fsc", 3, 0), ("shared", 0, 0), ("observed", 0, 0), ("float", 0, 4)]
 )  # fmt: skip
 def test_the_temporal_modes(temporal, indexed, float_linears):
     program = tfmq_fx.capture(small_denoiser(), batch())

@@ -120,6 +120,8 @@ OPTIONS = [
     ({"fisher": True}, [TIME | EMBED, *BLOCKS]),
     ({"learned_steps": True}, [TIME | EMBED, *BLOCKS]),
     ({"learned_steps": True, "temporal": "blocks"}, WITH_EMBED),
+    ({"learned_steps": "after", "step_share": 2.0}, [TIME | EMBED, *BLOCKS]),
+    ({"learned_steps": "after", "step_share": 2.0, "temporal": "blocks"}, WITH_EMBED),
     ({"precision": "bfloat16"}, [TIME | EMBED, *BLOCKS]),
     ({"held_back": 0.0}, [TIME | EMBED, *BLOCKS]),
 ]
@@ -147,7 +149,7 @@ def test_each_option_trains_its_weights_and_makes_nothing_worse(monkeypatch, opt
     assert any(unit.changed > 0 for unit in units)
     after = state(graph)
     steps_moved = any(not torch.equal(after[n], before[n]) for n in after if n.endswith(".scale"))
-    assert steps_moved == options.get("learned_steps", False)
+    assert steps_moved == bool(options.get("learned_steps"))
     with torch.no_grad():
         assert torch.equal(graph(*batch()), tfmq_fx.convert(graph)(*batch()))
 

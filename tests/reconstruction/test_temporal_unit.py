@@ -66,7 +66,7 @@ def inside_names(graph):
 
 
 @pytest.mark.parametrize("temporal", ["fsc", "shared"])
-@pytest.mark.parametrize("learned_steps", [False, True])
+@pytest.mark.parametrize("learned_steps", [False, True, "after"])
 def test_the_error_falls_and_is_what_the_report_says(temporal, learned_steps):
     graph = calibrated(temporal=temporal)
     unit_of(graph).observe(graph)
@@ -129,7 +129,7 @@ def test_a_training_that_raises_the_error_is_not_kept():
     assert same(state(graph), before)
 
 
-@pytest.mark.parametrize("learned_steps", [False, True])
+@pytest.mark.parametrize("learned_steps", [False, True, "after"])
 def test_an_interrupt_puts_everything_back(learned_steps):
     graph = calibrated()
     before = state(graph)

@@ -22,6 +22,7 @@ def test_feature_error_is_exact_on_vectors_made_by_hand():
     x_hat = torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0], [-1.0, 0.0]])
     error = diagnostics.temporal_feature_error(features(x), features(x_hat))
     assert error.cosine.flatten().tolist() == pytest.approx([1, 0, 1, -1], abs=1e-15)
+    assert (error.mean_cosine, error.least_cosine) == (pytest.approx(1 / 4), pytest.approx(-1))
     assert error.relative.flatten().tolist() == pytest.approx([0, math.sqrt(2), 0, 1.5])
     assert error.overall == pytest.approx(math.sqrt((2 + 9) / (25 + 1 + 4)))
     assert error.cosine.dtype == error.relative.dtype == torch.float64

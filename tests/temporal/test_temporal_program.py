@@ -53,8 +53,8 @@ class InTwoParts:
 
 
 CONFIGS = [
-    {}, {"weight_bits": 4}, {"temporal": "shared"}, {"temporal": "float"}, {"activation_groups": 3},
-    {"temporal": "float", "activation_groups": 2}, {"activation_groups": 10},
+    {}, {"weight_bits": 4}, {"temporal": "shared"}, {"temporal": "observed"}, {"temporal": "float"},
+    {"activation_groups": 3}, {"temporal": "float", "activation_groups": 2}, {"activation_groups": 10},
 ]  # fmt: skip
 TABLES = [
     {"temporal": "cache"},

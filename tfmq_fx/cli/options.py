@@ -80,7 +80,9 @@ TemporalOption = Annotated[
     Temporal,
     typer.Option(
         "--temporal",
-        help="The temporal block: fsc, one parameter set per timestep; shared, one for all; float, left alone.",
+        help="The temporal block: fsc, one parameter set per timestep; cache, its float features as stored rows; auto, "
+        "what of both is closer to float; shared, one set for all; observed, the same from calibration data; float, "
+        "left alone.",
         rich_help_panel=SETTINGS,
     ),
 ]

@@ -173,12 +173,10 @@ def _configuration(context: typer.Context, method: Preset | None, seed: int, **o
     """The configuration of these options, on top of a preset's."""
     from tfmq_fx.config.quantization import QuantizationConfig
 
-    fields: dict[str, Any] = {}
     if method is not None:
-        fields = dict(method.fields)
         options = {name: value for name, value in options.items() if is_given(context, name)}
     iteration_counts = {name: options.pop(name) for name in ("iterations", "temporal_iterations") if name in options}
-    config = QuantizationConfig(**{**fields, **options})
+    config = QuantizationConfig(**(options if method is None else method.with_values(options)))
     reconstruction = config.resolved_reconstruction
     if reconstruction is None:
         return config

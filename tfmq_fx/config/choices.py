@@ -10,6 +10,7 @@ from typing import Literal
 
 __all__ = [
     "Granularity",
+    "LearnedSteps",
     "Lookup",
     "Precision",
     "RoundingMethod",
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 #: How the activations of the temporal block are quantized.
-Temporal = Literal["fsc", "cache", "auto", "shared", "float"]
+Temporal = Literal["fsc", "cache", "auto", "shared", "observed", "float"]
 #: How a table of temporal features is stored.
 TableStorage = Literal["float32", "float16", "int8"]
 #: How the range of a weight channel is chosen.
@@ -37,5 +38,7 @@ RoundingMethod = Literal["adaround", "gptq", "nearest"]
 Granularity = Literal["block", "layer", "none"]
 #: What the temporal block is reconstructed against.
 TemporalObjective = Literal["tiar", "blocks", "nearest"]
+#: Whether step sizes of activations are trained: with the rounding of a unit's weights, or behind it.
+LearnedSteps = Literal[False, True, "after"]
 #: What a unit is trained in.
 Precision = Literal["float32", "bfloat16"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tfmq_fx.config.checks import check_choice
+from tfmq_fx.config.checks import check_choice, plain
 from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 
@@ -46,23 +46,36 @@ class Preset:
         """Make the fields read-only."""
         object.__setattr__(self, "fields", freeze(self.fields))
 
+    def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields with ``values`` on top; layers with widths of their own do not get fewer bits than the others."""
+        fields = {**self.fields, **values}
+        if "overrides" not in values and "overrides" in fields:
+            fields["overrides"] = {
+                entry: {name: _wider(name, value, values.get(name)) for name, value in own.items()}
+                for entry, own in fields["overrides"].items()
+            }
+        return fields
 
-#: What Q-Diffusion and PTQD quantize alike.
-Q_DIFFUSION: dict[str, Any] = {
-    "temporal": "shared",
-    "weight_range": "mse",
-    "softmax_bits": 8,
-    "keep_float": (),
-}
 
 #: More groups than a schedule has timesteps: one each.
 EVERY_TIMESTEP = 10_000
+
+#: What published methods do not do unless they say so: ranges by timestep, channels that are scaled.
+PLAIN: dict[str, Any] = {"activation_groups": 1, "scale_channels": False}
 
 #: The released code of TFMQ-DM leaves out modules by parts of their names. These are the same layers by the names that
 #: diffusers, guided diffusion and the DDPM repository give them; the code's bare ``op`` also hits unrelated ones.
 RELEASED_FLOAT = ("*skip*", "*shortcut*", "*downsample*", "*.op")
 RELEASED_FIRST_TIME_LAYER = ("*time_embedding.linear_1", "*time_embed.0", "*temb.dense.0")
 RELEASED_SECOND_TIME_LAYER = ("*time_embedding.linear_2", "*time_embed.2", "*temb.dense.1")
+
+#: What the code of BRECQ and its descendants gives the first and the last layer.
+EIGHT_BITS = {"weight_bits": 8, "activation_bits": 8}
+#: What that code does and these passes do not.
+TWO_SWEEPS = (
+    "all weights learning under float activations before any step size does (here unit by unit, under quantized ones)"
+)
+ASYMMETRIC = "asymmetric 8-bit weights (here symmetric, as the integer kernels take them)"
 
 PRESETS: Mapping[str, Preset] = FrozenMapping(
     {
@@ -73,7 +86,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "TFMQ-DM, CVPR 2024",
                 "The temporal block is rounded against its own output (TIAR) and has activation parameters per "
                 "timestep (FSC); the rest is reconstructed block by block.",
-                {"temporal": "fsc", "weight_range": "mse", "reconstruction": "tfmq-dm"},
+                {**PLAIN, "temporal": "fsc", "weight_range": "mse", "reconstruction": "tfmq-dm"},
             ),
             Preset(
                 "tfmq-dm-released",
@@ -81,6 +94,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "As tfmq-dm with parameters per timestep for all activations, but attention products, shortcuts, "
                 "downsampling convs and the first time layer stay float, and the second has quantized weights only.",
                 {
+                    **PLAIN,
                     "temporal": "fsc",
                     "weight_range": "mse",
                     "split_concatenations": False,
@@ -97,34 +111,58 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "Block by block reconstruction that knows nothing of time: embedding layers are trained inside their "
                 "residual blocks, one range for all timesteps.",
                 {
-                    "temporal": "shared",
+                    **PLAIN,
+                    "temporal": "observed",
                     "weight_range": "mse",
                     "split_concatenations": False,
                     "reconstruction": "brecq",
                 },
-                limitations="the first and last layer at 8 bits (here float), and learned activation steps (an option "
-                "of the reconstruction)",
+                limitations="the first and last layer at 8 bits (here float, as where TFMQ-DM compares with it; "
+                "overrides of the roles give them bits), Fisher weights and learned activation steps (options of the "
+                "reconstruction), weights that learn under float activations",
             ),
             Preset(
                 "q-diffusion",
                 "Q-Diffusion, ICCV 2023",
                 "Calibration over all steps alike, shortcuts of concatenations split, the softmax at 8 bits (or 16), "
-                "block reconstruction with learned activation steps; every layer is quantized, the first and last too.",
-                {**Q_DIFFUSION, "reconstruction": ReconstructionConfig(temporal="blocks", learned_steps=True)},
+                "block reconstruction, then learned activation steps from searched ranges; every layer is quantized, "
+                "the first and last too.",
+                {
+                    **PLAIN,
+                    "temporal": "observed",
+                    "weight_range": "mse",
+                    "activation_range": "mse",
+                    "softmax_bits": 8,
+                    "keep_float": (),
+                    "reconstruction": ReconstructionConfig(temporal="blocks", learned_steps="after"),
+                },
+                limitations=f"{TWO_SWEEPS}, {ASYMMETRIC}, and running means of activation ranges (its option for "
+                "Stable Diffusion)",
             ),
             Preset(
                 "ptqd",
-                "PTQD, NeurIPS 2023",
-                "Quantized as q-diffusion; the sampler then removes the part of the quantization noise that correlates "
-                "with the output, its bias, and its variance from the noise that a stochastic sampler adds.",
+                "PTQD, NeurIPS 2023, the public code",
+                "The first and last layer and the first time layer at 8 bits; attention products, shortcuts and "
+                "downsampling convs float; block reconstruction, then learned activation steps from searched ranges. "
+                "The sampler then removes the part of the quantization noise that correlates with the output, its "
+                "bias, and its variance from the noise that a stochastic sampler adds.",
                 {
-                    **Q_DIFFUSION,
+                    **PLAIN,
+                    "temporal": "observed",
+                    "weight_range": "mse",
+                    "activation_range": "mse",
+                    "split_concatenations": False,
+                    "keep_float": ("attention", *RELEASED_FLOAT),
+                    "overrides": dict.fromkeys(("input", "output", *RELEASED_FIRST_TIME_LAYER), EIGHT_BITS),
+                    # 10,000 iterations in batches of 8, then 5,000 for the steps.
                     "reconstruction": ReconstructionConfig(
-                        temporal="blocks", learned_steps=True, iterations=10_000, batch_size=8
+                        temporal="blocks", learned_steps="after", step_share=0.5, iterations=10_000, batch_size=8
                     ),
                 },
                 corrects_noise=True,
-                limitations="activation widths that change with the timestep",
+                limitations=f"{TWO_SWEEPS}, {ASYMMETRIC}, one scale for a whole weight (here one a channel), 8-bit "
+                "layers that stay rounded to nearest, batches of 16 for the steps, and activation widths that change "
+                "with the timestep",
             ),
             Preset(
                 "ptq4dm",
@@ -132,7 +170,8 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "Symmetric per-channel weights and activations by an L2.4 search, no reconstruction, calibration "
                 "timesteps from a normal distribution (NDTC); the model's output and the sampler's state take 8 bits.",
                 {
-                    "temporal": "shared",
+                    **PLAIN,
+                    "temporal": "observed",
                     "weight_range": "mse",
                     "activation_range": "mse",
                     "reconstruction": "nearest",
@@ -151,6 +190,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "TDQ, NeurIPS 2023",
                 "Every activation has a range of its own at every timestep; rounded to nearest.",
                 {
+                    **PLAIN,
                     "temporal": "fsc",
                     "weight_range": "mse",
                     "activation_groups": EVERY_TIMESTEP,
@@ -162,18 +202,30 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "adp-dm",
                 "ADP-DM, arXiv 2305.18723",
                 "Every activation has a range for each of eight groups of timesteps; rounded to nearest.",
-                {"temporal": "fsc", "weight_range": "mse", "activation_groups": 8, "reconstruction": "nearest"},
+                {
+                    **PLAIN,
+                    "temporal": "fsc",
+                    "weight_range": "mse",
+                    "activation_groups": 8,
+                    "reconstruction": "nearest",
+                },
                 limitations="channel groups with a learned mixture of ranges, and calibration timesteps by entropy",
             ),
             Preset(
                 "shared",
                 "this package",
                 "The default configuration with one range for all timesteps.",
-                {"temporal": "shared"},
+                {**PLAIN, "temporal": "shared"},
             ),
         )
     }
 )
+
+
+def _wider(name: str, own: Any, given: Any) -> Any:
+    """The larger one of two widths; another field is the override's own, and what is no width fails in its check."""
+    given = plain(given)
+    return max(own, given) if name.endswith("_bits") and isinstance(given, int) else own
 
 
 def find_preset(name: str) -> Preset:

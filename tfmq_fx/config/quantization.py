@@ -21,7 +21,7 @@ from tfmq_fx.observers.registry import RecordedObserver, check_activation_observ
 
 __all__ = ["FLOAT_BITS", "ROLES", "QuantizationConfig"]
 
-#: What ``keep_float`` names beside patterns: layers by what they touch.
+#: What ``keep_float`` and ``overrides`` name beside patterns: layers by what they touch.
 ROLES = ("input", "output", "attention")
 
 
@@ -35,8 +35,13 @@ class QuantizationConfig:
         temporal: How the activations inside the temporal block are quantized: ``"fsc"``, one parameter
             set per timestep (TFMQ-DM, CVPR 2024, section 5); ``"cache"``, the float block's features are
             stored per timestep and the block is gone (arXiv 2407.19547); ``"auto"``, per embedding layer
-            what is closer to float of the two, as a table; ``"shared"``, one set for all timesteps;
-            ``"float"``, the block is left alone.
+            what is closer to float of the two, as a table; ``"shared"``, one set for all timesteps, the
+            min-max of them all; ``"observed"``, one set for all timesteps, observed over the calibration data by
+            ``activation_range`` like any other activation's (the baselines of the papers); ``"float"``, the block
+            is left alone. Of arXiv 2407.19547 only the abstract and the authors' page were read: from there are the
+            stored, quantized features, and that the temporal feature error chooses between them and the quantized
+            block. Our reading is how: one choice a layer for all timesteps, by the squared error over the schedule,
+            between rows with parameters of their own and the block under ``"fsc"``.
             With the first three, layers that depend on the timestep and the conditioning alone (SDXL, LCM, SD3) have
             one set per timestep too; with the others they are quantized as any layer.
         table: How a table of temporal features is stored: ``"float32"``, ``"float16"`` or ``"int8"``
@@ -49,7 +54,10 @@ class QuantizationConfig:
         activation_groups: How many groups of timesteps have activation ranges of their own, outside the temporal
             block (``temporal`` says what happens inside): the timesteps in the order of their noise are cut into
             this many contiguous groups, each with one per-tensor range (ADP-DM, arXiv 2305.18723); as many as
-            timesteps or more is one range per timestep (TDQ, NeurIPS 2023). 1 is one range for all.
+            timesteps or more is one range per timestep (TDQ, NeurIPS 2023). 1 is one range for all. None is one per
+            timestep, in at most 50 groups, where ``temporal`` makes a table; a timestep with few calibration items is
+            taken together with its neighbours. It is one for all where ``temporal`` is ``"shared"`` or ``"float"``,
+            activations are symmetric, or ``activation_range`` has no form for groups.
         symmetric_weights: Whether weights have zero point 0; ``None`` takes True at 8 bits and more, where
             an asymmetric weight would not fit the integer kernels, and False below, where it does.
         symmetric_activations: Whether activations get the zero point in the middle of the integer range (128 at 8
@@ -66,8 +74,14 @@ class QuantizationConfig:
         keep_float: What stays float: roles (``"input"``, ``"output"``: the layers that touch the model's
             sample and its result; ``"attention"``: the two matrix products of attention), or patterns of
             fully qualified names such as ``"mid_block.*"``.
-        overrides: Per pattern of fully qualified names, other values of ``weight_bits``,
-            ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
+        overrides: Per role or pattern of fully qualified names, as in ``keep_float``, other values of
+            ``weight_bits``, ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
+            ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}`` with ``keep_float=()`` is the first and
+            last layer at 8 bits. What ``keep_float`` names stays float all the same.
+        scale_channels: Whether channels of an activation that do not share a range are scaled, by powers of two that
+            the weights behind them take back, where that leaves less rounding noise in the layer's output; the float
+            function stays as it is. It needs ranges by timestep (``activation_groups``), ``"ema"`` or ``"minmax"``.
+            Source: SmoothQuant (ICML 2023); power-of-two scaling, DMQ (ICCV 2025).
         split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
         unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it with exact parameters of its
             own, which takes no data, and keeps the result; ``"error"`` names it; ``"nearest"`` takes the parameters
@@ -88,7 +102,7 @@ class QuantizationConfig:
     table: TableStorage | None = None
     weight_range: WeightRange | None = None
     activation_range: str = "ema"
-    activation_groups: int = 1
+    activation_groups: int | None = None
     symmetric_weights: bool | None = None
     symmetric_activations: bool = False
     symmetric_attention: bool = False
@@ -96,6 +110,7 @@ class QuantizationConfig:
     output_bits: int | None = None
     keep_float: tuple[str, ...] = ("input", "output")
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenMapping)
+    scale_channels: bool = True
     split_concatenations: bool = True
     unknown_timestep: UnknownTimestep = "extend"
     reconstruction: ReconstructionConfig | None = None
@@ -104,7 +119,7 @@ class QuantizationConfig:
         """Check every field."""
         for name, check in CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
-        check_activation_observer(self.activation_range, grouped=self.activation_groups > 1)
+        check_activation_observer(self.activation_range, grouped=(self.activation_groups or 1) > 1)
         object.__setattr__(self, "reconstruction", ReconstructionConfig.of(self.reconstruction))
         if self.symmetric_weights is False and self.weight_bits == 8:
             msg = (
@@ -117,7 +132,7 @@ class QuantizationConfig:
     def _checked_overrides(self) -> dict[str, dict[str, Any]]:
         if not isinstance(self.overrides, Mapping):
             example = "{'mid.*': {'weight_bits': 8}}"
-            msg = f"overrides={shown(self.overrides)} must be fields by pattern, such as {example}"
+            msg = f"overrides={shown(self.overrides)} must be fields by role or pattern, such as {example}"
             raise ConfigError(msg)
         checked = {}
         for pattern, values in self.overrides.items():
@@ -154,21 +169,29 @@ class QuantizationConfig:
         Raises:
             ConfigError: There is no such preset.
         """
-        return cls(**{**find_preset(name).fields, **values})
+        return cls(**find_preset(name).with_values(values))
 
     def keeps_float(self, fqn: str, roles: frozenset[str]) -> str | None:
         """The entry of ``keep_float`` that keeps a layer with this name and these roles, or None."""
-        for entry in self.keep_float:
-            if entry in roles or (entry not in ROLES and fnmatch.fnmatchcase(fqn, entry)):
-                return entry
-        return None
+        return next((entry for entry in self.keep_float if _names(entry, fqn, roles)), None)
 
-    def for_layer(self, fqn: str) -> QuantizationConfig:
-        """This configuration with the first matching override applied."""
-        for pattern, values in self.overrides.items():
-            if fnmatch.fnmatchcase(fqn, pattern):
+    def for_layer(self, fqn: str, roles: frozenset[str] = frozenset()) -> QuantizationConfig:
+        """This configuration with the first override applied that matches a layer of this name and these roles."""
+        for entry, values in self.overrides.items():
+            if _names(entry, fqn, roles):
                 return dataclasses.replace(self, overrides={}, **values)
         return self
+
+    @property
+    def quantizes_attention(self) -> bool:
+        """Whether a product of attention may be quantized: by the width of all, or by that of its role."""
+        if "attention" in self.keep_float:
+            return False
+        if "attention" not in self.overrides:
+            return self.activation_bits < FLOAT_BITS
+        # A pattern that stands before the role may name some products too.
+        first = list(self.overrides)[: list(self.overrides).index("attention") + 1]
+        return any(self.overrides[entry].get("activation_bits", self.activation_bits) < FLOAT_BITS for entry in first)
 
     @property
     def lookup(self) -> Lookup:
@@ -224,6 +247,15 @@ class QuantizationConfig:
 OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
 
 
+def _check_groups(name: str, groups: Any) -> Any:
+    return None if groups is None else check_whole(name, groups, least=1)
+
+
+def _names(entry: str, fqn: str, roles: frozenset[str]) -> bool:
+    """Whether an entry, a role or a pattern, names a layer."""
+    return entry in roles if entry in ROLES else fnmatch.fnmatchcase(fqn, entry)
+
+
 def _check_observer_name(_: str, name: Any) -> Any:
     """Its registration is checked together with ``activation_groups``; a name that was recorded stays one."""
     return name if isinstance(name, RecordedObserver) else plain(name)
@@ -237,13 +269,14 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "table": partial(check_choice, choices=(None, *get_args(TableStorage))),
     "weight_range": partial(check_choice, choices=(None, *get_args(WeightRange))),
     "activation_range": _check_observer_name,
-    "activation_groups": partial(check_whole, least=1),
+    "activation_groups": _check_groups,
     "symmetric_weights": partial(check_choice, choices=(None, False, True)),
     "symmetric_activations": check_switch,
     "symmetric_attention": check_switch,
     "softmax_bits": partial(check_choice, choices=(None, 8, 16)),
     "output_bits": partial(check_bits, optional=True),
     "keep_float": check_names,
+    "scale_channels": check_switch,
     "split_concatenations": check_switch,
     "unknown_timestep": partial(check_choice, choices=get_args(UnknownTimestep)),
 }

@@ -16,7 +16,7 @@ from tfmq_fx.config.checks import (
     check_whole,
     shown,
 )
-from tfmq_fx.config.choices import Granularity, Precision, RoundingMethod, TemporalObjective
+from tfmq_fx.config.choices import Granularity, LearnedSteps, Precision, RoundingMethod, TemporalObjective
 from tfmq_fx.errors import ConfigError
 
 __all__ = ["RECONSTRUCTIONS", "ReconstructionConfig"]
@@ -51,7 +51,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "quantized_inputs": _share,
     "drop_activations": _share,
     "fisher": check_switch,
-    "learned_steps": check_switch,
+    "learned_steps": partial(check_choice, choices=get_args(LearnedSteps)),
+    "step_share": partial(check_number, low=0.0, high=10.0),
     "step_learning_rate": _share,
     "precision": partial(check_choice, choices=get_args(Precision)),
     "temporal_precision": partial(check_choice, choices=get_args(Precision)),
@@ -64,6 +65,9 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
 @dataclass(frozen=True)
 class ReconstructionConfig:
     """How weights are rounded: learned (AdaRound), unit by unit (BRECQ), the temporal block first (TIAR), or by GPTQ.
+
+    Activations are quantized while the weights of a unit learn, so that the rounding makes up for them too; the papers
+    and their code train all weights with float activations first and quantize activations behind them.
 
     Attributes:
         method: ``"adaround"`` trains the choice of every weight. ``"gptq"`` (ICLR 2023) trains nothing: layer by layer,
@@ -93,8 +97,11 @@ class ReconstructionConfig:
             (QDrop); 0 never.
         fisher: Whether the error of a unit is weighted by the diagonal Fisher information of its output
             (BRECQ, section 3.2).
-        learned_steps: Whether activation step sizes are trained together with the weights (LSQ, ICLR
-            2020), those of the timestep tables row by row.
+        learned_steps: Whether activation step sizes are trained (LSQ, ICLR 2020), those of the timestep tables row by
+            row: True, together with the weights; ``"after"``, behind them, unit by unit, when their rounding is
+            final, against the error in the 2.4 norm (the public code of BRECQ and Q-Diffusion).
+        step_share: With ``learned_steps="after"``, training steps of the step sizes relative to those of the weights
+            before: Q-Diffusion's 5,000 after 20,000.
         step_learning_rate: Adam's step for the activation step sizes, relative to each step size; annealed
             along a cosine.
         precision: What units other than the temporal block are trained in. ``"bfloat16"`` runs their
@@ -122,7 +129,8 @@ class ReconstructionConfig:
     quantized_inputs: float = 1.0
     drop_activations: float = 0.0
     fisher: bool = False
-    learned_steps: bool = False
+    learned_steps: LearnedSteps = False
+    step_share: float = 0.25
     step_learning_rate: float = 1e-3
     precision: Precision = "float32"
     temporal_precision: Precision = "float32"
@@ -141,6 +149,10 @@ class ReconstructionConfig:
                 "temporal='blocks' trains embedding layers inside their blocks, but granularity='none' trains no block"
             )
             raise ConfigError(msg)
+
+    def step_iterations(self, iterations: int) -> int:
+        """Training steps of the step sizes behind a training of the weights of this many."""
+        return round(self.step_share * iterations) if self.learned_steps == "after" else 0
 
     def rate(self, iterations: int) -> float:
         """The step size of the rounding variables for a training of this many iterations."""

@@ -36,7 +36,7 @@ class Diagnosis:
     Attributes:
         label: The program's name in tables and pictures.
         config: Its configuration, as JSON values.
-        features: Temporal feature error per timestep and layer.
+        features: Temporal feature error (the paper's cosine) and relative feature error per timestep and layer.
         mismatch: Which timestep each feature is taken for, by cosine as in TFMQ-DM.
         nearest: The same by Euclidean distance.
         trajectory: Deviation of the quantized denoiser from the float one, step by step.

@@ -91,7 +91,7 @@ def mismatch_heatmap(diagnoses: Mapping[str, Diagnosis], *, measure: str = "cosi
 
 
 def feature_error_plot(diagnoses: Mapping[str, Diagnosis]) -> Figure:
-    """Draw the relative temporal feature error per timestep and layer, a panel per program, on one log scale.
+    """Draw the relative feature error per timestep and layer, a panel per program, on one log scale.
 
     Args:
         diagnoses: The diagnoses by label. Those without temporal features are left out.

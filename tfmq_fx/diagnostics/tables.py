@@ -89,7 +89,7 @@ def _summary(diagnosis: Diagnosis) -> list[str]:
     features = diagnosis.features
     cells = ["–", "–"]
     if features is not None:
-        cells = [f"{features.overall:.2%}", f"{features.cosine.mean():.5f}, {features.cosine.min():.5f}"]
+        cells = [f"{features.overall:.2%}", f"{features.mean_cosine:.5f}, {features.least_cosine:.5f}"]
     cells += [_mismatch_text(diagnosis.mismatch), _mismatch_text(diagnosis.nearest)]
     for text in (_deviation_text, _psnr_text):
         cells += [text(diagnosis.trajectory), text(diagnosis.temporal_trajectory)]

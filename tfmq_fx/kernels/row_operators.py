@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tfmq_fx.kernels.checks import check_norm
 from tfmq_fx.kernels.operators import OPERATORS, group_norm, pad_image
 from tfmq_fx.kernels.packing import unpack_weight
 from tfmq_fx.kernels.row_checks import check_attention_rows, check_conv_rows, check_image_rows
@@ -138,7 +139,7 @@ def integer_attention_rows(
     """``softmax((query * factor) key') value`` with all four operands quantized by each item's row.
 
     Args:
-        query: float ``[N or 1, heads or 1, L, D]``.
+        query: float ``[N or 1, heads or 1, L, D]``, quantized by each item's row, one image of it too.
         key: float ``[N or 1, a divisor of heads, S, D]``.
         value: float ``[N or 1, a divisor of heads, S, D]``. Keys and values of one image are quantized once, by the
             first item's row: their columns of the table should be constant then.
@@ -154,6 +155,7 @@ def integer_attention_rows(
     batch, heads = attention_size(query, key, value)[:2]
     scale = _by_image(scales, rows, batch).double().reshape(batch, 4, 1, 1, 1)
     zero = _by_image(zero_points, rows, batch).reshape(batch, 4, 1, 1, 1)
+    query = query.expand(batch, -1, -1, -1)  # one image of queries is quantized by each item's row
     q, k, v = (
         _quantize_by_image(x, scale[: len(x), place], zero[: len(x), place]).double() - zero[: len(x), place]
         for x, place in ((query.float() * factor, 0), (key, 1), (value, 3))
@@ -172,8 +174,11 @@ def _fake_conv(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
     return conv_output(x, weight_scale.shape[0], kernel, stride, dtype)
 
 
-def _fake_norm(x: Sequence[Tensor], shift: Any, weight: Tensor, *rest: Any) -> Tensor:
-    *_, scales, zero_points, rows, padding = rest
+def _fake_norm(
+    x: Sequence[Tensor], shift: Any, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, *rest: Any
+) -> Tensor:
+    scales, zero_points, rows, padding = rest
+    check_norm("quantized_group_norm", x, shift, weight, bias, groups)
     check_image_rows("quantized_group_norm", x, 1, (scales, zero_points, rows), padding)
     return padded_image(x[0], weight.shape[0], 1, padding)
 

@@ -37,11 +37,15 @@ def lower(
 ) -> Denoiser:
     """Lower a quantized program to kernels and check the result against the reference.
 
-    The integer kernels of oneDNN take one activation scale a call. So a program with ``activation_groups`` is compiled
-    for batches of one timestep group there, as sampling has them, and its denoiser splits a batch that mixes groups;
-    our own kernels, OpenVINO and ONNX Runtime take such a batch as it is. Layers that depend on the timestep and the
-    conditioning alone, which have parameters per timestep, are computed timestep by timestep where ``reuse`` cuts them
-    out; compiled with the rest for oneDNN, they make the denoiser split batches by timestep.
+    A program with ``activation_groups`` has activation ranges by timestep. Our own integer kernels take the range of
+    each item, so one call takes any mix of timesteps; layers that these kernels do not cover (channels in no multiple
+    of 16) are computed in float then, and the report names them. For OpenVINO and ONNX Runtime, items are scaled
+    outside the layers, so one call takes any mix too. An integer kernel of oneDNN takes one activation scale a call:
+    where ours do not run, such a program is compiled for batches of one timestep group, as sampling has them, and its
+    denoiser splits a batch that mixes groups.
+    Layers that depend on the timestep and the conditioning alone, which have parameters per timestep, are computed
+    timestep by timestep where ``reuse`` cuts them out; compiled with the rest, they are as other layers on kernels that
+    take any mix, and make the denoiser split batches by timestep on oneDNN's.
 
     Args:
         program: The result of :func:`tfmq_fx.convert` or :func:`tfmq_fx.load`, or what ``convert_pt2e``
@@ -56,7 +60,7 @@ def lower(
         reuse: Whether what the sample does not reach is kept from call to call: layers that depend on a prompt
             alone run once a prompt, those that depend on the timestep too once a timestep and prompt. A backend that
             compiles no stages (of ours all but ``"inductor"`` and ``"aot"``) runs everything at every call, and so do
-            programs with timestep groups.
+            programs with timestep groups where our own kernels do not run.
         path: Where the package goes, for a backend that writes one (``"aot"``: ``.pt2``).
         precision: What passes between integer kernels: ``"bf16"`` or ``"f32"``. Inductor's backends take the first by
             default where our own kernels run (x86 with AVX-512 VNNI), OpenVINO the second.

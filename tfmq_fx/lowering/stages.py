@@ -14,17 +14,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import SymInt, Tensor, fx
 
 from tfmq_fx._torch import pytree
+from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.analysis.conditional_part import ConditionalPart
-from tfmq_fx.passes.support.predicates import node_value
+from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.subgraphs import extract_subgraph
 from tfmq_fx.passes.temporal.group_timesteps import GROUPS_INPUT
 
 __all__ = ["FirstStage", "Layout", "Stage", "StageRun", "StagedGraph", "split_stages"]
 
+aten = torch.ops.aten
+#: What quantizes by rows of a table, and what repeats the row of each item for its entries.
+BY_ROWS = (decomposed.quantize_per_channel.default, decomposed.dequantize_per_channel.default)
+REPEATS = (aten.reshape.default, aten.expand.default, aten.unsqueeze.default)
 #: Runs a stage: called with its inputs, it returns its outputs as a tuple.
 StageRun = Callable[..., Any]
 
@@ -131,10 +137,11 @@ def split_stages(
     timesteps = _distinguishing_timesteps(inputs, part, first)
     rest = set(computed)
     stages: list[tuple[Stage, fx.GraphModule]] = []
+    gathers = _gathered_parameters(computed)
     for cut in cuts:
-        rest -= set(cut)
+        rest -= set(cut) - gathers
         read = {source for node in [*rest, graph_module.graph.output_node()] for source in node.all_input_nodes}
-        frontier = [node for node in cut if node in read]
+        frontier = [node for node in cut if node in read and node not in gathers]
         if not all(isinstance(node_value(node), Tensor) for node in frontier):
             return None
         stages.append(_stage(graph_module, set(cut) | constants, frontier, timesteps))
@@ -154,6 +161,24 @@ def split_stages(
     )
     runs = {} if first is None else {0: first.run}
     return StagedGraph(layout, tuple(module for _, module in stages), runs)
+
+
+def _gathered_parameters(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """The rows of tables that quantizers read: each stage gathers its own, because kernels take tables and row numbers.
+
+    They cost nothing next to a layer. What crosses stages is the row of each item, one number for all tables.
+    """
+    gathers: set[fx.Node] = set()
+    for node in nodes:
+        for parameter in node.args[1:3] if is_call(node, *BY_ROWS) else ():
+            if not is_call(parameter, aten.index_select.default):
+                continue
+            gathers.add(parameter)
+            index: Any = parameter.args[2]
+            while is_call(index, *REPEATS):
+                gathers.add(index)
+                index = index.args[0]
+    return gathers
 
 
 def _distinguishing_timesteps(

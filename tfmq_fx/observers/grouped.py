@@ -11,13 +11,15 @@ from torch import Tensor, fx
 
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.observers.activation import HISTOGRAM_BINS, MOMENTUM
+from tfmq_fx.observers.channel_statistics import ChannelStatistics
 from tfmq_fx.observers.contract import CheckedObserver
 from tfmq_fx.observers.finite import input_of, require_finite
 from tfmq_fx.observers.gathered import convert_gathered
 from tfmq_fx.observers.ranges import asymmetric_parameters, search_asymmetric
 from tfmq_fx.observers.timestep_ranges import TimestepRanges, smoothed
 
-__all__ = ["GroupedEMAObserver", "GroupedMSEObserver", "GroupedMinMaxObserver", "GroupedObserver", "nearest_seen"]
+__all__ = ["GroupedEMAObserver", "GroupedMSEObserver", "GroupedMinMaxObserver", "GroupedObserver", "nearest_seen",
+           "pooled"]  # fmt: skip
 
 
 def nearest_seen(seen: Tensor) -> Tensor:
@@ -25,6 +27,36 @@ def nearest_seen(seen: Tensor) -> Tensor:
     index = torch.arange(len(seen), device=seen.device)
     distance = 2 * (index[:, None] - index[None]).abs() + (index[None] > index[:, None]).long()
     return distance.masked_fill(~seen[None], 2 * len(seen)).argmin(dim=1)
+
+
+def pooled(low: Tensor, high: Tensor, items: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """For each group the union of the ranges of the nearest ones, itself first, that have ``least`` items together.
+
+    Groups without items have no range and take part in none.
+
+    Args:
+        low: ``[G]``.
+        high: ``[G]``.
+        items: Items of each, int64 ``[G]``.
+        least: How many are enough; where all have fewer, all are taken.
+    """
+    count = len(low)
+    before = torch.cat([items.new_zeros(1), items.cumsum(0)])
+    low, high = low.where(items > 0, torch.inf), high.where(items > 0, -torch.inf)
+    ends = []
+    for group in range(count):
+        reach = next(
+            (
+                reach
+                for reach in range(count)
+                if before[min(count, group + reach + 1)] - before[max(0, group - reach)] >= least
+            ),
+            count,
+        )
+        around = slice(max(0, group - reach), group + reach + 1)
+        ends.append((low[around].amin(), high[around].amax()))
+    lows, highs = zip(*ends, strict=True)
+    return torch.stack(lows), torch.stack(highs)
 
 
 class GroupedObserver(CheckedObserver):
@@ -44,11 +76,25 @@ class GroupedObserver(CheckedObserver):
         self.quant_min, self.quant_max, self.qscheme = 0, 2**bits - 1, torch.per_tensor_affine
         self.register_buffer("low", torch.zeros(groups))
         self.register_buffer("high", torch.zeros(groups))
-        #: Batches in which each group occurred.
+        #: Batches in which each group occurred, and its items in all of them.
         self.register_buffer("batches", torch.zeros(groups, dtype=torch.int64))
+        self.register_buffer("items", torch.zeros(groups, dtype=torch.int64))
+        self.least_items, self.entries_per_item = 1, 1
+        #: What each channel spans, where somebody wants to know.
+        self.channels: ChannelStatistics | None = None
         self.low: Tensor
         self.high: Tensor
         self.batches: Tensor
+        self.items: Tensor
+
+    def pool_groups(self, least_items: int, entries_per_item: int = 1) -> None:
+        """Let groups with fewer items share the ranges of their neighbours.
+
+        Args:
+            least_items: How many items a range is to be of. With 1 a group that was observed stands for itself.
+            entries_per_item: Entries that an item has along the first axis of what is observed.
+        """
+        self.least_items, self.entries_per_item = least_items, entries_per_item
 
     def forward(self, x: Tensor, groups: Tensor) -> Tensor:
         """Observe ``x`` (``[N, ...]``, float) under the groups of its entries (int64, ``[N]``) and return it."""
@@ -60,8 +106,11 @@ class GroupedObserver(CheckedObserver):
             low = torch.full((size,), torch.inf).to(low).scatter_reduce(0, groups, low, "amin")
             high = torch.full((size,), -torch.inf).to(high).scatter_reduce(0, groups, high, "amax")
             present = low <= high
+            if self.channels is not None:
+                self.channels.add(x, groups)
             self.observe(values, groups, present, low, high)
             self.batches += present
+            self.items += torch.bincount(groups, minlength=size) // self.entries_per_item
         return x
 
     def observe(self, values: Tensor, groups: Tensor, present: Tensor, low: Tensor, high: Tensor) -> None:
@@ -83,7 +132,8 @@ class GroupedObserver(CheckedObserver):
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scales (float32) and zero points (int64), each ``[G]``.
 
-        A group without observations takes the range of the nearest one that has some, in the order of noise.
+        A group without observations takes the range of the nearest one that has some, in the order of noise; one with
+        few, the union of the nearest ones that have enough together (:meth:`pool_groups`).
 
         Raises:
             CalibrationError: Nothing was observed, or the observer's ranges are none.
@@ -92,8 +142,12 @@ class GroupedObserver(CheckedObserver):
         if not bool(seen.any()):
             msg = "an activation was never observed; calibrate with at least one batch before converting"
             raise CalibrationError(msg)
-        nearest = nearest_seen(seen)
-        low, high = (ends[nearest] for ends in self.checked_ends(self.observed_ranges(), len(seen)))
+        low, high = self.checked_ends(self.observed_ranges(), len(seen))
+        if self.least_items > 1:
+            low, high = pooled(low, high, self.items.where(seen, 0), self.least_items)
+        else:
+            nearest = nearest_seen(seen)
+            low, high = low[nearest], high[nearest]
         self.require_ranges(low, high)
         return asymmetric_parameters(low, high, self.quant_min, self.quant_max)
 

@@ -107,7 +107,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
             if reason := layers.reason(node):
                 float_reasons[fqn(node)] = reason
             else:
-                _annotate_layer(node, config.for_layer(fqn(node)), temporal=node in block)
+                _annotate_layer(node, layers.config_of(node), exact=node in block and config.temporal == "shared")
         if config.output_bits not in (None, FLOAT_BITS):
             for node in filter(is_float_tensor, map(_before_cast, output_nodes(model.graph))):
                 _annotate_output(node, config)
@@ -119,7 +119,7 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         """What the later stages need to know of the annotated graph."""
         options, conditions = self.options, self.options.conditions(model)
         finite = finite_values(model, options.finite)
-        indexes = bool(block) or bool(conditions) or options.config.activation_groups > 1
+        indexes = bool(block) or bool(conditions) or (options.config.activation_groups or 1) > 1
         timesteps = None
         if options.timesteps is not None and indexes and not several_timesteps(model, options.timestep):
             timesteps = tuple(options.timesteps.tolist())
@@ -137,8 +137,14 @@ class TFMQQuantizer(Quantizer):  # type: ignore[misc]  # torchao has no types
         """Nothing to check: every annotation is made from a valid configuration."""
 
 
-def _annotate_layer(layer: fx.Node, config: QuantizationConfig, *, temporal: bool) -> None:
-    """Annotate the activations and the weight of a layer, whose configuration this is."""
+def _annotate_layer(layer: fx.Node, config: QuantizationConfig, *, exact: bool) -> None:
+    """Annotate the activations and the weight of a layer, whose configuration this is.
+
+    Args:
+        layer: A convolution, a linear or a matrix product.
+        config: Its configuration.
+        exact: Whether its activations have the range of all timesteps together.
+    """
     specs: dict[fx.Node, QuantizationSpec] = {}
     matmul = is_matmul(layer)
     if config.activation_bits < FLOAT_BITS:
@@ -149,7 +155,7 @@ def _annotate_layer(layer: fx.Node, config: QuantizationConfig, *, temporal: boo
             specs[activation] = activation_spec(
                 config,
                 fqn(layer),
-                shared_temporal=temporal,
+                exact=exact,
                 softmax=matmul and is_softmax_output(activation),
                 symmetric=config.symmetric_activations or (matmul and config.symmetric_attention),
             )

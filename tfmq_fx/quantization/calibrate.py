@@ -19,6 +19,7 @@ from tfmq_fx.frontend.program_stage import CAPTURED, PREPARED, describe, stage_o
 from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.observers.timestep_ranges import LEAST_ITEMS, CalibratedItems
 from tfmq_fx.passes.support.timestep_values import distinct_timesteps
+from tfmq_fx.quantization.equalize import equalize_channels
 from tfmq_fx.quantization.probes import Probes
 from tfmq_fx.temporal.calibrate import calibrate_conditional_part, calibrate_temporal_block
 from tfmq_fx.temporal.domain import conditioned_domain
@@ -36,6 +37,7 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
 
     A batch of several timesteps runs timestep by timestep, so that ranges depend on its items and not on how they were
     put together; one that cannot be cut (a fixed batch) runs as it is.
+    Channels that do not share a range are scaled at the end (``scale_channels``), which changes no float result.
     Layers that depend on the timestep and the conditioning alone are calibrated over all timesteps, under the
     conditionings of the batches.
 
@@ -97,6 +99,8 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
     if count == 0:
         msg = "calibration got no batches; pass at least one batch of the model's own inputs"
         raise CalibrationError(msg)
+    if state is not None and state.config.scale_channels:
+        equalize_channels(prepared, state.config.weight_bits)
     calibrate_temporal_block(prepared, timestep)
     if conditionings is not None and values is not None:
         calibrate_conditional_part(prepared, conditioned_domain(timestep, values, conditionings))

@@ -13,13 +13,13 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e
 from tfmq_fx._torch.modules import tensors_by_name
 from tfmq_fx._torch.pt2e import is_prepared
 from tfmq_fx.config.prepared_state import PreparedState
-from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.interface import INTERFACE_KEY, interface_of
 from tfmq_fx.frontend.notes import ensure_calling_convention
 from tfmq_fx.frontend.program_stage import CONVERTED, PREPARED, describe, live_observers, stage_of
 from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.passes import FINISH_CONVERSION, PropagateValues
+from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import read_attribute
@@ -27,6 +27,7 @@ from tfmq_fx.passes.support.predicates import fqn, is_weighted
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
 from tfmq_fx.quantization.fidelity_check import check_fidelity, check_max_error
 from tfmq_fx.quantization.finite_parameters import require_finite_parameters
+from tfmq_fx.quantization.float_layers import FloatLayers
 from tfmq_fx.quantization.layer_outputs import accumulated_errors
 from tfmq_fx.quantization.probes import drop_probes, measure, probes_of
 from tfmq_fx.quantization.program import QuantizedProgram
@@ -122,7 +123,7 @@ def _program(converted: fx.GraphModule, original: fx.GraphModule | None) -> Quan
         choices = tabulate(converted, domain, config, original)
     FINISH_CONVERSION.run(converted)
     require_finite_parameters(converted)
-    _warn_wider_weights(converted, config)
+    _warn_wider_weights(converted, state)
     interface = interface_of(converted)
     converted.meta[INTERFACE_KEY] = interface
     fidelity = measure(converted, probes_of(converted))
@@ -148,12 +149,13 @@ def _convert_remaining_observers(converted: fx.GraphModule) -> None:
         converted.recompile()
 
 
-def _warn_wider_weights(converted: fx.GraphModule, config: QuantizationConfig) -> None:
+def _warn_wider_weights(converted: fx.GraphModule, state: PreparedState) -> None:
     """Say so where weights have more bits than asked for: nncf, for one, knows 8 bits alone and ignores a range."""
-    wider = []
+    block = find_temporal_block(converted, state.timestep, finite=tuple(state.finite))
+    layers, wider = FloatLayers.of(converted, state.config, block), []
     for layer in filter(is_weighted, converted.graph.nodes):
         weight = layer.args[1]
-        bits = config.for_layer(fqn(layer)).weight_bits
+        bits = layers.config_of(layer).weight_bits
         if isinstance(weight, fx.Node) and dequantizes_constant(weight) and bits < 8:
             integers: Tensor = read_attribute(converted, str(argument_node(weight, 0).target))
             channels = integers.reshape(len(integers), -1).to(torch.int32)

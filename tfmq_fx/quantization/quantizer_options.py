@@ -39,7 +39,7 @@ class QuantizerOptions:
 
     def __post_init__(self) -> None:
         """Ask for the observer itself: the configuration of a loaded program has its name only."""
-        check_activation_observer(str(self.config.activation_range), grouped=self.config.activation_groups > 1)
+        check_activation_observer(str(self.config.activation_range), grouped=(self.config.activation_groups or 1) > 1)
 
     def temporal_block(self, model: fx.GraphModule) -> TemporalBlock:
         """The temporal block of a graph, with the inputs from finite sets."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import fx
 
-from tfmq_fx.config.quantization import FLOAT_BITS
 from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.passes import (
     REWRITE_FOR_ANNOTATION,
@@ -28,7 +27,7 @@ def layout_rewrites(options: QuantizerOptions) -> Pipeline:
     """
     config = options.config
     excluded = [ShareTemporalNodes.id]
-    if config.activation_bits >= FLOAT_BITS or "attention" in config.keep_float:
+    if not config.quantizes_attention:
         excluded.append(DecomposeAttention.id)
     if not config.split_concatenations:
         excluded.append(SplitConcatenatedConvs.id)

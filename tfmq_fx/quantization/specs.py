@@ -13,19 +13,19 @@ __all__ = ["activation_spec", "output_spec", "weight_spec"]
 
 
 def activation_spec(
-    config: QuantizationConfig, layer: str, *, shared_temporal: bool, softmax: bool, symmetric: bool
+    config: QuantizationConfig, layer: str, *, exact: bool, softmax: bool, symmetric: bool
 ) -> QuantizationSpec:
     """One parameter set per tensor for an activation.
 
     Args:
         config: That of the layer.
         layer: Name of the layer that reads it.
-        shared_temporal: Whether it lies in the temporal block, under one range for all timesteps.
+        exact: Whether its range is that of everything it takes, as in the temporal block with ``temporal="shared"``.
         softmax: Whether it is a softmax's result.
         symmetric: Whether its zero point is the middle of the integers.
     """
     # A temporal range shared by all timesteps is the union of theirs; smoothing it would clip some.
-    observer = MinMaxObserver if shared_temporal else activation_observer(config.activation_range).per_tensor
+    observer = MinMaxObserver if exact else activation_observer(config.activation_range).per_tensor
     bits = (config.softmax_bits if softmax else None) or config.activation_bits
     # Nothing of a softmax is negative: its zero point comes out as 0, and the middle would waste a bit.
     return _per_tensor_spec(observer, bits, input_of(layer), symmetric=symmetric and not softmax)

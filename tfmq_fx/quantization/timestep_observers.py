@@ -15,17 +15,22 @@ from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.roles import sample_inputs
 from tfmq_fx.observers import ConditionalObserver, GroupedObserver, TimestepObserver, activation_observer
 from tfmq_fx.observers.finite import input_of
+from tfmq_fx.observers.timestep_ranges import LEAST_ITEMS
 from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTemporalBlock, ObserveTimestepGroups
 from tfmq_fx.passes.analysis import TemporalBlock, data_dependence, find_temporal_block, row_columns
-from tfmq_fx.passes.support.predicates import fqn
+from tfmq_fx.passes.support.predicates import fqn, is_matmul, is_softmax_output
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.temporal.observe_timestep_groups import ungrouped_layers
+from tfmq_fx.quantization.equalize import watch_channels
 from tfmq_fx.quantization.float_layers import FloatLayers
 from tfmq_fx.quantization.quantizer_options import QuantizerOptions
 from tfmq_fx.temporal.inputs import finite_values
 
-__all__ = ["insert_timestep_observers"]
+__all__ = ["MOST_GROUPS", "insert_timestep_observers"]
+
+#: Groups of timesteps where nobody asked for a number: the steps of a usual schedule have one each.
+MOST_GROUPS = 50
 
 
 def insert_timestep_observers(model: fx.GraphModule, options: QuantizerOptions) -> None:
@@ -41,13 +46,24 @@ def insert_timestep_observers(model: fx.GraphModule, options: QuantizerOptions) 
         ConfigError: Timesteps are needed and were not given, or there is no timestep input to group by.
     """
     block, conditions = options.temporal_block(model), options.conditions(model)
-    per_timestep = options.config.temporal not in ("shared", "float")
+    per_timestep = options.config.temporal not in ("shared", "observed", "float")
     if block and per_timestep:
         _observe_block(model, options, block)
     if conditions and per_timestep:
         _observe_conditional_part(model, options, block, conditions)
-    if options.config.activation_groups > 1:
-        _observe_groups(model, options, block)
+    groups = options.config.activation_groups
+    if groups is None and per_timestep and (block or conditions) and _may_group(options):
+        _observe_groups(model, options, block, MOST_GROUPS, least_items=LEAST_ITEMS)
+    elif groups is not None and groups > 1:
+        _observe_groups(model, options, block, groups)
+        _warn_ungrouped(model, "timestep groups")
+
+
+def _may_group(options: QuantizerOptions) -> bool:
+    """Whether ranges by timestep can be had unasked: they are asymmetric, and some observers have no form for them."""
+    config = options.config
+    symmetric = config.symmetric_activations or config.symmetric_attention
+    return not symmetric and activation_observer(config.activation_range).grouped is not None
 
 
 def _index(model: fx.GraphModule, options: QuantizerOptions) -> None:
@@ -64,15 +80,13 @@ def _observe_block(model: fx.GraphModule, options: QuantizerOptions, block: Temp
         return
     _index(model, options)
     count = len(row_columns(model)[options.timestep])
+    layers = FloatLayers.of(model, options.config, block)
 
     def make_observer(linear: fx.Node) -> TimestepObserver:
-        name = fqn(linear)
-        return TimestepObserver(count, options.config.for_layer(name).activation_bits, input_of(name))
+        return TimestepObserver(count, layers.activation_bits(linear), input_of(fqn(linear)))
 
     def select(linear: fx.Node) -> bool:
-        name = fqn(linear)
-        config = options.config.for_layer(name)
-        return config.activation_bits < FLOAT_BITS and config.keeps_float(name, frozenset()) is None
+        return layers.activation_bits(linear) < FLOAT_BITS and layers.kept_by(linear) is None
 
     ObserveTemporalBlock(make_observer, timestep=options.timestep, select=select)(model)
 
@@ -99,16 +113,17 @@ def _observe_conditional_part(
         inside = layer in path and layer not in block and options.timestep in dependence[activation]
         return inside and _is_eligible(layer, layers)
 
-    def make_observer(layer: fx.Node) -> ConditionalObserver:
+    def make_observer(layer: fx.Node, entries: int) -> ConditionalObserver:
         return ConditionalObserver(count, layers.activation_bits(layer), input_of(fqn(layer)))
 
     ObserveTimestepGroups(make_observer, select=select, key=layers.activation_bits, groups=EACH_TIMESTEP)(model)
     _warn_ungrouped(model, "timesteps")
 
 
-def _observe_groups(model: fx.GraphModule, options: QuantizerOptions, block: TemporalBlock) -> None:
+def _observe_groups(
+    model: fx.GraphModule, options: QuantizerOptions, block: TemporalBlock, groups: int, least_items: int = 1
+) -> None:
     """One range per group of timesteps for what lies outside the temporal block and changes with the noise."""
-    groups = options.config.activation_groups
     if options.timesteps is None:
         msg = f"activation_groups={groups} needs the timesteps to group: pass timesteps=scheduler.timesteps"
         raise ConfigError(msg)
@@ -126,13 +141,18 @@ def _observe_groups(model: fx.GraphModule, options: QuantizerOptions, block: Tem
 
     def select(layer: fx.Node, activation: fx.Node) -> bool:
         # What neither the sample nor the timestep reaches, such as a text's projections, is the same at every step.
-        return bool(noisy & dependence[activation]) and layer not in block and _is_eligible(layer, layers)
+        softmax = options.config.softmax_bits is not None and is_matmul(layer) and is_softmax_output(activation)
+        noise = bool(noisy & dependence[activation]) and not softmax
+        return noise and layer not in block and _is_eligible(layer, layers)
 
-    def make_observer(layer: fx.Node) -> GroupedObserver:
-        return grouped(count, layers.activation_bits(layer), input_of(fqn(layer)))
+    def make_observer(layer: fx.Node, entries: int) -> GroupedObserver:
+        observer = grouped(count, layers.activation_bits(layer), input_of(fqn(layer)))
+        observer.pool_groups(least_items, entries)
+        return observer
 
     ObserveTimestepGroups(make_observer, select=select, key=layers.activation_bits)(model)
-    _warn_ungrouped(model, "timestep groups")
+    if options.config.scale_channels:
+        watch_channels(model)
 
 
 def _warn_ungrouped(model: fx.GraphModule, parts: str) -> None:

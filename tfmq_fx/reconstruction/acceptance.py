@@ -11,7 +11,7 @@ from torch import Tensor
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, FakeQuantizer
 from tfmq_fx.reconstruction.report import UnitResult
 
-__all__ = ["keep_if_better"]
+__all__ = ["keep_if_better", "undo_if_worse"]
 
 
 def _snapshot(quantizers: Sequence[FakeQuantizer]) -> list[dict[str, Tensor]]:
@@ -24,6 +24,14 @@ def _snapshot(quantizers: Sequence[FakeQuantizer]) -> list[dict[str, Tensor]]:
 def _restore(quantizers: Sequence[FakeQuantizer], states: Sequence[dict[str, Tensor]]) -> None:
     for quantizer, state in zip(quantizers, states, strict=True):
         quantizer.load_state_dict(state, strict=False)
+
+
+def undo_if_worse(quantizers: Sequence[FakeQuantizer], learn: Callable[[], None], measure: Callable[[], float]) -> None:
+    """Train, and put the quantizers back where the error on held-back samples rose."""
+    before, states = measure(), _snapshot(quantizers)
+    learn()
+    if not measure() <= before:
+        _restore(quantizers, states)
 
 
 def keep_if_better(

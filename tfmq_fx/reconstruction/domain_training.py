@@ -25,9 +25,10 @@ from tfmq_fx.fake_quantizers import (
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes
 from tfmq_fx.passes.support.sizes import concrete_size
 from tfmq_fx.passes.support.subgraphs import extract_subgraph, known_value
-from tfmq_fx.reconstruction.acceptance import keep_if_better
+from tfmq_fx.reconstruction.acceptance import keep_if_better, undo_if_worse
 from tfmq_fx.reconstruction.report import UnitResult
-from tfmq_fx.reconstruction.training import train
+from tfmq_fx.reconstruction.training import STEP_POWER, train, train_steps
+from tfmq_fx.reconstruction.unit_error import raised
 from tfmq_fx.temporal.domain import TemporalDomain
 
 __all__ = ["DomainTraining", "prepare_domain_training", "train_over_domain"]
@@ -49,12 +50,12 @@ class DomainTraining:
     targets: tuple[Tensor, ...]
     entries: int
 
-    def error(self) -> Tensor:
-        """``sum_i mean_n sum_c (out_hat - out)^2``: the objective over the number of entries."""
+    def error(self, power: float = 2.0) -> Tensor:
+        """``sum_i mean_n sum_c |out_hat - out|^power``: the objective over the number of entries."""
         outputs = self.module(*self.inputs)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-        squares = [(ours - theirs).square().sum() for ours, theirs in zip(outputs, self.targets, strict=True)]
-        return torch.stack(squares).sum() / self.entries
+        powers = [raised(ours - theirs, power).sum() for ours, theirs in zip(outputs, self.targets, strict=True)]
+        return torch.stack(powers).sum() / self.entries
 
 
 def prepare_domain_training(
@@ -152,7 +153,7 @@ def train_over_domain(
 
     While they learn, the ranges of ``following`` are the exact ones of the moment, so what is trained is what
     calibration over the same domain gives at the end. With ``learned_steps`` the step sizes of all activations are
-    trained instead, from the ranges at the start.
+    trained instead, from the ranges at the start, or behind the weights from those that they leave.
 
     Args:
         name: The unit's name.
@@ -179,6 +180,20 @@ def train_over_domain(
         quantizer.round_to_nearest()
     before = exact_error()
 
+    steps = config.step_iterations(config.temporal_iterations) if activations else 0
+
+    def learn_steps() -> None:
+        def loss(_: int) -> Tensor:
+            return training.error(STEP_POWER)
+
+        train_steps(activations, loss, steps, config, on_iteration, precision=config.temporal_precision)
+
+    def measure() -> float:
+        if not config.learned_steps:
+            return exact_error()
+        with torch.no_grad():
+            return training.error().item()
+
     def learn() -> None:
         def fit(steps: Sequence[ActivationQuantizer | TimestepQuantizer]) -> None:
             train(
@@ -192,7 +207,7 @@ def train_over_domain(
                 compiled=compiled,
             )
 
-        if config.learned_steps:
+        if config.learned_steps is True:
             # The ranges of the soft weights at the start, which are the float ones.
             with float_mode(weights):
                 exact_error()
@@ -200,11 +215,9 @@ def train_over_domain(
         else:
             with observing(following):
                 fit(())
+        if config.learned_steps == "after":
+            exact_error()  # ranges of the weights as they are now
+        if steps:
+            undo_if_worse(activations, learn_steps, measure)
 
-    def measure() -> float:
-        if not config.learned_steps:
-            return exact_error()
-        with torch.no_grad():
-            return training.error().item()
-
-    return keep_if_better(name, kind, quantizers, before, learn, measure, config.temporal_iterations)
+    return keep_if_better(name, kind, quantizers, before, learn, measure, config.temporal_iterations + steps)

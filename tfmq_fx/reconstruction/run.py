@@ -106,8 +106,10 @@ class ReconstructionRun:
         """Training steps of the whole run; with GPTQ, layers."""
         if self.config.method == "gptq":
             return sum(self._trains(node) for node in self.units) + len(self._layers())
-        count = self.config.iterations * sum(self._trains(node) for node in self.units)
-        return count + self.config.temporal_iterations * len(self._learning())
+        config, units = self.config, sum(self._trains(node) for node in self.units)
+        count = (config.iterations + config.step_iterations(config.iterations)) * units
+        temporal = config.temporal_iterations
+        return count + (temporal + config.step_iterations(temporal)) * len(self._learning())
 
     def _updates_compiled(self) -> bool:
         """Whether the run has enough weights and iterations to compile their update."""

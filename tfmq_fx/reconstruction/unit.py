@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,12 @@ from torch import Tensor, fx
 from tfmq_fx._torch import pytree
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, FakeQuantizer, quantizers_of
-from tfmq_fx.reconstruction.acceptance import keep_if_better
+from tfmq_fx.reconstruction.acceptance import keep_if_better, undo_if_worse
 from tfmq_fx.reconstruction.layer_rounding import round_unit
 from tfmq_fx.reconstruction.propagation import Propagation
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.samples import Window
-from tfmq_fx.reconstruction.training import train
+from tfmq_fx.reconstruction.training import STEP_POWER, train, train_steps
 from tfmq_fx.reconstruction.unit_error import channel_axis, unit_error
 from tfmq_fx.reconstruction.values import in_window
 
@@ -55,13 +56,13 @@ class _UnitTraining:
         self.axes = [channel_axis(self.module.graph, value.ndim) for value in values]
         self.fisher = fisher or [None] * len(values)
 
-    def _error(self, window: Window, args: tuple[Any, ...]) -> Tensor:
+    def _error(self, window: Window, args: tuple[Any, ...], power: float = 2.0) -> Tensor:
         targets = in_window(self.propagation.float_values[self.node], window)
         outputs = [leaf for leaf in pytree.tree_leaves(self.module(*args)) if isinstance(leaf, Tensor)]
         targets = [leaf for leaf in pytree.tree_leaves(targets) if isinstance(leaf, Tensor)]
-        return unit_error(outputs, targets, self.axes, self.fisher)
+        return unit_error(outputs, targets, self.axes, self.fisher, power)
 
-    def drawn_error(self, iteration: int) -> Tensor:
+    def drawn_error(self, iteration: int, power: float = 2.0) -> Tensor:
         """The error on a random mini-batch."""
         window = self.propagation.samples.draw(self.config.batch_size, self.trained, self.generator)
         args = self.propagation.arguments(self.node, window, quantized=True)
@@ -69,7 +70,7 @@ class _UnitTraining:
             originals = self.propagation.arguments(self.node, window, quantized=False)
             share = self.config.quantized_inputs
             args = pytree.tree_map(lambda q, f: _mixed(q, f, share, self.generator), args, originals)
-        return self._error(window, args)
+        return self._error(window, args, power)
 
     @torch.no_grad()
     def held_back_error(self) -> float:
@@ -125,6 +126,12 @@ def reconstruct_unit(
         on_iteration(0, result.after)
         return result
 
+    steps = config.step_iterations(config.iterations) if activations else 0
+
+    def learn_steps() -> None:
+        loss = partial(training.drawn_error, power=STEP_POWER)
+        train_steps(activations, loss, steps, config, on_iteration, precision=config.precision)
+
     def learn() -> None:
         for quantizer in activations:
             quantizer.drop = config.drop_activations
@@ -143,11 +150,13 @@ def reconstruct_unit(
                     precision=config.precision,
                     compiled=compiled,
                 )
+                if steps:
+                    undo_if_worse(activations, learn_steps, training.held_back_error)
         finally:
             for quantizer in activations:
                 quantizer.drop = 0.0
 
-    return keep_if_better(name, kind, quantizers, before, learn, training.held_back_error, config.iterations)
+    return keep_if_better(name, kind, quantizers, before, learn, training.held_back_error, config.iterations + steps)
 
 
 def state_of(quantizers: dict[str, FakeQuantizer]) -> dict[str, Tensor]:

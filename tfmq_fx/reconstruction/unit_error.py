@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.passes.support.predicates import is_conv, is_weighted
 
-__all__ = ["channel_axis", "unit_error"]
+__all__ = ["channel_axis", "raised", "unit_error"]
 
 
 def channel_axis(unit: fx.Graph, ndim: int) -> int:
@@ -24,10 +24,19 @@ def channel_axis(unit: fx.Graph, ndim: int) -> int:
     return 1 if is_conv(weighted[-1]) or ndim > 3 else ndim - 1
 
 
+def raised(errors: Tensor, power: float) -> Tensor:
+    """``|errors|^power``, element by element."""
+    return errors.square() if power == 2.0 else errors.abs().pow(power)
+
+
 def unit_error(
-    outputs: Sequence[Tensor], targets: Sequence[Tensor], axes: Sequence[int], fisher: Sequence[Tensor | None]
+    outputs: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    axes: Sequence[int],
+    fisher: Sequence[Tensor | None],
+    power: float = 2.0,
 ) -> Tensor:
-    """``sum over outputs, mean over all but channels, sum over channels of F (out - target)^2``: a scalar.
+    """``sum over outputs, mean over all but channels, sum over channels of F |out - target|^power``: a scalar.
 
     Args:
         outputs: What the quantized unit gives.
@@ -35,11 +44,12 @@ def unit_error(
         axes: The channel axis of each output.
         fisher: Diagonal Fisher information of each output (BRECQ, ICLR 2021, equation 10), its mean 1, of
             the output's shape but for axis 0; None weighs all alike.
+        power: What errors are raised to.
     """
     errors = []
     for output, target, axis, weight in zip(outputs, targets, axes, fisher, strict=True):
-        squares = (output.to(target.dtype) - target).square()
+        powers = raised(output.to(target.dtype) - target, power)
         if weight is not None:
-            squares = squares * weight
-        errors.append(squares.sum() * output.shape[axis] / output.numel())
+            powers = powers * weight
+        errors.append(powers.sum() * output.shape[axis] / output.numel())
     return torch.stack(errors).sum()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torchao.quantization.pt2e import ObserverBase
 
+from tfmq_fx.config.prepared_state import PreparedState
 from tfmq_fx.fake_quantizers import (
     ActivationQuantizer,
     FakeQuantizer,
@@ -77,8 +78,12 @@ def block_sites(graph_module: fx.GraphModule, timestep: str = "timestep") -> lis
     """The calls of observers, or fake quantizers, of activations of the temporal block, in the order of the graph.
 
     An observer with one range that stands behind the block's linears watches for a layer outside, over batches as all
-    of that layer's observers do, and is none of them; nor is one with a range per group of timesteps.
+    of that layer's observers do, and is none of them; nor is one with a range per group of timesteps, nor any where
+    the configuration has the block observed over batches as well (``temporal="observed"``).
     """
+    state = PreparedState.find(graph_module)
+    if state is not None and state.config.temporal == "observed":
+        return []
     block = find_temporal_block(graph_module, timestep)
     before_linears: set[fx.Node] = set()
     for node in reversed(block.nodes):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,15 @@ __all__ = [
     "group_norm",
     "linear",
     "quantized",
+    "quantized_by_rows",
     "rounded",
     "weight",
 ]
 
 aten, decomposed = torch.ops.aten, torch.ops.quantized_decomposed
 QUANTIZE, DEQUANTIZE = decomposed.quantize_per_tensor.default, decomposed.dequantize_per_tensor.default
+QUANTIZE_BY_ROWS = decomposed.quantize_per_channel.default
+QUANTIZERS = (QUANTIZE, QUANTIZE_BY_ROWS)
 #: Scale and zero point that fit numbers of a standard normal distribution, and of its SiLU.
 NORMAL, SILU = (0.03, 120), (0.02, 14)
 
@@ -43,9 +46,44 @@ def quantized(
     return builder.call(QUANTIZE, node, scale, zero_point, low, high, dtype)
 
 
+def quantized_by_rows(
+    builder: GraphBuilder,
+    node: fx.Node,
+    rows: fx.Node,
+    scales: Sequence[float] = (NORMAL[0], 2 * NORMAL[0], NORMAL[0] / 2),
+    zero_points: Sequence[int] = (NORMAL[1], 100, 130),
+    *,
+    each: int | None = None,
+    bounds: tuple[int, int] = (0, 255),
+) -> fx.Node:
+    """The quantize node of ``node`` by a row of a table for each item, as timestep groups have it.
+
+    Args:
+        builder: Where it is added.
+        node: What is quantized, ``[items, ...]``, or ``[items * each, ...]``.
+        rows: The row of each item, int64 ``[items]``.
+        scales: The scales of the table.
+        zero_points: Its zero points.
+        each: How many entries of the first axis each item has, one behind the other; None for one.
+        bounds: The least and the largest integer.
+    """
+    number = sum(entry.op == "get_attr" for entry in builder.graph.nodes)
+    index = rows
+    if each is not None:
+        column = builder.call(aten.expand.default, builder.call(aten.unsqueeze.default, rows, 1), [-1, each])
+        index = builder.call(aten.reshape.default, column, [-1])
+    values = (torch.tensor(list(scales)), torch.tensor(list(zero_points)))
+    gathered = [
+        builder.call(aten.index_select.default, builder.buffer(f"table_{number}_{name}", value), 0, index)
+        for name, value in zip(("scales", "zero_points"), values, strict=True)
+    ]
+    return builder.call(QUANTIZE_BY_ROWS, node, *gathered, 0, *bounds, torch.uint8)
+
+
 def dequantized(builder: GraphBuilder, node: fx.Node) -> fx.Node:
     """The float values of the quantize node ``node``."""
-    return builder.call(DEQUANTIZE, node, *node.args[1:])
+    operator = DEQUANTIZE if node.target is QUANTIZE else decomposed.dequantize_per_channel.default
+    return builder.call(operator, node, *node.args[1:])
 
 
 def rounded(builder: GraphBuilder, node: fx.Node, *args: Any) -> fx.Node:
@@ -89,7 +127,7 @@ def conv(
     groups: int = 1,
 ) -> fx.Node:
     """A quantized convolution of ``node``; its activation is a quantize node or is quantized here."""
-    activation = dequantized(builder, node if node.target is QUANTIZE else quantized(builder, node))
+    activation = dequantized(builder, node if node.target in QUANTIZERS else quantized(builder, node))
     depth = int(node.meta["val"].shape[1]) // groups
     border = kernel // 2 if padding is None else padding
     with builder.inside(name):
@@ -101,7 +139,7 @@ def conv(
 
 def linear(builder: GraphBuilder, node: fx.Node, name: str, channels: int, *, bias: bool = True) -> fx.Node:
     """A quantized linear of ``node``, ``[R, C]``."""
-    activation = dequantized(builder, node if node.target is QUANTIZE else quantized(builder, node))
+    activation = dequantized(builder, node if node.target in QUANTIZERS else quantized(builder, node))
     with builder.inside(name):
         matrix = weight(builder, name.replace(".", "_"), (channels, int(node.meta["val"].shape[1])))
         arguments = (builder.parameter(f"{name}.bias", torch.linspace(-0.5, 0.5, channels)),) if bias else ()
@@ -126,17 +164,22 @@ def attention(
     mask: fx.Node | None = None,
     softmax_zero: int = 0,
     bits: tuple[int, int, torch.dtype] = (0, 255, torch.uint8),
+    rounding: Callable[..., fx.Node] = rounded,
 ) -> fx.Node:
-    """Attention of ``[N, H, L, 16]`` whose two products read bytes; ``bits`` are those of the softmax."""
+    """Attention of ``[N, H, L, 16]`` whose two products read bytes; ``bits`` are those of the softmax.
+
+    ``rounding`` quantizes and dequantizes: it is called as :func:`rounded`, with the query, the key, the softmax and
+    the value in turn.
+    """
     with builder.inside("attention"):
         scaled = builder.call(aten.mul.Tensor, query, 0.25)
         transposed_key = builder.call(aten.transpose.int, key, -2, -1)
-        factors = rounded(builder, scaled, 0.008, 128), rounded(builder, transposed_key, 0.03, 125)
+        factors = rounding(builder, scaled, 0.008, 128), rounding(builder, transposed_key, 0.03, 125)
         scores = builder.call(aten.matmul.default, *factors)
         scores = scores if mask is None else builder.call(aten.add.Tensor, scores, mask)
         weights = builder.call(aten.softmax.int, scores, -1)
         return builder.call(
             aten.matmul.default,
-            rounded(builder, weights, 1 / 255 / 4, softmax_zero, *bits),
-            rounded(builder, value, 0.03, 130),
+            rounding(builder, weights, 1 / 255 / 4, softmax_zero, *bits),
+            rounding(builder, value, 0.03, 130),
         )

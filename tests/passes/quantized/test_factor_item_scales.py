@@ -23,7 +23,7 @@ CONVS = {
 def convert(graph_module, ranges):
     """The graph with two timestep groups, the activations of its layers quantized by them, and their weights."""
 
-    def make_observer(layer):
+    def make_observer(layer, entries):
         observer = GroupedMinMaxObserver(2, 8)
         observer.low, observer.high = (torch.tensor(ends) for ends in RANGES[ranges])
         observer.batches += 1

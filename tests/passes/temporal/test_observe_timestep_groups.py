@@ -20,7 +20,9 @@ def grouped(graph_module, groups=4):
 
 def convs_of(model):
     """Observe the convolutions alone: in these models they lie outside the temporal block."""
-    return ObserveTimestepGroups(lambda layer: Recorder(), select=lambda layer, _: layer.target is aten.conv2d.default)
+    return ObserveTimestepGroups(
+        lambda layer, entries: Recorder(), select=lambda layer, _: layer.target is aten.conv2d.default
+    )
 
 
 def recorded(graph_module):
@@ -47,7 +49,7 @@ def test_fires_and_every_item_has_its_own_group(scalar, dynamic):
 def test_does_not_fire_twice_nor_without_a_selected_layer():
     model = build_temporal_graph(TimePath())
     graph_module = grouped(model.graph_module)
-    nothing = ObserveTimestepGroups(lambda layer: Recorder(), select=lambda layer, activation: False)
+    nothing = ObserveTimestepGroups(lambda layer, entries: Recorder(), select=lambda layer, activation: False)
     assert unchanged(nothing, graph_module)
     convs_of(model)(graph_module)
     assert unchanged(convs_of(model), graph_module)
@@ -83,7 +85,7 @@ def test_groups_are_repeated_over_tokens_and_heads_and_what_is_not_in_order_is_n
     from tfmq_fx import capture
 
     graph_module = grouped(capture(Tokens(), (torch.randn(2, 3, 8), torch.tensor([3, 7]))))
-    ObserveTimestepGroups(lambda layer: Recorder())(graph_module)
+    ObserveTimestepGroups(lambda layer, entries: Recorder())(graph_module)
     _, recorders = recorded(graph_module)
     graph_module(torch.randn(3, 3, 8), torch.tensor([500, 7, 999]))
     seen = [recorder.calls.pop()[1].tolist() for recorder in recorders]
@@ -99,7 +101,7 @@ def test_several_users_of_one_activation_share_an_observer_per_key():
     total = builder.call(aten.add.Tensor, builder.call(aten.add.Tensor, linears[0], linears[1]), linears[2])
     graph_module = grouped(builder.build((total, x, t)))
     keys = iter("aab")
-    rewrite = ObserveTimestepGroups(lambda layer: Recorder(), key=dict(zip(linears, keys, strict=True)).get)
+    rewrite = ObserveTimestepGroups(lambda layer, entries: Recorder(), key=dict(zip(linears, keys, strict=True)).get)
     rewrite(graph_module)
     sources = [node.args[0] for node in calls(graph_module, aten.linear.default)]
     assert sources[0] is sources[1] is not sources[2]
@@ -109,4 +111,4 @@ def test_several_users_of_one_activation_share_an_observer_per_key():
 
 def test_needs_groups():
     with pytest.raises(PassError, match="no timestep groups; run GroupTimesteps first"):
-        ObserveTimestepGroups(lambda layer: Recorder())(build_temporal_graph(TimePath()).graph_module)
+        ObserveTimestepGroups(lambda layer, entries: Recorder())(build_temporal_graph(TimePath()).graph_module)

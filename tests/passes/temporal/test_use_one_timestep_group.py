@@ -34,7 +34,7 @@ def quantized(dynamic=True, bits=8, kind="plain", readers=1):
     IndexTimesteps(VALUES)(graph_module)
     GroupTimesteps(2)(graph_module)
 
-    def make_observer(layer):
+    def make_observer(layer, entries):
         observer = GroupedMinMaxObserver(2, bits)
         observer.low, observer.high = torch.tensor([-1.5, -20.0]), torch.tensor([2.5, 20.0])
         observer.batches += 1

@@ -14,6 +14,7 @@ __all__ = [
     "NO_WEIGHT",
     "ONE_CHANNEL",
     "PER_ROW",
+    "ROWS_UNCOVERED",
     "TOO_DEEP",
     "UNSUPPORTED",
     "WIDE",
@@ -24,6 +25,7 @@ NO_EXACT_BYTES = "this processor has no VNNI: oneDNN's sums of bytes could satur
 NO_ACTIVATION = "only its weight is quantized"
 NO_WEIGHT = "only its activation is quantized"
 PER_ROW = "its activation has parameters per timestep, and the kernels take one set per call"
+ROWS_UNCOVERED = "its activation has parameters per timestep, which only our own kernels take, and they do not cover it"
 TOO_DEEP = "it adds up more products than a 32-bit integer can hold"
 WIDE = "its operands are wider than 8 bits"
 ONE_CHANNEL = "its input has one channel, whose memory layout the compiler of the integer kernel takes for another"
@@ -33,4 +35,4 @@ FUSED_ATTENTION = "it was left fused: only attention without causal, boolean or 
 MISSED = "eligible, but the compiler left it in float"
 EAGER = "the reference backend computes quantize/dequantize in float"
 #: Of layers that have quantized operands.
-UNSUPPORTED = (NO_MATMUL, NO_ACTIVATION, NO_WEIGHT, PER_ROW, TOO_DEEP, WIDE, ONE_CHANNEL, NO_OPERATOR)
+UNSUPPORTED = (NO_MATMUL, NO_ACTIVATION, NO_WEIGHT, PER_ROW, ROWS_UNCOVERED, TOO_DEEP, WIDE, ONE_CHANNEL, NO_OPERATOR)

@@ -33,9 +33,9 @@ class Denoiser(nn.Module):
     """Called like the original model: same arguments, same return type, any batch size.
 
     A timestep may be a number, a 0-dim, ``[1]`` or ``[N]`` tensor. A batch over the captured maximum is
-    split, and so is one that mixes timestep groups when the kernels take one group a call. It has ``config``,
-    ``dtype`` and ``device``, so it can stand in a diffusers pipeline:
-    ``pipe.unet = denoiser``. Its compiled tensors are not its user's to cast or move; a deep copy shares them.
+    split, and so is one that mixes timestep groups where the kernels take one group a call (ours take any). It has
+    ``config``, ``dtype`` and ``device``, so it can stand in a diffusers pipeline: ``pipe.unet = denoiser``.
+    Its compiled tensors are not its user's to cast or move; a deep copy shares them.
 
     Attributes:
         report: What lowering did (:class:`LoweringReport`).

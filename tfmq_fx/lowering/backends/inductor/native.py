@@ -11,7 +11,7 @@ from torch import fx
 from tfmq_fx._torch.processor import has_vnni
 from tfmq_fx.kernels import has_native_kernels
 from tfmq_fx.lowering.report.eligibility import layers
-from tfmq_fx.lowering.report.reasons import PER_ROW
+from tfmq_fx.lowering.report.reasons import PER_ROW, ROWS_UNCOVERED
 from tfmq_fx.lowering.report.report import ReportEntry
 from tfmq_fx.passes import NARROW_ACTIVATIONS, NATIVE_KERNELS
 from tfmq_fx.passes.native.lower_integer_convs import find_integer_layer
@@ -37,15 +37,22 @@ def describe_kernels(precision: str | None) -> str:
 
 
 def with_table_rows(graph_module: fx.GraphModule, entries: tuple[ReportEntry, ...]) -> tuple[ReportEntry, ...]:
-    """The entries of ``graph_module``'s layers; those whose items have rows of a table are our kernels' too."""
+    """The entries of ``graph_module``'s layers; those whose items have rows of a table are our kernels' too.
+
+    What our kernels do not cover of them (channels in no multiple of 16) is computed in float.
+    """
     if not has_native_kernels():
         return entries
     return tuple(
-        replace(entry, kernel="integer", reason="", eligible=True)
-        if entry.reason == PER_ROW and find_integer_layer(graph_module, node) is not None
-        else entry
+        _with_rows(graph_module, node, entry) if entry.reason == PER_ROW else entry
         for node, entry in zip(layers(graph_module), entries, strict=True)
     )
+
+
+def _with_rows(graph_module: fx.GraphModule, node: fx.Node, entry: ReportEntry) -> ReportEntry:
+    if find_integer_layer(graph_module, node) is None:
+        return replace(entry, reason=ROWS_UNCOVERED)
+    return replace(entry, kernel="integer", reason="", eligible=True)
 
 
 def on_native_kernels(graph_module: fx.GraphModule, precision: str | None) -> fx.GraphModule:

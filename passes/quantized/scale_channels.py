@@ -1,0 +1,120 @@
+"""Give the channels of an observed activation one range: scale them, and the weights that read them inversely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.arguments import argument_node
+from tfmq_fx.passes.support.nodes import (
+    add_buffer,
+    erase_unread_attribute,
+    insert_call,
+    insert_get_attr,
+    read_attribute,
+)
+from tfmq_fx.passes.support.predicates import fqn, is_conv, is_linear, node_value
+
+__all__ = ["ScaleChannels", "channel_axis", "scalable_weights"]
+
+aten = torch.ops.aten
+#: Convolutions read channels along this axis; linears along the last.
+IMAGE_CHANNELS = 1
+
+
+def channel_axis(layer: fx.Node) -> int:
+    """The axis of the input channels of a layer's activation."""
+    return IMAGE_CHANNELS if is_conv(layer) else -1
+
+
+def scalable_weights(observer: fx.Node) -> list[fx.Node]:
+    """The nodes of the stored weights that read what ``observer`` returns; ``[]`` where they cannot be scaled.
+
+    That is where something else than a layer reads it, as its activation, or a weight that others read too, or a
+    grouped convolution, whose weights do not have all its input channels.
+    """
+    weights: list[fx.Node] = []
+    for layer in observer.users:
+        if not (is_conv(layer) or is_linear(layer)) or layer.args[0] is not observer or len(layer.args) < 2:
+            return []
+        weight = layer.args[1]
+        while isinstance(weight, fx.Node) and weight.op == "call_module" and len(weight.users) == 1:
+            weight = weight.args[0]  # its own observer
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr" or len(weight.users) != 1:
+            return []
+        if node_value(weight).shape[1] != node_value(observer).shape[channel_axis(layer)]:
+            return []
+        weights.append(weight)
+    return weights
+
+
+class ScaleChannels(GraphPass):
+    """Divide the channels of observed activations by factors, and multiply the weights behind them.
+
+    Before::
+
+        %o = observer_0(%x, %groups)      %y = conv2d(%o, weight_observer(%w), %b)
+
+    After::
+
+        %s = mul(%x, [C, 1, 1] of 1 / factors)      %o = observer_0(%s, %groups)
+        %y = conv2d(%o, weight_observer(%w * factors), %b)
+
+    Legality: a layer is linear in each input channel. Factors are powers of two, so every product is the same number
+    and numerics are preserved to the bit, short of the ends of the float range. A weight that something else reads
+    stays, and so does its activation (:func:`scalable_weights`). Source: equivalent scaling, SmoothQuant (ICML 2023),
+    eq. 3; power-of-two steps by channel, DMQ (ICCV 2025).
+    Meta: the product takes the module stack of the observer, whose range is to be set anew; weights keep theirs.
+
+    Args:
+        factors: By the target of an observer, float32 ``[C]``.
+
+    Raises:
+        ValueError: A factor is no power of two.
+    """
+
+    id: ClassVar[str] = "tfmq::scale_channels"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def __init__(self, factors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, values in factors.items():
+            if not bool((values > 0).all()) or not bool((torch.frexp(values).mantissa == 0.5).all()):
+                msg = f"{self.id}: the factors of {name!r} must be powers of two"
+                raise ValueError(msg)
+        self.factors = dict(factors)
+
+    def rewrite(self, graph_module: fx.GraphModule) -> bool:
+        """Scale what each named observer reads."""
+        modified = False
+        for observer in list(graph_module.graph.find_nodes(op="call_module")):
+            factors = self.factors.get(str(observer.target))
+            weights = [] if factors is None else scalable_weights(observer)
+            if factors is not None and weights:
+                self._scale(graph_module, observer, weights, factors)
+                modified = True
+        return modified
+
+    def _scale(self, graph_module: fx.GraphModule, observer: fx.Node, weights: list[fx.Node], factors: Tensor) -> None:
+        graph, layer = graph_module.graph, next(iter(observer.users))
+        trailing = node_value(observer).ndim - 2 if is_conv(layer) else 0
+        inverse = (1.0 / factors).reshape([-1] + [1] * trailing)
+        with graph.inserting_before(observer):
+            name = add_buffer(graph_module, f"{observer.target}_inverse_factors", inverse)
+            read = insert_get_attr(graph_module, name, anchor=observer)
+            scaled = insert_call(graph, aten.mul.Tensor, (argument_node(observer, 0), read), anchor=observer)
+        observer.update_arg(0, scaled)
+        for weight in weights:
+            values: Any = read_attribute(graph_module, str(weight.target))
+            shape = [1, -1] + [1] * (values.ndim - 2)
+            name = add_buffer(
+                graph_module, f"{fqn(weight) or weight.name}_scaled", values.detach() * factors.reshape(shape)
+            )
+            with graph.inserting_before(weight):
+                new = insert_get_attr(graph_module, name, anchor=weight)
+            weight.replace_all_uses_with(new)
+            erase_unread_attribute(graph_module, weight)
