@@ -45,6 +45,7 @@ from tfmq_fx.passes.precision.compress_temporal_table import CompressTemporalTab
 from tfmq_fx.passes.precision.compute_in_float32 import ComputeInFloat32
 from tfmq_fx.passes.precision.narrow_activations import NarrowActivations
 from tfmq_fx.passes.quantized.dequantize_weights import DequantizeWeights
+from tfmq_fx.passes.quantized.factor_item_scales import FactorItemScales
 from tfmq_fx.passes.quantized.fold_weight_zero_points import FoldWeightZeroPoints
 from tfmq_fx.passes.quantized.hoist_quantizers import HoistQuantizers
 from tfmq_fx.passes.quantized.scale_channels import ScaleChannels
@@ -74,6 +75,7 @@ __all__ = [
     "ComputeInFloat32",
     "DecomposeAttention",
     "DequantizeWeights",
+    "FactorItemScales",
     "FlattenFrameConvs",
     "FlattenLinearInputs",
     "FoldWeightZeroPoints",

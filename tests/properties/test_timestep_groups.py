@@ -11,6 +11,7 @@ from tests.passes.temporal.test_use_one_timestep_group import quantized as quant
 from tests.properties.naive_reference import IndexedFakeQuantize, NaiveReference, fake_quantize
 from tests.properties.test_timestep_algebra import assert_equal, names, run
 from tfmq_fx.passes import (
+    FactorItemScales,
     GroupTimesteps,
     IndexTimesteps,
     LowerIndexedConvs,
@@ -160,3 +161,16 @@ def test_a_batch_of_one_group_is_quantized_as_before_and_lowered_to_kernels(dyna
     # The kernel's own order of float operations: a sum of up to 36 products, scaled once.
     options = {"rtol": 1e-4, "atol": 1e-4, "more_inputs": more}
     assert assert_pass_contract(LowerIndexedConvs, result.graph_module, first, **options).modified
+
+
+@given(
+    st.booleans(), st.sampled_from([4, 8]), st.sampled_from(list(CONVS)), st.integers(1, 3),
+    st.lists(st.sampled_from(VALUES), min_size=5, max_size=5), st.floats(0.1, 30.0), st.integers(1, 5),
+)  # fmt: skip
+def test_scales_factored_out_of_layers_serve_mixed_timesteps(dynamic, bits, kind, readers, timesteps, scale, size):
+    def mixed(items):
+        return batch(items, 0, scale)[0], torch.tensor(timesteps[:items])
+
+    options = {"more_inputs": [mixed(size), mixed(1)]} if dynamic else {}
+    result = assert_pass_contract(FactorItemScales, quantized_convs(dynamic, bits, kind, readers), mixed(2), **options)
+    assert result.modified

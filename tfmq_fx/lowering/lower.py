@@ -39,12 +39,13 @@ def lower(
 
     A program with ``activation_groups`` has activation ranges by timestep. Our own integer kernels take the range of
     each item, so one call takes any mix of timesteps; layers that these kernels do not cover (channels in no multiple
-    of 16) are computed in float then, and the report names them. An integer kernel of oneDNN takes one activation
-    scale a call: where ours do not run, such a program is compiled for batches of one timestep group, as sampling has
-    them, and its denoiser splits a batch that mixes groups. OpenVINO and ONNX Runtime refuse timestep groups.
+    of 16) are computed in float then, and the report names them. For OpenVINO and ONNX Runtime, items are scaled
+    outside the layers, so one call takes any mix too. An integer kernel of oneDNN takes one activation scale a call:
+    where ours do not run, such a program is compiled for batches of one timestep group, as sampling has them, and its
+    denoiser splits a batch that mixes groups.
     Layers that depend on the timestep and the conditioning alone, which have parameters per timestep, are computed
-    timestep by timestep where ``reuse`` cuts them out; compiled with the rest, they are as other layers on our kernels,
-    and make the denoiser split batches by timestep on oneDNN's.
+    timestep by timestep where ``reuse`` cuts them out; compiled with the rest, they are as other layers on kernels that
+    take any mix, and make the denoiser split batches by timestep on oneDNN's.
 
     Args:
         program: The result of :func:`tfmq_fx.convert` or :func:`tfmq_fx.load`, or what ``convert_pt2e``

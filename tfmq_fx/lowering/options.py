@@ -42,9 +42,9 @@ class BackendSupport:
     """What a backend can do; a plan is made to fit it.
 
     Attributes:
-        mixed_groups: Whether one call may mix timestep groups, as computing quantize/dequantize in float can, and our
-            own integer kernels, which take the row of each item. Others take one activation scale a call: their graph
-            is written for one group, and the denoiser splits.
+        mixed_groups: Whether one call may mix timestep groups, as can computing quantize/dequantize in float, our own
+            integer kernels, which take the row of each item, and engines that have items scaled outside their layers.
+            Others take one activation scale a call: their graph is written for one group, and the denoiser splits.
         stages: Whether it compiles stages, whose values are kept from call to call.
         compared: Whether its results are compared with the quantized program's; False for what computes just that.
     """

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import fx
 
 from tfmq_fx.frontend.examples import EXAMPLE_BATCH
 from tfmq_fx.lowering.backends.backend import CompiledGraphs, CompilerBackend, GraphToCompile
+from tfmq_fx.lowering.options import BackendSupport
 from tfmq_fx.lowering.plan import LoweringPlan
+from tfmq_fx.lowering.report.eligibility import classify
 from tfmq_fx.lowering.report.matching import KernelsByNode
+from tfmq_fx.lowering.report.reasons import NO_ACTIVATION, PER_ROW
+from tfmq_fx.lowering.report.report import ReportEntry
 from tfmq_fx.lowering.translation.float32_interface import as_float32, with_types_of
+from tfmq_fx.passes import FactorItemScales, StripDeadState
 
 __all__ = ["Translated", "TranslatingBackend"]
 
@@ -21,7 +26,25 @@ Translated = tuple[Callable[..., Any], set[str]]
 
 
 class TranslatingBackend(CompilerBackend):
-    """Compiles each batch size when it first comes, and names the layers that the engine has on integer kernels."""
+    """Compiles each batch size when it first comes, and names the layers that the engine has on integer kernels.
+
+    Engines' integer kernels take constant quantizers; parameters of each item are factored out of the layers.
+    """
+
+    support: ClassVar[BackendSupport] = BackendSupport(mixed_groups=True)
+
+    def rewrite(
+        self, graph_module: fx.GraphModule, entries: tuple[ReportEntry, ...], *, one_group: bool
+    ) -> tuple[ReportEntry, ...]:
+        """Scale items outside their layers, which then read integers of one range."""
+        if not FactorItemScales()(graph_module).modified:
+            return entries
+        StripDeadState()(graph_module)
+        factored = classify(graph_module, {})
+        return tuple(
+            after if before.reason == PER_ROW and after.reason != NO_ACTIVATION else before
+            for before, after in zip(entries, factored, strict=True)
+        )
 
     @abstractmethod
     def translate(self, graph_module: fx.GraphModule, batch: int, precision: str) -> Translated:
