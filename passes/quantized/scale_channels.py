@@ -17,13 +17,15 @@ from tfmq_fx.passes.support.nodes import (
     insert_get_attr,
     read_attribute,
 )
-from tfmq_fx.passes.support.predicates import is_conv, is_linear, node_value
+from tfmq_fx.passes.support.predicates import is_call, is_conv, is_linear, node_value
 
 __all__ = ["ScaleChannels", "channel_axis", "scalable_weights"]
 
 aten = torch.ops.aten
 #: Convolutions read channels along this axis; linears along the last.
 IMAGE_CHANNELS = 1
+#: How the buffers end that activations are multiplied by.
+INVERSE = "_inverse_factors"
 
 
 def channel_axis(layer: fx.Node) -> int:
@@ -52,6 +54,13 @@ def scalable_weights(observer: fx.Node) -> list[fx.Node]:
     return weights
 
 
+def _is_scaled(observer: fx.Node) -> bool:
+    """Whether what ``observer`` reads was scaled for it."""
+    source = argument_node(observer, 0)
+    inverse = source.args[1] if is_call(source, aten.mul.Tensor) else None
+    return isinstance(inverse, fx.Node) and str(inverse.target) == f"{observer.target}{INVERSE}"
+
+
 class ScaleChannels(GraphPass):
     """Divide the channels of observed activations by factors, and multiply the weights behind them.
 
@@ -66,8 +75,8 @@ class ScaleChannels(GraphPass):
 
     Legality: a layer is linear in each input channel. Factors are powers of two, so every product is the same number
     and numerics are preserved to the bit, short of the ends of the float range. A weight that something else reads
-    stays, and so does its activation (:func:`scalable_weights`). Source: equivalent scaling, SmoothQuant (ICML 2023),
-    eq. 3; power-of-two steps by channel, DMQ (ICCV 2025).
+    stays, and so does its activation (:func:`scalable_weights`); an observer is scaled for once. Source: equivalent
+    scaling, SmoothQuant (ICML 2023), eq. 3; power-of-two steps by channel, DMQ (ICCV 2025).
     Meta: what is new takes the module stack of the layers that read it. The observer's range is to be set anew.
 
     Args:
@@ -93,8 +102,9 @@ class ScaleChannels(GraphPass):
         modified = False
         for observer in list(graph_module.graph.find_nodes(op="call_module")):
             factors = self.factors.get(str(observer.target))
-            weights = [] if factors is None else scalable_weights(observer)
-            if factors is not None and weights:
+            if factors is None or _is_scaled(observer):
+                continue
+            if weights := scalable_weights(observer):
                 self._scale(graph_module, observer, weights, factors)
                 modified = True
         return modified
@@ -104,7 +114,7 @@ class ScaleChannels(GraphPass):
         trailing = node_value(observer).ndim - 2 if is_conv(layer) else 0
         inverse = (1.0 / factors).reshape([-1] + [1] * trailing)
         with graph.inserting_before(observer):
-            name = add_buffer(graph_module, f"{observer.target}_inverse_factors", inverse)
+            name = add_buffer(graph_module, f"{observer.target}{INVERSE}", inverse)
             read = insert_get_attr(graph_module, name, anchor=layer)
             scaled = insert_call(graph, aten.mul.Tensor, (argument_node(observer, 0), read), anchor=layer)
         observer.update_arg(0, scaled)

@@ -38,7 +38,8 @@ def test_fires_and_keeps_numerics_to_the_bit_with_several_readers():
     torch.manual_seed(0)
     graph_module = observed(two_readers)
     x = torch.randn(2, 4, 5, 5)
-    result = assert_pass_contract(lambda: ScaleChannels({"observer_0": FACTORS}), graph_module, (x,), exact=True)
+    scale = lambda: ScaleChannels({"observer_0": FACTORS})  # noqa: E731
+    result = assert_pass_contract(scale, graph_module, (x,), exact=True).graph_module
     (product,) = calls(result, aten.mul.Tensor)
     (observer,) = result.graph.find_nodes(op="call_module")
     assert observer.args[0] is product and len(observer.users) == 2
