@@ -48,7 +48,7 @@ def with_outliers(model, factors=FACTORS):
 
 
 def quantized(model, **config):
-    config = QuantizationConfig(split_concatenations=False, **config)
+    config = QuantizationConfig(**{"split_concatenations": False, "activation_groups": None, **config})
     return tfmq_fx.quantize(model, config, noisy(TIMESTEPS), timesteps=TIMESTEPS, progress=False)
 
 
@@ -84,7 +84,9 @@ def test_only_what_needs_it_is_scaled_and_the_float_graph_stays_to_the_bit():
     assert scaled_activations(quantized(wide, activation_range="mse")) == []
     x, t = noisy(TIMESTEPS)[2]
     captured = tfmq_fx.capture(wide, (x, t))
-    prepared = tfmq_fx.prepare(captured, QuantizationConfig(split_concatenations=False), timesteps=TIMESTEPS)
+    prepared = tfmq_fx.prepare(
+        captured, QuantizationConfig(split_concatenations=False, activation_groups=None), timesteps=TIMESTEPS
+    )
     before = copy.deepcopy(prepared)(x, t)
     tfmq_fx.calibrate(prepared, noisy(TIMESTEPS), progress=False)
     assert torch.equal(prepared(x, t), before)

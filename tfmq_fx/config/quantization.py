@@ -100,7 +100,7 @@ class QuantizationConfig:
     table: TableStorage | None = None
     weight_range: WeightRange | None = None
     activation_range: str = "ema"
-    activation_groups: int | None = None
+    activation_groups: int | None = 1
     symmetric_weights: bool | None = None
     symmetric_activations: bool = False
     symmetric_attention: bool = False
