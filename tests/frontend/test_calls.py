@@ -166,9 +166,7 @@ def test_a_value_that_is_not_the_default_must_be_given_again():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_fixed_table_is_not_cut_with_the_batch(backend, tmp_path):
-    """A table of as many rows as the batch has items, with timestep groups, which split a batch."""
-    if backend not in ("reference", "inductor", "aot"):
-        pytest.skip("refuses timestep groups")
+    """A table of as many rows as the batch has items, with timestep groups, which may split a batch."""
     config = tfmq_fx.QuantizationConfig(activation_groups=4)
     batches = [arguments(4, seed) for seed in range(3)]
     captured = tfmq_fx.capture(many_arguments(), example_kwargs=batches[0], batched=("sample", "timestep", "prompt"))
