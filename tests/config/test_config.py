@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tfmq_fx import ConfigError, QuantizationConfig
+from tfmq_fx.config.field_checks import FIELD_CHECKS
 from tfmq_fx.config.presets import PRESETS
-from tfmq_fx.config.quantization import CHECKS
 
 
 @pytest.mark.parametrize("bits", [1, 0, 9, 15, 33, 4.5, True, "8"])
@@ -147,8 +147,8 @@ def test_a_value_of_another_type_is_one_sentence_that_names_its_field(field):
 
 
 def test_every_field_has_a_check():
-    assert [*CHECKS, "overrides", "reconstruction"] == sorted(
-        FIELDS, key=[*CHECKS, "overrides", "reconstruction"].index
+    assert [*FIELD_CHECKS, "overrides", "reconstruction"] == sorted(
+        FIELDS, key=[*FIELD_CHECKS, "overrides", "reconstruction"].index
     )
 
 

@@ -61,7 +61,9 @@ def test_values_go_on_top():
         name for name in PRESETS if QuantizationConfig.preset(name, weight_bits=4).resolved_reconstruction is None
     ]
     assert nearest == ["ptq4dm", "tdq", "adp-dm"], "these methods round to nearest at any width"
-    assert QuantizationConfig.preset("shared") == QuantizationConfig(temporal="shared")
+    assert QuantizationConfig.preset("shared") == QuantizationConfig(temporal="shared", scale_channels=False)
+    scaled = [name for name in PRESETS if QuantizationConfig.preset(name).scale_channels]
+    assert not scaled, "no published method scales channels"
 
 
 def test_an_unknown_preset_is_refused_with_the_list():

@@ -23,6 +23,7 @@ from tfmq_fx.passes import (
     PropagateValues,
     RemoveGuards,
     RemoveNoopCasts,
+    ScaleChannels,
     SetUnknownTimesteps,
     TabulateTemporalBlock,
     WidenTimesteps,
@@ -31,8 +32,9 @@ from tfmq_fx.passes import (
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.passes.precision.compress_temporal_table import find_feature_tables
 from tfmq_fx.passes.precision.compute_in_float32 import foreign_dtypes
-from tfmq_fx.passes.support.nodes import insert_call
-from tfmq_fx.passes.support.predicates import is_weighted
+from tfmq_fx.passes.quantized.scale_channels import channel_axis, scalable_weights
+from tfmq_fx.passes.support.nodes import insert_call, insert_module_call
+from tfmq_fx.passes.support.predicates import is_conv, is_linear, is_weighted
 from tfmq_fx.testing import assert_pass_contract, aten_graphs, temporal_graphs
 
 aten = torch.ops.aten
@@ -114,6 +116,28 @@ def test_canonicalizing_in_order_leaves_nothing_to_do(generated):
         assert not rewrite()(graph_module).modified, rewrite.id
     with torch.no_grad():
         torch.testing.assert_close(graph_module(*generated.example_inputs), wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@given(aten_graphs(favour=("linear", "conv")), st.data())
+def test_channels_of_observed_activations_are_scaled_to_the_bit(generated, data):
+    graph_module, factors = copy.deepcopy(generated.graph_module), {}
+    for number, layer in enumerate([node for node in graph_module.graph.nodes if is_conv(node) or is_linear(node)]):
+        name = f"observer_{number}"
+        graph_module.add_submodule(name, nn.Identity())
+        with graph_module.graph.inserting_before(layer):
+            observer = insert_module_call(graph_module.graph, name, (layer.args[0],), anchor=layer)
+        layer.update_arg(0, observer)
+        channels = layer.args[0].meta["val"].shape[channel_axis(layer)]
+        exponents = data.draw(st.lists(st.integers(-4, 4), min_size=int(channels), max_size=int(channels)))
+        factors[name] = torch.exp2(torch.tensor(exponents, dtype=torch.float32))
+    graph_module.recompile()
+    expected = any(scalable_weights(node) for node in graph_module.graph.find_nodes(op="call_module"))
+    result = assert_pass_contract(
+        lambda: ScaleChannels(factors), graph_module, generated.example_inputs, exact=True,
+        more_inputs=generated.more_inputs,
+    )  # fmt: skip
+    event(f"modified: {result.modified}")
+    assert result.modified == expected
 
 
 @given(aten_graphs())

@@ -62,13 +62,13 @@ def test_a_range_per_group_serves_timesteps_that_one_range_does_not():
 
 @pytest.mark.parametrize("activation_range", ["ema", "minmax", "mse"])
 def test_one_range_per_timestep_is_that_of_a_program_for_this_timestep_alone(activation_range):
-    every = program(10, activation_range=activation_range, weight_bits=32)
+    alike = {"activation_range": activation_range, "weight_bits": 32, "scale_channels": False}
+    every = program(10, **alike)
     torch.manual_seed(0)
-    config = QuantizationConfig(activation_range=activation_range, weight_bits=32)
     captured = tfmq_fx.capture(SmallDenoiser().eval(), batch())
     for index in (0, 7):
         # Observers of one group have the same arithmetic, which the search needs to agree to the bit.
-        config = QuantizationConfig(activation_range=activation_range, weight_bits=32, activation_groups=2)
+        config = QuantizationConfig(**alike, activation_groups=2)
         prepared = tfmq_fx.prepare(captured, config, timesteps=TIMESTEPS)
         tfmq_fx.calibrate(prepared, noisy(TIMESTEPS)[index : index + 1], progress=False)
         x, t = noisy(TIMESTEPS)[index]

@@ -73,7 +73,7 @@ def test_auto_takes_whatever_is_closer_to_float_layer_by_layer():
 
 
 def test_auto_says_what_it_chose_and_why(tmp_path):
-    changes = {"weight_bits": 2, "table": "float16"}
+    changes = {"weight_bits": 2, "table": "float16", "reconstruction": "nearest"}
     program = quantized(temporal="auto", **changes)
     block = quantized(temporal="fsc", **changes).graph_module
     TabulateTemporalBlock()(block)

@@ -84,6 +84,7 @@ def quantize(
     from tfmq_fx.data.sampling import sample_trajectories
     from tfmq_fx.data.timestep_samplers import NormalTimesteps
     from tfmq_fx.diagnostics.comparison import ddim_scheduler
+    from tfmq_fx.errors import FidelityError
     from tfmq_fx.frontend.capture import capture
     from tfmq_fx.passes import observe_passes
     from tfmq_fx.quantization.calibrate import calibrate
@@ -140,7 +141,11 @@ def quantize(
         report = reconstruct(prepared, batches, directory=state, cache_bytes=int(cache_gib * 2**30))
         console().print(str(report), soft_wrap=True, markup=False)
     stage("converting to integers and saving")
-    program = convert(prepared, max_error=max_error)
+    try:
+        program = convert(prepared, max_error=max_error)
+    except FidelityError:
+        shutil.rmtree(state, ignore_errors=True)  # the same command would end here again
+        raise
     program.scheduler = {name: value for name, value in ddim.config.items() if not name.startswith("_")}
     save(program, out)
     shutil.rmtree(state, ignore_errors=True)
