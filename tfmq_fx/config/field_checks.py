@@ -9,13 +9,18 @@ from typing import Any, get_args
 from tfmq_fx.config.bits import check_bits
 from tfmq_fx.config.checks import check_choice, check_names, check_switch, check_whole, plain
 from tfmq_fx.config.choices import TableStorage, Temporal, UnknownTimestep, WeightRange
+from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.registry import RecordedObserver
 
 __all__ = ["FIELD_CHECKS"]
 
 
 def _check_groups(name: str, groups: Any) -> Any:
-    return None if groups is None else check_whole(name, groups, least=1)
+    try:
+        return None if groups is None else check_whole(name, groups, least=1)
+    except ConfigError as error:
+        msg = f"{error}, or None for a range per timestep"
+        raise ConfigError(msg) from None
 
 
 def _check_observer_name(_: str, name: Any) -> Any:
