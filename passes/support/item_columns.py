@@ -13,7 +13,7 @@ from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr
 from tfmq_fx.passes.support.predicates import is_call, is_getitem, node_value
 
-__all__ = ["ItemColumns"]
+__all__ = ["REPEATS", "ItemColumns"]
 
 aten = torch.ops.aten
 #: What stands between the rows of the batch and the index of one activation's parameters.

@@ -11,6 +11,7 @@ from torch import fx
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_node
+from tfmq_fx.passes.support.item_columns import REPEATS
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_groups
@@ -18,8 +19,6 @@ from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS, find_
 __all__ = ["UseOneTimestepGroup", "find_grouped_quantizers"]
 
 aten = torch.ops.aten
-#: What stands between the groups of the batch and the index of one activation's parameters.
-REPEATS = (aten.expand.default, aten.unsqueeze.default, aten.reshape.default)
 
 
 def find_grouped_quantizers(

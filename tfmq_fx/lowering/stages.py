@@ -21,6 +21,7 @@ from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.analysis.conditional_part import ConditionalPart
+from tfmq_fx.passes.support.item_columns import REPEATS
 from tfmq_fx.passes.support.predicates import is_call, node_value
 from tfmq_fx.passes.support.subgraphs import extract_subgraph
 from tfmq_fx.passes.temporal.group_timesteps import GROUPS_INPUT
@@ -28,9 +29,8 @@ from tfmq_fx.passes.temporal.group_timesteps import GROUPS_INPUT
 __all__ = ["FirstStage", "Layout", "Stage", "StageRun", "StagedGraph", "split_stages"]
 
 aten = torch.ops.aten
-#: What quantizes by rows of a table, and what repeats the row of each item for its entries.
+#: What quantizes by rows of a table.
 BY_ROWS = (decomposed.quantize_per_channel.default, decomposed.dequantize_per_channel.default)
-REPEATS = (aten.reshape.default, aten.expand.default, aten.unsqueeze.default)
 #: Runs a stage: called with its inputs, it returns its outputs as a tuple.
 StageRun = Callable[..., Any]
 

@@ -41,7 +41,7 @@ def pooled(low: Tensor, high: Tensor, items: Tensor, least: int) -> tuple[Tensor
         least: How many are enough; where all have fewer, all are taken.
     """
     count = len(low)
-    before = torch.cat([items.new_zeros(1), items.cumsum(0)])
+    before = [0, *items.cumsum(0).tolist()]
     low, high = low.where(items > 0, torch.inf), high.where(items > 0, -torch.inf)
     ends = []
     for group in range(count):
