@@ -19,6 +19,7 @@ from tfmq_fx.passes.canonical.replace_in_place import ReplaceInPlace
 from tfmq_fx.passes.canonical.resolve_paddings import ResolvePaddings
 from tfmq_fx.passes.canonical.strip_dead_state import StripDeadState
 from tfmq_fx.passes.layout.decompose_attention import DecomposeAttention
+from tfmq_fx.passes.layout.defer_softmax_normalization import DeferSoftmaxNormalization
 from tfmq_fx.passes.layout.flatten_frame_convs import FlattenFrameConvs
 from tfmq_fx.passes.layout.flatten_linear_inputs import FlattenLinearInputs
 from tfmq_fx.passes.layout.sink_repeated_rows import SinkRepeatedRows
@@ -74,6 +75,7 @@ __all__ = [
     "CompressTemporalTable",
     "ComputeInFloat32",
     "DecomposeAttention",
+    "DeferSoftmaxNormalization",
     "DequantizeWeights",
     "FactorItemScales",
     "FlattenFrameConvs",

@@ -18,6 +18,7 @@ from tfmq_fx.passes.canonical.replace_in_place import ReplaceInPlace
 from tfmq_fx.passes.canonical.resolve_paddings import ResolvePaddings
 from tfmq_fx.passes.canonical.strip_dead_state import StripDeadState
 from tfmq_fx.passes.layout.decompose_attention import DecomposeAttention
+from tfmq_fx.passes.layout.defer_softmax_normalization import DeferSoftmaxNormalization
 from tfmq_fx.passes.layout.flatten_frame_convs import FlattenFrameConvs
 from tfmq_fx.passes.layout.flatten_linear_inputs import FlattenLinearInputs
 from tfmq_fx.passes.layout.sink_repeated_rows import SinkRepeatedRows
@@ -66,10 +67,11 @@ REWRITE_FOR_ANNOTATION = Pipeline(
     "rewrite-for-annotation",
     Numerics.CLOSE,
     "Bring layers into the form that is annotated. Attention goes first: its products become operators that the others "
-    "see. Layers are made two-dimensional before repetitions sink below them, and equal nodes of the time path are "
-    "shared last, when each stands where it stays.",
+    "see, and the division by the sum of its softmax goes behind them. Layers are made two-dimensional before "
+    "repetitions sink below them, and equal nodes of the time path are shared last, when each stands where it stays.",
     (
         DecomposeAttention,
+        DeferSoftmaxNormalization,
         SplitConcatenatedConvs,
         FlattenFrameConvs,
         WidenSequenceConvs,

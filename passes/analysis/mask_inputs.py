@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.passes.analysis.dependence import data_arguments
-from tfmq_fx.passes.support.predicates import RELABELLINGS, SOFTMAXES, is_attention, is_call, node_value
+from tfmq_fx.passes.support.predicates import (
+    RELABELLINGS,
+    SOFTMAXES,
+    is_attention,
+    is_call,
+    node_value,
+    softmax_scores,
+)
 
 __all__ = ["mask_inputs"]
 
@@ -74,8 +81,16 @@ def _is_summand(user: fx.Node, mask: fx.Node) -> bool:
 def _only_softmaxes(scores: fx.Node) -> bool:
     """Whether softmaxes alone read these scores, behind views and casts or not."""
     return bool(scores.users) and all(
-        _only_softmaxes(user) if is_call(user, *RELABELLINGS) else is_call(user, *SOFTMAXES) for user in scores.users
+        _only_softmaxes(user) if is_call(user, *RELABELLINGS) else _is_of_softmax(user, scores) for user in scores.users
     )
+
+
+def _is_of_softmax(user: fx.Node, scores: fx.Node) -> bool:
+    """Whether ``user`` is a softmax of ``scores``, or a part of its numerators: ``exp(scores - amax(scores))``."""
+    parts = user.users if is_call(user, aten.amax.default) else {user: None}
+    numerators = [reader for part in parts for reader in part.users]
+    deferred = bool(numerators) and all(softmax_scores(reader) is scores for reader in numerators)
+    return is_call(user, *SOFTMAXES) or deferred
 
 
 def _tests_for_hidden_queries(node: fx.Node) -> bool:

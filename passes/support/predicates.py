@@ -25,6 +25,7 @@ __all__ = [
     "module_path",
     "node_value",
     "repeats_rows",
+    "softmax_scores",
     "weight_node",
 ]
 
@@ -104,10 +105,20 @@ def is_matmul(node: Any) -> TypeGuard[fx.Node]:
 
 
 def is_softmax_output(node: Any) -> bool:
-    """Whether ``node`` is a softmax, or one that was only reshaped, cast or copied since."""
+    """Whether ``node`` is a softmax or its numerators, or one that was only reshaped, cast or copied since."""
     while is_call(node, *RELABELLINGS):
         node = node.args[0]
-    return is_call(node, *SOFTMAXES)
+    return is_call(node, *SOFTMAXES) or softmax_scores(node) is not None
+
+
+def softmax_scores(node: Any) -> fx.Node | None:
+    """The scores that ``node`` has the numerators of a softmax over the last axis of: ``exp(s - max s)``; or None."""
+    below = node.args[0] if is_call(node, aten.exp.default) else None
+    if not is_call(below, aten.sub.Tensor) or below.kwargs:
+        return None
+    scores, top = below.args
+    last = is_call(top, aten.amax.default) and tuple(top.args) == (scores, [-1], True)
+    return scores if last and isinstance(scores, fx.Node) else None
 
 
 def is_attention(node: Any) -> TypeGuard[fx.Node]:

@@ -113,7 +113,7 @@ def quantized_image(x, enlarge, scale, zero_point, padding, *, threads=1, rows=N
     return out.value()
 
 
-def integer_attention(query, key, value, factor, scales, zero_points, *, threads=1, rows=None):
+def integer_attention(query, key, value, factor, scales, zero_points, *, threads=1, rows=None, deferred=False):
     """``scales`` of four and ``zero_points`` of three; tables ``[rows, 4]`` of both where there are ``rows``."""
     library().threads(threads)
     batch, heads = (max(x.shape[axis] for x in (query, key, value)) for axis in (0, 1))
@@ -129,5 +129,5 @@ def integer_attention(query, key, value, factor, scales, zero_points, *, threads
     by = Quantizers.of(scales, zeros, rows, batch)
     narrow = int(query.dtype == torch.bfloat16)
     operands = [pointer(tensor) for tensor in (query, key, value)]
-    library().integer_attention(narrow, *operands, out.pointer, shape, real(factor), ctypes.byref(by))
+    library().integer_attention(narrow, *operands, out.pointer, shape, real(factor), ctypes.byref(by), int(deferred))
     return out.value()

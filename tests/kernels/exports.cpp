@@ -80,11 +80,12 @@ void quantize_image(int narrow, const void* x, uint8_t* out, const tfmq::ImageSh
 }
 
 void integer_attention(int narrow, const void* query, const void* key, const void* value, void* out,
-                       const tfmq::AttentionShape* shape, float factor, const tfmq::Quantizers* quantizers) {
+                       const tfmq::AttentionShape* shape, float factor, const tfmq::Quantizers* quantizers,
+                       int deferred) {
   with_type(narrow, [&](auto* type) {
     using In = std::remove_pointer_t<decltype(type)>;
     tfmq::integer_attention(static_cast<const In*>(query), static_cast<const In*>(key), static_cast<const In*>(value),
-                            static_cast<In*>(out), *shape, factor, tfmq::AttentionQuantizers{*quantizers});
+                            static_cast<In*>(out), *shape, factor, tfmq::AttentionQuantizers{*quantizers}, deferred != 0);
   });
 }
 

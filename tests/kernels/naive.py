@@ -67,20 +67,26 @@ def quantized(exact, error, scale, zero_point):
     return (exact / scale + zero_point).clamp(0, 255), 0.5 + error / scale + 300 * EPSILON
 
 
-def integer_attention(query, key, value, factor, scales, zero_points, dtype):
+def integer_attention(query, key, value, factor, scales, zero_points, dtype, deferred=False):
     heads = max(x.shape[1] for x in (query, key, value))
     operands = (query.float() * torch.tensor(factor, dtype=torch.float32), key, value)
     places = zip(operands, (scales[0], scales[1], scales[3]), zero_points, strict=True)
     q, k, v = (steps(x, scale, zero) - zero for x, scale, zero in places)
     q, k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (q, k, v))
     scores = (q @ k.transpose(-2, -1)) * (scales[0] * scales[1])
-    weights = torch.softmax(scores, -1) / scales[2]
+    weights = ((scores - scores.amax(-1, keepdim=True)).exp() if deferred else torch.softmax(scores, -1)) / scales[2]
     spread = scores.abs().amax(-1, keepdim=True)
     doubt = weights * (1e-5 + 4 * EPSILON * spread) + 300 * EPSILON
     low, high = (torch.round(weights + sign * doubt).clamp(0, 255) for sign in (-1, 1))
     step = scales[2] * scales[3]
-    exact = torch.round(weights).clamp(0, 255) @ v * step
+    steps_of_weights = torch.round(weights).clamp(0, 255)
+    exact = steps_of_weights @ v * step
     error = ((high - low) @ v.abs() + 4 * EPSILON * (high @ v.abs())) * step
+    if deferred:
+        # A weight that turns by a step moves the quotient by its value, and the divisor by one.
+        totals = [x.sum(-1, keepdim=True) * scales[2] for x in (steps_of_weights, low, high)]
+        exact = exact / totals[0]
+        error = (error + exact.abs() * (totals[2] - totals[1])) / totals[1] + 4 * EPSILON * exact.abs()
     return rounded(exact.transpose(1, 2), error.transpose(1, 2), dtype)
 
 
@@ -133,10 +139,10 @@ def quantized_image_rows(x, enlarge, table, padding):
     return by_image(len(x), rows, len(scales), of_image)[0]
 
 
-def integer_attention_rows(query, key, value, factor, scales, zero_points, rows, dtype):
+def integer_attention_rows(query, key, value, factor, scales, zero_points, rows, dtype, deferred=False):
     def of_image(image, row):
         own = [x[image : image + 1] if len(x) > 1 else x for x in (query, key, value)]
         zeros = zero_points[row].tolist()
-        return integer_attention(*own, factor, scales[row].tolist(), [*zeros[:2], zeros[3]], dtype)
+        return integer_attention(*own, factor, scales[row].tolist(), [*zeros[:2], zeros[3]], dtype, deferred)
 
     return by_image(max(len(x) for x in (query, key, value)), rows, len(scales), of_image)

@@ -192,7 +192,8 @@ void run_attention() {
   query.floats(narrow), key.floats(narrow), value.floats(narrow);
   const Table table(s.batch, 4);
   const tfmq::Quantizers by = table.quantizers();
-  integer_attention(narrow, query.as<void>(), key.as<void>(), value.as<void>(), out.as<void>(), &s, 0.3f, &by);
+  integer_attention(narrow, query.as<void>(), key.as<void>(), value.as<void>(), out.as<void>(), &s, 0.3f, &by,
+                    int(draw(0, 1)));
 }
 
 }  // namespace

@@ -102,6 +102,10 @@ WRONG = {
         attention((1, 1, 1, 4), (1, 1, 40000, 4), (1, 1, 40000, 4), scales=[0.1, 0.1, 2e-7, 0.1]),
         "40000 products",
     ),
+    "numerators that wrap": (
+        attention((1, 1, 1, 4), (1, 1, 40000, 4), (1, 1, 40000, 4), scales=[0.1, 0.1, 0.1, 0.1], deferred=True),
+        "40000 products",
+    ),
 }
 
 

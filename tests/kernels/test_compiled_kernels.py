@@ -140,5 +140,6 @@ def test_integer_attention(seed, batch, heads, rows, keys, depth, data):
     parameters = [data.draw(choice) for choice in drawn]
     zeros = [data.draw(BYTES) for _ in range(3)]
     arguments = (*operands, data.draw(st.sampled_from((1.0, 0.125))), parameters, zeros)
-    result = compiled.integer_attention(*arguments, threads=threads)
-    assert_within(result, *naive.integer_attention(*arguments, dtype))
+    deferred = data.draw(st.booleans())
+    result = compiled.integer_attention(*arguments, threads=threads, deferred=deferred)
+    assert_within(result, *naive.integer_attention(*arguments, dtype, deferred))

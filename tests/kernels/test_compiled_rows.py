@@ -134,5 +134,6 @@ def test_integer_attention(seed, batch, heads, length, keys, depth, data):
     table = torch.tensor(columns).T.contiguous(), torch.tensor(zeros).T.contiguous()
     rows = drawn_rows(data, images if data.draw(st.booleans()) else 1, count)
     arguments = (*operands, data.draw(st.sampled_from((1.0, 0.125))), *table)
-    result = compiled.integer_attention(*arguments, threads=threads, rows=rows)
-    assert_within(result, *naive.integer_attention_rows(*arguments, rows, dtype))
+    deferred = data.draw(st.booleans())
+    result = compiled.integer_attention(*arguments, threads=threads, rows=rows, deferred=deferred)
+    assert_within(result, *naive.integer_attention_rows(*arguments, rows, dtype, deferred))

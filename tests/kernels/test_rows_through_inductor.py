@@ -62,6 +62,7 @@ class Rows(nn.Module):
             OPERATORS.quantized_image.rows(narrow, 1, *table, one, [1, 1, 1, 1]),
             OPERATORS.integer_attention.rows(heads, heads, heads * 2, *of_attention, rows),
             OPERATORS.integer_attention.rows(heads, heads[:1], heads[:1], *of_attention, grouped),
+            OPERATORS.integer_attention.rows(heads, heads, heads * 2, *of_attention, rows, True),
             OPERATORS.integer_attention.rows(*[heads.bfloat16()] * 3, *of_attention, one),
         )
 

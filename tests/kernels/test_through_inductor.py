@@ -145,6 +145,7 @@ class Attention:
         self.layout = draw.choice(("own", "grouped", "image", "expanded"))
         self.dtype = draw.choice((torch.float32, torch.bfloat16))
         self.parameters = (0.25, [exact(s) for s in (0.01, 0.03, 1 / 255, 0.03)], [draw.randint(0, 255), 120, 131])
+        self.deferred = draw.choice((False, True))
 
     def inputs(self, count):
         shared = 2 if self.layout == "grouped" else 1 if self.layout == "expanded" else self.heads
@@ -161,10 +162,10 @@ class Attention:
         return heads
 
     def call(self, *inputs):
-        return OPERATORS.integer_attention(*self.operands(*inputs), *self.parameters)
+        return OPERATORS.integer_attention(*self.operands(*inputs), *self.parameters, self.deferred)
 
     def wanted(self, *inputs):
-        return naive.integer_attention(*self.operands(*inputs), *self.parameters, self.dtype)
+        return naive.integer_attention(*self.operands(*inputs), *self.parameters, self.dtype, self.deferred)
 
 
 class Calls(nn.Module):

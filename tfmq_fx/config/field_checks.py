@@ -40,6 +40,7 @@ FIELD_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "symmetric_weights": partial(check_choice, choices=(None, False, True)),
     "symmetric_activations": check_switch,
     "symmetric_attention": check_switch,
+    "defer_softmax": check_switch,
     "softmax_bits": partial(check_choice, choices=(None, 8, 16)),
     "output_bits": partial(check_bits, optional=True),
     "keep_float": check_names,

@@ -61,7 +61,7 @@ class Preset:
 EVERY_TIMESTEP = 10_000
 
 #: What published methods do not do unless they say so: ranges by timestep, channels that are scaled.
-PLAIN: dict[str, Any] = {"activation_groups": 1, "scale_channels": False}
+PLAIN: dict[str, Any] = {"activation_groups": 1, "scale_channels": False, "defer_softmax": False}
 
 #: The released code of TFMQ-DM leaves out modules by parts of their names. These are the same layers by the names that
 #: diffusers, guided diffusion and the DDPM repository give them; the code's bare ``op`` also hits unrelated ones.

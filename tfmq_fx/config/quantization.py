@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tfmq_fx.config.bits import FLOAT_BITS, NARROW_BITS
-from tfmq_fx.config.checks import check_choice, check_fields, shown
+from tfmq_fx.config.checks import check_fields
 from tfmq_fx.config.choices import Lookup, TableStorage, Temporal, UnknownTimestep, WeightRange
 from tfmq_fx.config.field_checks import FIELD_CHECKS
 from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze, thaw
+from tfmq_fx.config.overrides import ROLES, checked_overrides, names_layer
 from tfmq_fx.config.presets import find_preset
 from tfmq_fx.config.reconstruction import RECONSTRUCTIONS, ReconstructionConfig
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.observers.registry import check_activation_observer
 
 __all__ = ["FLOAT_BITS", "ROLES", "QuantizationConfig"]
-
-#: What ``keep_float`` and ``overrides`` name beside patterns: layers by what they touch.
-ROLES = ("input", "output", "attention")
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,9 @@ class QuantizationConfig:
         symmetric_activations: Whether activations get the zero point in the middle of the integer range (128 at 8
             bits, so they still lower) and a range ``[-max|x|, max|x|]``. Softmax outputs, which are never negative,
             and activations with parameters per timestep stay asymmetric. Source: PTQ4DM (CVPR 2023).
+        defer_softmax: Whether attention divides by the sum of a softmax behind its second product: what is quantized
+            are the numerators ``exp(s - max s)``, whose range is ``[0, 1]`` whatever the scores are. False quantizes
+            the softmax, by an observed range.
         symmetric_attention: The same for the operands of attention's two matrix products alone: engines with integer
             products (``backend="openvino"``) take symmetric ones, and then run the whole of attention in integers.
         softmax_bits: Width of the attention weights (the softmax output that multiplies the values): 8, or 16,
@@ -100,10 +100,11 @@ class QuantizationConfig:
     table: TableStorage | None = None
     weight_range: WeightRange | None = None
     activation_range: str = "ema"
-    activation_groups: int | None = 1
+    activation_groups: int | None = None
     symmetric_weights: bool | None = None
     symmetric_activations: bool = False
     symmetric_attention: bool = False
+    defer_softmax: bool = True
     softmax_bits: int | None = None
     output_bits: int | None = None
     keep_float: tuple[str, ...] = ("input", "output")
@@ -125,23 +126,7 @@ class QuantizationConfig:
                 "an asymmetric 8-bit weight does not fit the integer kernels"
             )
             raise ConfigError(msg)
-        object.__setattr__(self, "overrides", freeze(self._checked_overrides()))
-
-    def _checked_overrides(self) -> dict[str, dict[str, Any]]:
-        if not isinstance(self.overrides, Mapping):
-            example = "{'mid.*': {'weight_bits': 8}}"
-            msg = f"overrides={shown(self.overrides)} must be fields by role or pattern, such as {example}"
-            raise ConfigError(msg)
-        checked = {}
-        for pattern, values in self.overrides.items():
-            if not isinstance(pattern, str) or not isinstance(values, Mapping):
-                entry = f"{shown(pattern)}: {shown(values)}"
-                msg = f"overrides has {entry} instead of 'mid.*': {{'weight_bits': 8}} or the like"
-                raise ConfigError(msg)
-            names = [check_choice(f"override of {pattern!r}: field", name, OVERRIDABLE) for name in values]
-            layer = dataclasses.replace(self, overrides={}, **values)
-            checked[str(pattern)] = {name: getattr(layer, name) for name in names}
-        return checked
+        object.__setattr__(self, "overrides", freeze(checked_overrides(self)))
 
     @classmethod
     def of(cls, value: Any) -> QuantizationConfig:
@@ -171,12 +156,12 @@ class QuantizationConfig:
 
     def keeps_float(self, fqn: str, roles: frozenset[str]) -> str | None:
         """The entry of ``keep_float`` that keeps a layer with this name and these roles, or None."""
-        return next((entry for entry in self.keep_float if _names(entry, fqn, roles)), None)
+        return next((entry for entry in self.keep_float if names_layer(entry, fqn, roles)), None)
 
     def for_layer(self, fqn: str, roles: frozenset[str] = frozenset()) -> QuantizationConfig:
         """This configuration with the first override applied that matches a layer of this name and these roles."""
         for entry, values in self.overrides.items():
-            if _names(entry, fqn, roles):
+            if names_layer(entry, fqn, roles):
                 return dataclasses.replace(self, overrides={}, **values)
         return self
 
@@ -240,11 +225,3 @@ class QuantizationConfig:
             ConfigError: A field is unknown or its value not valid.
         """
         return cls(**check_fields(values, [entry.name for entry in dataclasses.fields(cls)], "configuration"))
-
-
-OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
-
-
-def _names(entry: str, fqn: str, roles: frozenset[str]) -> bool:
-    """Whether an entry, a role or a pattern, names a layer."""
-    return entry in roles if entry in ROLES else fnmatch.fnmatchcase(fqn, entry)

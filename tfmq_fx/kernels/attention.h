@@ -156,8 +156,9 @@ TFMQ_INLINE void multiply_rows(const uint8_t* rows, int64_t row_stride, int64_t 
   });
 }
 
-// One row of scores to bytes: quantize(softmax(scores)).
-inline int32_t softmax_row(float* scores, uint8_t* weights, int64_t keys, int64_t padded, Affine q) {
+// One row of scores to bytes: quantize(softmax(scores)), or where the division is deferred, of its numerators.
+// Returns the sum of the bytes.
+inline int32_t softmax_row(float* scores, uint8_t* weights, int64_t keys, int64_t padded, Affine q, bool deferred) {
   __m512 top = _mm512_set1_ps(-INFINITY);
   for (int64_t c = 0; c < keys; c += kLanes)
     top = _mm512_mask_max_ps(top, tail_mask(keys - c), top, _mm512_loadu_ps(scores + c));
@@ -169,7 +170,8 @@ inline int32_t softmax_row(float* scores, uint8_t* weights, int64_t keys, int64_
     _mm512_storeu_ps(scores + c, e);
     total = _mm512_add_ps(total, e);
   }
-  const __m512 by = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total)), inverse = _mm512_set1_ps(inverse_of(q.scale));
+  const __m512 by = _mm512_set1_ps(deferred ? 1.0f : 1.0f / _mm512_reduce_add_ps(total));
+  const __m512 inverse = _mm512_set1_ps(inverse_of(q.scale));
   __m512i sum = _mm512_setzero_si512();
   for (int64_t c = 0; c < padded; c += kLanes) {
     const __m128i bytes = quantize_lanes(_mm512_mul_ps(_mm512_loadu_ps(scores + c), by), inverse, _mm512_setzero_si512());
@@ -180,10 +182,11 @@ inline int32_t softmax_row(float* scores, uint8_t* weights, int64_t keys, int64_
 }
 
 // out[batch, query, head, depth]. The weights' zero point is 0; `factor` multiplies the query before quantization.
+// `deferred`: the weights are the numerators of the softmax, and the result is divided by their sum.
 // Keys and values are packed once for all images and heads that share them: where all images do, with the first's row.
 template <class In>
 void integer_attention(const In* query, const In* key, const In* value, In* out, const AttentionShape& s, float factor,
-                       const AttentionQuantizers& quantizers) {
+                       const AttentionQuantizers& quantizers, bool deferred) {
   const int64_t padded = round_up(s.keys, kLanes), columns = round_up(s.depth, kLanes);
   const int64_t pairs = s.batch * s.heads, sources = s.key_batch * s.key_heads, sharing = s.heads / s.key_heads;
   std::unique_ptr<int8_t[]> packed_keys(new int8_t[sources * padded * s.depth]);
@@ -235,9 +238,11 @@ void integer_attention(const In* query, const In* key, const In* value, In* out,
         });
       });
       for (int m = 0; m < kQueryRows; ++m)
-        weight_sums[m] = softmax_row(scores.get() + m * padded, weights.get() + m * padded, s.keys, padded, w);
+        weight_sums[m] = softmax_row(scores.get() + m * padded, weights.get() + m * padded, s.keys, padded, w, deferred);
       In* target = out + ((image * s.queries + first) * s.heads + head) * s.depth;
-      const __m512 out_scale = _mm512_set1_ps(w.scale * v.scale);
+      __m512 out_scale[kQueryRows];
+      for (int m = 0; m < kQueryRows; ++m)
+        out_scale[m] = _mm512_set1_ps(deferred ? v.scale / float(weight_sums[m]) : w.scale * v.scale);
       multiply_rows(weights.get(), padded, padded, packed_values.get() + source * padded * columns, columns,
                     [&](auto blocks, int64_t c, auto& sums) __attribute__((always_inline)) {
         constexpr int kBlocks = decltype(blocks)::value;
@@ -245,7 +250,7 @@ void integer_attention(const In* query, const In* key, const In* value, In* out,
           if (m < count) {
             unroll<kBlocks>([&](auto n) __attribute__((always_inline)) {
               const __m512i exact = _mm512_sub_epi32(sums[m * kBlocks + n], _mm512_set1_epi32(value_zero * weight_sums[m]));
-              store_masked(target + m * s.heads * s.depth + c + n * kLanes, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), out_scale),
+              store_masked(target + m * s.heads * s.depth + c + n * kLanes, _mm512_mul_ps(_mm512_cvtepi32_ps(exact), out_scale[m]),
                            tail_mask(std::max<int64_t>(0, s.depth - c - n * kLanes)));
             });
           }

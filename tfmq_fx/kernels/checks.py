@@ -44,13 +44,13 @@ def has_native_kernels() -> bool:
     return capability == "AVX512" and has_vnni() and not has_amx_tiles()
 
 
-def weights_fit(keys: int, scale: float) -> bool:
+def weights_fit(keys: int, scale: float, deferred: bool) -> bool:
     """Whether an int32 holds what ``keys`` bytes of a softmax, in steps of ``scale``, add up to with any values.
 
-    The bytes of one query are no more than 255 each, and no more than 1 in all but for rounding each by half a step;
-    the doubled terms leave room for the rounding of the softmax itself.
+    The bytes of one query are no more than 255 each, and where they were divided by their sum, no more than 1 in all
+    but for rounding each by half a step; the doubled terms leave room for the rounding of the softmax itself.
     """
-    return keys <= MAX_BYTE_PRODUCTS or 2 / scale + keys <= (2**31 - 1) // 255
+    return keys <= MAX_BYTE_PRODUCTS or (not deferred and 2 / scale + keys <= (2**31 - 1) // 255)
 
 
 def _require(holds: bool, operator: str, problem: str) -> None:
@@ -168,7 +168,7 @@ def check_image(
 
 
 def check_attention(
-    query: Tensor, key: Tensor, value: Tensor, scales: Sequence[float], zero_points: Sequence[int]
+    query: Tensor, key: Tensor, value: Tensor, scales: Sequence[float], zero_points: Sequence[int], deferred: bool
 ) -> None:
     """Raise LoweringError for arguments of ``integer_attention`` that its kernel would read or write wrongly."""
     name, operands = "integer_attention", (query, key, value)
@@ -189,4 +189,5 @@ def check_attention(
     _require(len(scales) == 4 and len(zero_points) == 3, name, "it needs four scales and three zero points")
     _check_affine(name, scales, zero_points)
     if isinstance(key.shape[2], int):
-        _require(weights_fit(key.shape[2], scales[2]), name, f"an int32 cannot hold the sum of {key.shape[2]} products")
+        fits = weights_fit(key.shape[2], scales[2], deferred)
+        _require(fits, name, f"an int32 cannot hold the sum of {key.shape[2]} products")

@@ -23,7 +23,13 @@ def _strides(value: Any, broadcast: Sequence[Any]) -> list[Any]:
 
 
 def attention(
-    query: Any, key: Any, value: Any, factor: float, scales: Sequence[float], zero_points: Sequence[int]
+    query: Any,
+    key: Any,
+    value: Any,
+    factor: float,
+    scales: Sequence[float],
+    zero_points: Sequence[int],
+    deferred: bool = False,
 ) -> Any:
     """The lowering of ``integer_attention``."""
     zeros = (zero_points[0], zero_points[1], 0, zero_points[2])
@@ -32,28 +38,29 @@ def attention(
         points = ", ".join(f"int64_t({number(zero)})" for zero in zeros)
         return f"tfmq::SharedAttentionQuantizers{{{{{numbers(scales, number)}}}, {{{points}}}}}"
 
-    return _any_attention(query, key, value, factor, (), shared)
+    return _any_attention((query, key, value), factor, (), shared, deferred)
 
 
-def attention_rows(query: Any, key: Any, value: Any, factor: float, *values: Any) -> Any:
-    """The lowering of ``integer_attention.rows``; ``values`` are its table and rows."""
-    table = Quantizer(None, values)
+def attention_rows(
+    query: Any, key: Any, value: Any, factor: float, scales: Any, zero_points: Any, rows: Any, deferred: bool = False
+) -> Any:
+    """The lowering of ``integer_attention.rows``."""
+    table = Quantizer(None, (scales, zero_points, rows))
 
     def by_rows(names: Sequence[str], images: Any, number: Number) -> str:
         return f"tfmq::AttentionQuantizers{{{table.cpp(names, images, number)}}}"
 
-    return _any_attention(query, key, value, factor, table.inputs, by_rows)
+    return _any_attention((query, key, value), factor, table.inputs, by_rows, deferred)
 
 
 def _any_attention(
-    query: Any,
-    key: Any,
-    value: Any,
+    inputs: Sequence[Any],
     factor: float,
     table: Sequence[Any],
     quantizers: Callable[[Sequence[str], Any, Number], str],
+    deferred: bool,
 ) -> Any:
-    operands = [inductor_ir.contiguous_rows(x) for x in (query, key, value)]
+    operands = [inductor_ir.contiguous_rows(x) for x in inputs]
     sizes = [x.get_size() for x in operands]
     batch, key_batch = (_broadcast([size[0] for size in group]) for group in (sizes, sizes[1:]))
     heads, key_heads = (max(int(size[1]) for size in group) for group in (sizes, sizes[1:]))
@@ -66,7 +73,10 @@ def _any_attention(
         )
         counts = numbers((batch, heads, length, keys, depth, key_batch, key_heads), number)
         shape = f"tfmq::AttentionShape{{{counts}, {strides}}}"
-        by = quantizers(names, batch, number)
-        return f"tfmq::integer_attention({', '.join(names[:3])}, {output}, {shape}, {number(factor)}, {by});"
+        by, order = quantizers(names, batch, number), "true" if deferred else "false"
+        arguments = ", ".join((*names[:3], output, shape, number(factor), by, order))
+        return f"tfmq::integer_attention({arguments});"
 
-    return kernel_call("attention.h", (batch, length, heads, depth), query.get_dtype(), [*operands, *table], statement)
+    return kernel_call(
+        "attention.h", (batch, length, heads, depth), operands[0].get_dtype(), [*operands, *table], statement
+    )

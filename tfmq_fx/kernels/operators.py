@@ -32,7 +32,7 @@ from tfmq_fx.kernels.shapes import (
     fake_quantized_norm,
 )
 
-__all__ = ["OPERATORS", "group_norm", "pad_image"]
+__all__ = ["OPERATORS", "attention_weights", "group_norm", "pad_image"]
 
 _library: Any = torch.library.Library("tfmq", "DEF")  # type: ignore[no-untyped-call]  # torch gives it no types
 
@@ -49,8 +49,8 @@ _library.define(
 )
 _library.define("quantized_image(Tensor x, int enlarge, float scale, int zero_point, int[4] padding) -> Tensor")
 _library.define(
-    "integer_attention(Tensor query, Tensor key, Tensor value, float factor, float[4] scales, int[3] zero_points)"
-    " -> Tensor"
+    "integer_attention(Tensor query, Tensor key, Tensor value, float factor, float[4] scales, int[3] zero_points, "
+    "bool deferred=False) -> Tensor"
 )
 
 #: The operators, by what they replace.
@@ -152,7 +152,13 @@ def quantized_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padd
 
 
 def integer_attention(
-    query: Tensor, key: Tensor, value: Tensor, factor: float, scales: Sequence[float], zero_points: Sequence[int]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    factor: float,
+    scales: Sequence[float],
+    zero_points: Sequence[int],
+    deferred: bool = False,
 ) -> Tensor:
     """``softmax((query * factor) key') value`` with all four operands of the two products quantized to uint8.
 
@@ -166,11 +172,13 @@ def integer_attention(
         factor: Multiplies the query before it is quantized.
         scales: Of the query, the key, the softmax and the value.
         zero_points: Of the query, the key and the value; that of the softmax is 0.
+        deferred: Whether what is quantized of the softmax are its numerators ``exp(s - max s)``, and the second
+            product is divided by their sum.
 
     Returns:
         ``[N, L, heads, D]`` of the dtype of ``query``.
     """
-    check_attention(query, key, value, scales, zero_points)
+    check_attention(query, key, value, scales, zero_points, deferred)
     heads = attention_size(query, key, value)[1]
     q, k, v = (
         _quantize(x, scale, zero).double() - zero
@@ -180,8 +188,14 @@ def integer_attention(
     )
     k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     scores = (q @ k.transpose(-2, -1)).float() * (scales[0] * scales[1])
-    weights = _quantize(torch.softmax(scores, -1), scales[2], 0).double()
-    return ((weights @ v) * (scales[2] * scales[3])).transpose(1, 2).to(query.dtype).contiguous()
+    weights = _quantize(attention_weights(scores, deferred), scales[2], 0).double()
+    scale = 1 / weights.sum(-1, keepdim=True) if deferred else scales[2]
+    return ((weights @ v) * (scale * scales[3])).transpose(1, 2).to(query.dtype).contiguous()
+
+
+def attention_weights(scores: Tensor, deferred: bool) -> Tensor:
+    """The softmax of ``scores``, or its numerators where the division is deferred."""
+    return (scores - scores.amax(-1, keepdim=True)).exp() if deferred else torch.softmax(scores, -1)
 
 
 for _name, _meaning, _shape in (

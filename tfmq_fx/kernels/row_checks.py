@@ -68,9 +68,9 @@ def check_image_rows(operator: str, x: Sequence[Tensor], enlarge: int, table: Ta
 
 
 def check_attention_rows(
-    query: Tensor, key: Tensor, value: Tensor, scales: Tensor, zero_points: Tensor, rows: Tensor
+    query: Tensor, key: Tensor, value: Tensor, scales: Tensor, zero_points: Tensor, rows: Tensor, deferred: bool
 ) -> None:
     """Raise LoweringError for arguments of ``integer_attention.rows`` that its kernel would read or write wrongly."""
-    check_attention(query, key, value, (1.0,) * 4, (0,) * 3)
+    check_attention(query, key, value, (1.0,) * 4, (0,) * 3, deferred)
     batch = next((x.shape[0] for x in (query, key, value) if not statically_known_true(x.shape[0] == 1)), 1)
     _check_table("integer_attention", (scales, zero_points, rows), (4,), batch)

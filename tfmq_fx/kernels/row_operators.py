@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tfmq_fx.kernels.checks import check_norm
-from tfmq_fx.kernels.operators import OPERATORS, group_norm, pad_image
+from tfmq_fx.kernels.operators import OPERATORS, attention_weights, group_norm, pad_image
 from tfmq_fx.kernels.packing import unpack_weight
 from tfmq_fx.kernels.row_checks import check_attention_rows, check_conv_rows, check_image_rows
 from tfmq_fx.kernels.shapes import attention_size, conv_output, padded_image
@@ -39,7 +39,7 @@ _library.define(
 )
 _library.define(
     "integer_attention.rows(Tensor query, Tensor key, Tensor value, float factor, Tensor scales, Tensor zero_points, "
-    "Tensor rows) -> Tensor"
+    "Tensor rows, bool deferred=False) -> Tensor"
 )
 
 
@@ -134,7 +134,14 @@ def quantized_image_rows(
 
 
 def integer_attention_rows(
-    query: Tensor, key: Tensor, value: Tensor, factor: float, scales: Tensor, zero_points: Tensor, rows: Tensor
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    factor: float,
+    scales: Tensor,
+    zero_points: Tensor,
+    rows: Tensor,
+    deferred: bool = False,
 ) -> Tensor:
     """``softmax((query * factor) key') value`` with all four operands quantized by each item's row.
 
@@ -147,11 +154,12 @@ def integer_attention_rows(
         scales: Of the query, the key, the softmax and the value, float32 ``[G, 4]``.
         zero_points: The same, int64 ``[G, 4]``; that of the softmax is 0.
         rows: The row of each item, int64 ``[N]``.
+        deferred: As for ``integer_attention``.
 
     Returns:
         ``[N, L, heads, D]`` of the dtype of ``query``.
     """
-    check_attention_rows(query, key, value, scales, zero_points, rows)
+    check_attention_rows(query, key, value, scales, zero_points, rows, deferred)
     batch, heads = attention_size(query, key, value)[:2]
     scale = _by_image(scales, rows, batch).double().reshape(batch, 4, 1, 1, 1)
     zero = _by_image(zero_points, rows, batch).reshape(batch, 4, 1, 1, 1)
@@ -162,9 +170,10 @@ def integer_attention_rows(
     )
     k, v = (x.repeat_interleave(heads // x.shape[1], 1) for x in (k, v))
     scores = (q @ k.transpose(-2, -1)).float() * (scale[:, 0] * scale[:, 1])
-    probabilities = torch.softmax(scores, -1).float().expand(batch, -1, -1, -1)
-    weights = _quantize_by_image(probabilities, scale[:, 2], zero[:, 2]).double()
-    return ((weights @ v) * (scale[:, 2] * scale[:, 3])).transpose(1, 2).to(query.dtype).contiguous()
+    fractions = attention_weights(scores, deferred).float().expand(batch, -1, -1, -1)
+    weights = _quantize_by_image(fractions, scale[:, 2], zero[:, 2]).double()
+    of_weights = 1 / weights.sum(-1, keepdim=True) if deferred else scale[:, 2]
+    return ((weights @ v) * (of_weights * scale[:, 3])).transpose(1, 2).to(query.dtype).contiguous()
 
 
 def _fake_conv(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -190,8 +199,17 @@ def _fake_image(
     return padded_image(x, x.shape[3], enlarge, padding)
 
 
-def _fake_attention(query: Tensor, key: Tensor, value: Tensor, factor: float, *table: Tensor) -> Tensor:
-    check_attention_rows(query, key, value, *table)
+def _fake_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    factor: float,
+    scales: Tensor,
+    zero_points: Tensor,
+    rows: Tensor,
+    deferred: bool = False,
+) -> Tensor:
+    check_attention_rows(query, key, value, scales, zero_points, rows, deferred)
     batch, heads, length, depth = attention_size(query, key, value)
     return query.new_empty((batch, length, heads, depth))
 

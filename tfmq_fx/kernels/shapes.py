@@ -80,9 +80,15 @@ def fake_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: 
 
 
 def fake_attention(
-    query: Tensor, key: Tensor, value: Tensor, factor: float, scales: Sequence[float], zero_points: Sequence[int]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    factor: float,
+    scales: Sequence[float],
+    zero_points: Sequence[int],
+    deferred: bool = False,
 ) -> Tensor:
     """What ``integer_attention`` returns."""
-    check_attention(query, key, value, scales, zero_points)
+    check_attention(query, key, value, scales, zero_points, deferred)
     batch, heads, length, depth = attention_size(query, key, value)
     return query.new_empty((batch, length, heads, depth))

@@ -21,6 +21,7 @@ from tfmq_fx.observers.registry import (
     unregister_activation_observer,
 )
 from tfmq_fx.observers.temporal import ConditionalObserver, TimestepObserver
+from tfmq_fx.observers.unit_range import UnitRangeObserver
 from tfmq_fx.observers.weight import PerChannelWeightObserver
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "PerChannelWeightObserver",
     "PerTensorObserver",
     "TimestepObserver",
+    "UnitRangeObserver",
     "activation_observer",
     "activation_observer_names",
     "per_tensor_parameters",

@@ -26,12 +26,13 @@ from tfmq_fx.passes.support.predicates import (
     is_matmul,
     is_softmax_output,
     is_weighted,
+    softmax_scores,
 )
 from tfmq_fx.passes.temporal.observe_timestep_groups import ungrouped_layers
 from tfmq_fx.quantization.float_layers import FloatLayers, warn_unmatched_patterns
 from tfmq_fx.quantization.quantizer_options import QuantizerOptions, schedule_values
 from tfmq_fx.quantization.rewrites import rewrite_for_annotation
-from tfmq_fx.quantization.specs import activation_spec, output_spec, weight_spec
+from tfmq_fx.quantization.specs import activation_spec, output_spec, softmax_spec, weight_spec
 from tfmq_fx.quantization.timestep_observers import insert_timestep_observers
 from tfmq_fx.temporal.calibrate import calibrate_temporal_block
 from tfmq_fx.temporal.inputs import FiniteInputs, as_finite, finite_values
@@ -152,18 +153,25 @@ def _annotate_layer(layer: fx.Node, config: QuantizationConfig, *, exact: bool) 
             assert isinstance(activation, fx.Node)
             if activation.op == "call_module":  # an observer by timestep stands there already
                 continue
-            specs[activation] = activation_spec(
-                config,
-                fqn(layer),
-                exact=exact,
-                softmax=matmul and is_softmax_output(activation),
-                symmetric=config.symmetric_activations or (matmul and config.symmetric_attention),
-            )
+            if matmul and is_softmax_output(activation):
+                specs[activation] = _annotate_softmax(activation, fqn(layer), config)
+                continue
+            symmetric = config.symmetric_activations or (matmul and config.symmetric_attention)
+            specs[activation] = activation_spec(config, fqn(layer), exact=exact, symmetric=symmetric)
     if not matmul and config.weight_bits < FLOAT_BITS:
         weight = layer.args[1]
         assert isinstance(weight, fx.Node)
         specs[weight] = weight_spec(config, fqn(layer))
     layer.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=specs, _annotated=True)
+
+
+def _annotate_softmax(weights: fx.Node, layer: str, config: QuantizationConfig) -> QuantizationSpec:
+    """The spec of the weights of attention; the sum that divides their product adds up what the product reads."""
+    spec = softmax_spec(config, layer, deferred=softmax_scores(weights) is not None)
+    for user in weights.users:
+        if is_call(user, torch.ops.aten.sum.dim_IntList) and Q_ANNOTATION_KEY not in user.meta:
+            user.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map={weights: spec}, _annotated=True)
+    return spec
 
 
 def _annotate_output(result: fx.Node, config: QuantizationConfig) -> None:

@@ -8,6 +8,7 @@ from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.passes import (
     REWRITE_FOR_ANNOTATION,
     DecomposeAttention,
+    DeferSoftmaxNormalization,
     Pipeline,
     ShareTemporalNodes,
     SinkRepeatedRows,
@@ -29,6 +30,8 @@ def layout_rewrites(options: QuantizerOptions) -> Pipeline:
     excluded = [ShareTemporalNodes.id]
     if not config.quantizes_attention:
         excluded.append(DecomposeAttention.id)
+    if not (config.quantizes_attention and config.defer_softmax):
+        excluded.append(DeferSoftmaxNormalization.id)
     if not config.split_concatenations:
         excluded.append(SplitConcatenatedConvs.id)
     return REWRITE_FOR_ANNOTATION.without(*excluded).with_options(SinkRepeatedRows, timestep=options.timestep)

@@ -6,29 +6,44 @@ import torch
 from torchao.quantization.pt2e.quantizer import QuantizationSpec
 
 from tfmq_fx.config.quantization import QuantizationConfig
-from tfmq_fx.observers import MinMaxObserver, PerChannelWeightObserver, PerTensorObserver, activation_observer
+from tfmq_fx.observers import (
+    MinMaxObserver,
+    PerChannelWeightObserver,
+    PerTensorObserver,
+    UnitRangeObserver,
+    activation_observer,
+)
 from tfmq_fx.observers.finite import input_of, output_of, weight_of
 
-__all__ = ["activation_spec", "output_spec", "weight_spec"]
+__all__ = ["activation_spec", "output_spec", "softmax_spec", "weight_spec"]
 
 
-def activation_spec(
-    config: QuantizationConfig, layer: str, *, exact: bool, softmax: bool, symmetric: bool
-) -> QuantizationSpec:
+def activation_spec(config: QuantizationConfig, layer: str, *, exact: bool, symmetric: bool) -> QuantizationSpec:
     """One parameter set per tensor for an activation.
 
     Args:
         config: That of the layer.
         layer: Name of the layer that reads it.
         exact: Whether its range is that of everything it takes, as in the temporal block with ``temporal="shared"``.
-        softmax: Whether it is a softmax's result.
         symmetric: Whether its zero point is the middle of the integers.
     """
     # A temporal range shared by all timesteps is the union of theirs; smoothing it would clip some.
     observer = MinMaxObserver if exact else activation_observer(config.activation_range).per_tensor
-    bits = (config.softmax_bits if softmax else None) or config.activation_bits
+    return _per_tensor_spec(observer, config.activation_bits, input_of(layer), symmetric=symmetric)
+
+
+def softmax_spec(config: QuantizationConfig, layer: str, *, deferred: bool) -> QuantizationSpec:
+    """One parameter set per tensor for the weights of attention.
+
+    Args:
+        config: That of the layer.
+        layer: Name of the product that reads them.
+        deferred: Whether they are the numerators of the softmax, whose range is known.
+    """
+    observer = UnitRangeObserver if deferred else activation_observer(config.activation_range).per_tensor
     # Nothing of a softmax is negative: its zero point comes out as 0, and the middle would waste a bit.
-    return _per_tensor_spec(observer, bits, input_of(layer), symmetric=symmetric and not softmax)
+    bits = config.softmax_bits or config.activation_bits
+    return _per_tensor_spec(observer, bits, input_of(layer), symmetric=False)
 
 
 def output_spec(config: QuantizationConfig, output: str) -> QuantizationSpec:

@@ -18,7 +18,7 @@ from tfmq_fx.observers.finite import input_of
 from tfmq_fx.observers.timestep_ranges import LEAST_ITEMS
 from tfmq_fx.passes import GroupTimesteps, IndexTimesteps, ObserveTemporalBlock, ObserveTimestepGroups
 from tfmq_fx.passes.analysis import TemporalBlock, data_dependence, find_temporal_block, row_columns
-from tfmq_fx.passes.support.predicates import fqn, is_matmul, is_softmax_output
+from tfmq_fx.passes.support.predicates import fqn, is_matmul, is_softmax_output, softmax_scores
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP
 from tfmq_fx.passes.temporal.index_timesteps import distinct_timesteps
 from tfmq_fx.passes.temporal.observe_timestep_groups import ungrouped_layers
@@ -141,8 +141,10 @@ def _observe_groups(
 
     def select(layer: fx.Node, activation: fx.Node) -> bool:
         # What neither the sample nor the timestep reaches, such as a text's projections, is the same at every step.
-        softmax = options.config.softmax_bits is not None and is_matmul(layer) and is_softmax_output(activation)
-        noise = bool(noisy & dependence[activation]) and not softmax
+        # The weights of attention have a width of their own, or a range that is known.
+        weights = is_matmul(layer) and is_softmax_output(activation)
+        own = weights and (options.config.softmax_bits is not None or softmax_scores(activation) is not None)
+        noise = bool(noisy & dependence[activation]) and not own
         return noise and layer not in block and _is_eligible(layer, layers)
 
     def make_observer(layer: fx.Node, entries: int) -> GroupedObserver:

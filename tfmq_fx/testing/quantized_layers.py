@@ -165,11 +165,12 @@ def attention(
     softmax_zero: int = 0,
     bits: tuple[int, int, torch.dtype] = (0, 255, torch.uint8),
     rounding: Callable[..., fx.Node] = rounded,
+    deferred: bool = False,
 ) -> fx.Node:
     """Attention of ``[N, H, L, 16]`` whose two products read bytes; ``bits`` are those of the softmax.
 
     ``rounding`` quantizes and dequantizes: it is called as :func:`rounded`, with the query, the key, the softmax and
-    the value in turn.
+    the value in turn. ``deferred`` divides by the sum of the softmax behind the second product.
     """
     with builder.inside("attention"):
         scaled = builder.call(aten.mul.Tensor, query, 0.25)
@@ -177,9 +178,12 @@ def attention(
         factors = rounding(builder, scaled, 0.008, 128), rounding(builder, transposed_key, 0.03, 125)
         scores = builder.call(aten.matmul.default, *factors)
         scores = scores if mask is None else builder.call(aten.add.Tensor, scores, mask)
-        weights = builder.call(aten.softmax.int, scores, -1)
-        return builder.call(
-            aten.matmul.default,
-            rounding(builder, weights, 1 / 255 / 4, softmax_zero, *bits),
-            rounding(builder, value, 0.03, 130),
-        )
+        if deferred:
+            below = builder.call(aten.sub.Tensor, scores, builder.call(aten.amax.default, scores, [-1], True))
+            weights = rounding(builder, builder.call(aten.exp.default, below), 1 / 255, softmax_zero, *bits)
+        else:
+            weights = rounding(builder, builder.call(aten.softmax.int, scores, -1), 1 / 255 / 4, softmax_zero, *bits)
+        mixed = builder.call(aten.matmul.default, weights, rounding(builder, value, 0.03, 130))
+        if not deferred:
+            return mixed
+        return builder.call(aten.div.Tensor, mixed, builder.call(aten.sum.dim_IntList, weights, [-1], True))

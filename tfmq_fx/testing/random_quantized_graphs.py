@@ -140,7 +140,8 @@ class _Stack:
         for part in ("q", "k", "v"):
             projected = linear(self.builder, source, f"{name}.{part}", 16)
             heads.append(call(aten.view.default, projected, [self.batch_size, 1, SIZE * SIZE, 16]))
-        mixed = call(aten.transpose.int, attention(self.builder, *heads), 1, 2)
+        mixed = attention(self.builder, *heads, deferred=self.draw(st.booleans()))
+        mixed = call(aten.transpose.int, mixed, 1, 2)
         back = linear(self.builder, call(aten.reshape.default, mixed, [-1, 16]), f"{name}.out", channels)
         transposed = call(
             aten.transpose.int, call(aten.view.default, back, [self.batch_size, SIZE * SIZE, channels]), 1, 2

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attention
 
 import tfmq_fx
-from tfmq_fx.passes import DecomposeAttention
+from tfmq_fx.passes import DecomposeAttention, DeferSoftmaxNormalization
 from tfmq_fx.passes.analysis.mask_inputs import mask_inputs
 
 X = torch.randn(2, 4, 8)
@@ -71,3 +71,8 @@ def test_a_boolean_mask_holds_no_infinity():
 
 def test_a_mask_is_one_after_its_attention_was_split():
     assert found(MASKS["fused"], rewrite=DecomposeAttention()) == {"mask"}
+
+
+def test_a_mask_is_one_after_the_division_was_deferred():
+    assert found(by_hand, rewrite=DeferSoftmaxNormalization()) == {"mask"}
+    assert found(OTHERS["added to scores that are returned"], rewrite=DeferSoftmaxNormalization()) == set()

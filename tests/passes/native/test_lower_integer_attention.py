@@ -38,14 +38,38 @@ def test_fires():
     graph_module = graph()
     assert LowerIntegerAttention()(graph_module).modified
     (node,) = calls(graph_module, ATTENTION)
-    assert node.args[3:] == (0.25, [0.008, 0.03, 1 / 255 / 4, 0.03], [128, 125, 130])
+    assert node.args[3:] == (0.25, [0.008, 0.03, 1 / 255 / 4, 0.03], [128, 125, 130], False)
     assert set(operators(graph_module)) == {ATTENTION, aten.transpose.int}
     assert list(node.meta["nn_module_stack"]) == ["L__self__", "attention"]
 
 
+def test_fires_where_the_division_is_deferred():
+    graph_module = graph(deferred=True)
+    assert LowerIntegerAttention()(graph_module).modified
+    (node,) = calls(graph_module, ATTENTION)
+    assert node.args[3:] == (0.25, [0.008, 0.03, 1 / 255, 0.03], [128, 125, 130], True)
+    assert set(operators(graph_module)) == {ATTENTION, aten.transpose.int}
+
+
+def test_does_not_fire_where_a_deferred_division_is_not_by_its_own_sum():
+    for change in ("more readers", "another sum", "other scores"):
+        graph_module = graph(deferred=True)
+        (total,), (output,) = calls(graph_module, aten.sum.dim_IntList), [graph_module.graph.output_node()]
+        if change == "more readers":
+            output.args = ((output.args[0], total),)
+        elif change == "another sum":
+            total.update_arg(1, [-2])
+        else:
+            (top,) = calls(graph_module, aten.amax.default)
+            top.update_arg(2, False)
+        graph_module.recompile()
+        assert unchanged(LowerIntegerAttention(), graph_module), change
+
+
+@pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("options", [{"depth": 6}, {"softmax_zero": 3}, {"bits": (0, 65535, torch.uint16)}])
-def test_does_not_fire_on_what_the_kernel_does_not_cover(options):
-    assert unchanged(LowerIntegerAttention(), graph(**options))
+def test_does_not_fire_on_what_the_kernel_does_not_cover(options, deferred):
+    assert unchanged(LowerIntegerAttention(), graph(**options, deferred=deferred))
 
 
 def test_does_not_fire_on_a_mask():
@@ -57,12 +81,13 @@ def test_does_not_fire_on_a_mask():
     assert unchanged(LowerIntegerAttention(), builder.build(attention(builder, query, key, value, mask=mask)))
 
 
+@pytest.mark.parametrize("deferred", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("keys", [7, 16, 33])
-def test_numerics(dynamic, keys):
+def test_numerics(dynamic, keys, deferred):
     more = [inputs(batch, keys) for batch in (1, 4)] if dynamic else []
     # One weight may round the other way: a step of a softmax that sums to 1.
-    graph_module = graph(dynamic=dynamic, keys=keys)
+    graph_module = graph(dynamic=dynamic, keys=keys, deferred=deferred)
     assert_pass_contract(LowerIntegerAttention, graph_module, inputs(2, keys), rtol=1e-3, atol=5e-3, more_inputs=more)
 
 
