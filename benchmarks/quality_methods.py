@@ -51,6 +51,10 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 #: Measured together with the program it shares: the float features read from 8-bit rows.
 CACHED = {"BRECQ, time float": "BRECQ, time cached"}
 
+#: What the papers' methods do not do: ranges by timestep outside the temporal block, channels that are scaled, a softmax
+#: that is quantized before it is divided. Every row but "default" has it, so that the rows differ in what they name.
+PLAIN: dict[str, Any] = {"activation_groups": 1, "scale_channels": False, "defer_softmax": False}
+
 #: Training steps of each block, by weight bits: rounding at 8 bits has little left to learn.
 ITERATIONS = {8: 300, 4: 900}
 

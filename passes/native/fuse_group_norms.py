@@ -16,7 +16,9 @@ from tfmq_fx.passes.support.byte_quantizers import ByteQuantizer
 from tfmq_fx.passes.support.channels_last import (
     FIRST,
     NONE,
+    channel_factors,
     channels_last_image,
+    flat_factors,
     flattened_quantizers,
     image_quantizers,
     quantized_borders,
@@ -111,8 +113,9 @@ class FuseGroupNorms(GraphPass):
         %p = tfmq.quantized_group_norm([permute(%a), permute(%b)], %t, %w, %v, G, eps, True, s, z, …)
 
     Where nothing quantizes, ``tfmq.group_norm`` yields floats; where the channels-last pixels ``[N * L, C]`` of a norm
-    are quantized, as attention does, these are the result. A border of zeros before the quantizer goes along, and where
-    each item has a row of a table, ``quantized_group_norm.rows`` takes the table and the rows.
+    are quantized, as attention does, these are the result. A border of zeros before the quantizer goes along, and so do
+    stored factors of the channels, ``mul(%u, %f)``: they are the last argument then. Where each item has a row of a
+    table, ``quantized_group_norm.rows`` takes the table and the rows.
 
     Legality: the definition of the four operators; a shift of a channel moves its mean and leaves its variance.
     Channels are a multiple of 16 in each part. Numerics are preserved up to the order of float sums, which may turn a
@@ -177,8 +180,10 @@ class FuseGroupNorms(GraphPass):
         """Insert the kernel that quantizes as ``quantizer`` does, where all that it reads is there."""
         operator = OPERATORS.quantized_group_norm
         chosen = operator.default if quantizer.table is None else operator.rows
+        _, factors = channel_factors(argument_node(quantizer.node, 0))
         with graph.inserting_before(quantizer.node):
-            return insert_call(graph, chosen, (*arguments, *quantizer.operands, list(padding)), anchor=norm.node)
+            flat = flat_factors(graph, factors, norm.node)
+            return insert_call(graph, chosen, (*arguments, *quantizer.operands, list(padding), *flat), anchor=norm.node)
 
     def _replace_floats(self, graph: fx.Graph, norm: Normalization, arguments: tuple[Any, ...]) -> None:
         """What reads the norm in float gets the float kernel's result, in the norm's own shape."""

@@ -11,7 +11,13 @@ from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_list, argument_node
 from tfmq_fx.passes.support.byte_quantizers import ByteQuantizer, byte_quantizer
-from tfmq_fx.passes.support.channels_last import channels_last_image, quantized_borders, zero_border
+from tfmq_fx.passes.support.channels_last import (
+    channel_factors,
+    channels_last_image,
+    flat_factors,
+    quantized_borders,
+    zero_border,
+)
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
@@ -42,11 +48,12 @@ class FuseQuantizedImages(GraphPass):
 
         %p = tfmq.quantized_image(permute(%x, [0, 2, 3, 1]), 2, s, z, [h, w, h, w])
 
-    Where each item has a row of a table, ``quantized_image.rows`` takes the table and the rows.
+    Where each item has a row of a table, ``quantized_image.rows`` takes the table and the rows. Where the channels are
+    multiplied by stored factors before (``mul(%u, %f)``), these are the last argument.
 
-    Legality: each pixel is quantized by itself, so it may be quantized before it is repeated; a zero becomes the zero
-    point, so a border of zeros before quantizing is one of zero points behind it. Channels are a multiple of 16.
-    Numerics are preserved to the bit.
+    Legality: each pixel is scaled and quantized by itself, so that may be done before it is repeated; a zero becomes
+    the zero point, so a border of zeros before quantizing is one of zero points behind it. Channels are a multiple of
+    16. Numerics are preserved to the bit.
     Meta: the new nodes take the module stack of the quantizer.
     """
 
@@ -66,7 +73,8 @@ class FuseQuantizedImages(GraphPass):
 
     def _fuse(self, graph: fx.Graph, quantizer: ByteQuantizer) -> bool:
         node = quantizer.node
-        source, inner = zero_border(argument_node(node, 0))
+        source, factors = channel_factors(argument_node(node, 0))
+        source, inner = zero_border(source)
         source, times = _enlargement(source)
         if node_value(source).dtype not in (torch.float32, torch.bfloat16):
             return False
@@ -76,7 +84,7 @@ class FuseQuantizedImages(GraphPass):
             padding = [a + b for a, b in zip(inner, outer, strict=True)]
             with graph.inserting_before(node):
                 image = channels_last_image(graph, source, node)
-                operands = (image, times, *quantizer.operands, padding)
+                operands = (image, times, *quantizer.operands, padding, *flat_factors(graph, factors, node))
                 chosen = operator.default if quantizer.table is None else operator.rows
                 new = insert_call(graph, chosen, operands, anchor=node)
             replace_node(reader, new)

@@ -73,27 +73,27 @@ class ScaleChannels(GraphPass):
         %s = mul(%x, [C, 1, 1] of 1 / factors)      %o = observer_0(%s, %groups)
         %y = conv2d(%o, weight_observer(%w * factors), %b)
 
-    Legality: a layer is linear in each input channel. Factors are powers of two, so every product is the same number
-    and numerics are preserved to the bit, short of the ends of the float range. A weight that something else reads
+    Legality: a layer is linear in each input channel. Numerics are preserved up to float rounding; where all factors
+    are powers of two to the bit, short of the ends of the float range. A weight that something else reads
     stays, and so does its activation (:func:`scalable_weights`); an observer is scaled for once. Source: equivalent
-    scaling, SmoothQuant (ICML 2023), eq. 3; power-of-two steps by channel, DMQ (ICCV 2025).
+    scaling, SmoothQuant (ICML 2023), eq. 3.
     Meta: what is new takes the module stack of the layers that read it. The observer's range is to be set anew.
 
     Args:
         factors: By the target of an observer, float32 ``[C]``.
 
     Raises:
-        ValueError: A factor is no power of two.
+        ValueError: A factor is not positive and finite.
     """
 
     id: ClassVar[str] = "tfmq::scale_channels"
-    numerics: ClassVar[Numerics] = Numerics.EXACT
+    numerics: ClassVar[Numerics] = Numerics.CLOSE
 
     def __init__(self, factors: Mapping[str, Tensor]) -> None:
         super().__init__()
         for name, values in factors.items():
-            if not bool((values > 0).all()) or not bool((torch.frexp(values).mantissa == 0.5).all()):
-                msg = f"{self.id}: the factors of {name!r} must be powers of two"
+            if not bool((values > 0).all()) or not bool(values.isfinite().all()):
+                msg = f"{self.id}: the factors of {name!r} must be positive and finite"
                 raise ValueError(msg)
         self.factors = dict(factors)
 

@@ -20,7 +20,9 @@ __all__ = [
     "NONE",
     "RELABELLINGS",
     "Padding",
+    "channel_factors",
     "channels_last_image",
+    "flat_factors",
     "flattened_quantizers",
     "image_quantizers",
     "quantized_borders",
@@ -91,17 +93,46 @@ def zero_border(node: fx.Node) -> tuple[fx.Node, Padding]:
     return node, NONE
 
 
+def channel_factors(node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
+    """What ``node`` multiplies by a stored number for each channel, and the numbers; ``node`` and None otherwise.
+
+    The channels are the second axis of an image, the last one of a list ``[rows, C]``.
+    """
+    if not is_call(node, aten.mul.Tensor) or node.kwargs:
+        return node, None
+    source, factors = node.args
+    if not (isinstance(source, fx.Node) and isinstance(factors, fx.Node) and factors.op == "get_attr"):
+        return node, None
+    value, numbers = node_value(source), node_value(factors)
+    if value.ndim not in (2, 4) or numbers.dtype != torch.float32:
+        return node, None
+    per_channel = list(numbers.shape) == [value.shape[1], *[1] * (value.ndim - 2)]
+    return (source, factors) if per_channel else (node, None)
+
+
+def flat_factors(graph: fx.Graph, factors: fx.Node | None, anchor: fx.Node) -> list[fx.Node]:
+    """Insert the numbers of :func:`channel_factors` as ``[C]``; none where there are none."""
+    return [] if factors is None else [insert_call(graph, aten.reshape.default, (factors, [-1]), anchor=anchor)]
+
+
 def image_quantizers(image: fx.Node) -> list[tuple[ByteQuantizer, Padding]]:
-    """The quantizers that read ``image``, with a border of zeros before them or without one."""
+    """The quantizers that read ``image``, behind a border of zeros and factors of its channels where there are any."""
     found: list[tuple[ByteQuantizer, Padding]] = []
     for user in image.users:
         source, border = zero_border(user)
         padded = source is image and user is not image
-        for reader in user.users if padded else [user]:
+        start = user if padded else image
+        for reader in _with_scaled(list(user.users) if padded else [user], start):
             quantizer = byte_quantizer(reader)
-            if quantizer is not None and reader.args[0] is (user if padded else image):
+            if quantizer is not None and channel_factors(argument_node(reader, 0))[0] is start:
                 found.append((quantizer, border if padded else NONE))
     return found
+
+
+def _with_scaled(readers: Sequence[fx.Node], source: fx.Node) -> list[fx.Node]:
+    """``readers`` of ``source``; those that scale its channels replaced by their own readers."""
+    scaling = [reader for reader in readers if channel_factors(reader)[0] is source]
+    return [reader for reader in readers if reader not in scaling] + [user for node in scaling for user in node.users]
 
 
 def flattened_quantizers(norm: fx.Node) -> list[ByteQuantizer]:
@@ -113,8 +144,10 @@ def flattened_quantizers(norm: fx.Node) -> list[ByteQuantizer]:
         for user in node.users:
             if is_call(user, *RELABELLINGS) and user.args[0] is node:
                 pending.append((user, [*chain, user]))
-            elif (found := byte_quantizer(user)) is not None and len(chain) > 1:
-                quantizers += [found] if _flattens_pixels(chain) and _has_rows_of_images(found, norm) else []
+                continue
+            for reader in _with_scaled([user], node):
+                if (found := byte_quantizer(reader)) is not None and len(chain) > 1:
+                    quantizers += [found] if _flattens_pixels(chain) and _has_rows_of_images(found, norm) else []
     return quantizers
 
 

@@ -81,7 +81,19 @@ def integer_conv(x, weight, scale, bias, residual, kernel, stride, dtype, *, thr
 
 
 def group_norm(
-    x, shift, weight, bias, groups, eps, silu, quantizer=None, padding=(0, 0, 0, 0), *, threads=1, rows=None
+    x,
+    shift,
+    weight,
+    bias,
+    groups,
+    eps,
+    silu,
+    quantizer=None,
+    padding=(0, 0, 0, 0),
+    factors=None,
+    *,
+    threads=1,
+    rows=None,
 ):
     """``quantizer``: a scale and a zero point; the tensors of a table where there are ``rows``."""
     library().threads(threads)
@@ -94,13 +106,13 @@ def group_norm(
     shape = numbers(batch, height, width, groups, *counts, *padding, pitch)
     scale, zero = ([1.0], [0]) if quantizer is None else quantizer
     by = Quantizers.of(*((scale, zero) if rows is not None or quantizer is None else ([scale], [zero])), rows, batch)
-    operands = [pointer(tensor) for tensor in (x[0], x[1] if len(x) > 1 else None, shift, weight, bias)]
+    operands = [pointer(tensor) for tensor in (x[0], x[1] if len(x) > 1 else None, shift, weight, bias, factors)]
     kind = (int(x[0].dtype == torch.bfloat16), int(quantizer is not None), int(silu))
     library().group_norm(*kind, *operands, out.pointer, shape, real(eps), ctypes.byref(by))
     return out.value()
 
 
-def quantized_image(x, enlarge, scale, zero_point, padding, *, threads=1, rows=None):
+def quantized_image(x, enlarge, scale, zero_point, padding, factors=None, *, threads=1, rows=None):
     """``scale`` and ``zero_point``: the tensors of a table where there are ``rows``."""
     library().threads(threads)
     batch, height, width, channels = x.shape
@@ -109,7 +121,7 @@ def quantized_image(x, enlarge, scale, zero_point, padding, *, threads=1, rows=N
     shape = numbers(*x.shape, enlarge, *padding)
     by = Quantizers.of(*((scale, zero_point) if rows is not None else ([scale], [zero_point])), rows, batch)
     narrow = int(x.dtype == torch.bfloat16)
-    library().quantize_image(narrow, pointer(x), out.pointer, shape, ctypes.byref(by))
+    library().quantize_image(narrow, pointer(x), pointer(factors), out.pointer, shape, ctypes.byref(by))
     return out.value()
 
 

@@ -30,11 +30,11 @@ void conv(int vectors, const uint8_t* x, const int8_t* weight, const Scales& sca
 
 template <class In, class Out>
 void norm(int silu, const In* first, const In* second, const float* shift, const float* gamma, const float* beta,
-          Out* out, const tfmq::NormShape& shape, float eps, const tfmq::Quantizers& quantizers) {
+          const float* by, Out* out, const tfmq::NormShape& shape, float eps, const tfmq::Quantizers& quantizers) {
   if (silu)
-    tfmq::group_norm<true>(first, second, shift, gamma, beta, out, shape, eps, quantizers);
+    tfmq::group_norm<true>(first, second, shift, gamma, beta, by, out, shape, eps, quantizers);
   else
-    tfmq::group_norm<false>(first, second, shift, gamma, beta, out, shape, eps, quantizers);
+    tfmq::group_norm<false>(first, second, shift, gamma, beta, by, out, shape, eps, quantizers);
 }
 
 }  // namespace
@@ -59,23 +59,23 @@ void integer_conv(int narrow, int vectors, const uint8_t* x, const int8_t* weigh
 }
 
 void group_norm(int narrow, int quantized, int silu, const void* first, const void* second, const float* shift,
-                const float* gamma, const float* beta, void* out, const tfmq::NormShape* shape, float eps,
-                const tfmq::Quantizers* quantizers) {
+                const float* gamma, const float* beta, const float* by, void* out, const tfmq::NormShape* shape,
+                float eps, const tfmq::Quantizers* quantizers) {
   with_type(narrow, [&](auto* type) {
     using In = std::remove_pointer_t<decltype(type)>;
     const In *one = static_cast<const In*>(first), *two = static_cast<const In*>(second);
     if (quantized)
-      norm(silu, one, two, shift, gamma, beta, static_cast<uint8_t*>(out), *shape, eps, *quantizers);
+      norm(silu, one, two, shift, gamma, beta, by, static_cast<uint8_t*>(out), *shape, eps, *quantizers);
     else
-      norm(silu, one, two, shift, gamma, beta, static_cast<float*>(out), *shape, eps, *quantizers);
+      norm(silu, one, two, shift, gamma, beta, nullptr, static_cast<float*>(out), *shape, eps, *quantizers);
   });
 }
 
-void quantize_image(int narrow, const void* x, uint8_t* out, const tfmq::ImageShape* shape,
+void quantize_image(int narrow, const void* x, const float* by, uint8_t* out, const tfmq::ImageShape* shape,
                     const tfmq::Quantizers* quantizers) {
   with_type(narrow, [&](auto* type) {
     using In = std::remove_pointer_t<decltype(type)>;
-    tfmq::quantize_image(static_cast<const In*>(x), out, *shape, *quantizers);
+    tfmq::quantize_image(static_cast<const In*>(x), by, out, *shape, *quantizers);
   });
 }
 

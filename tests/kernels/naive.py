@@ -62,6 +62,19 @@ def group_norm(x, shift, weight, bias, groups, eps, silu):
     return exact, error
 
 
+def scaled(x, factors):
+    """``x`` times a factor for each channel, where there are any: rounded to float32 as a product is."""
+    return x if factors is None else x.float() * factors
+
+
+def times(exact, error, factors):
+    """A value that is known to ``error``, times a factor for each channel, where there are any."""
+    if factors is None:
+        return exact, error
+    exact = exact * factors.double()
+    return exact, error * factors.double().abs() + 4 * EPSILON * exact.abs()
+
+
 def quantized(exact, error, scale, zero_point):
     """The bytes of a value that is known to ``error``: their exact place, and how far from it they may lie."""
     return (exact / scale + zero_point).clamp(0, 255), 0.5 + error / scale + 300 * EPSILON

@@ -143,15 +143,15 @@ void run_norm() {
   const int64_t places = s.batch * (s.height + s.padding[0] + s.padding[2]) * (s.width + s.padding[1] + s.padding[3]);
   const Memory first(pixels * s.channels[0] * bytes), second(pixels * s.channels[1] * bytes);
   const Memory shift(4 * (channels + (s.batch > 1 ? s.batch - 1 : 0) * s.shift_stride));
-  const Memory gamma(4 * channels), beta(4 * channels), out(places * channels * (quantized ? 1 : 4));
+  const Memory gamma(4 * channels), beta(4 * channels), by_channel(4 * channels), out(places * channels * (quantized ? 1 : 4));
   // Any bits at times: numbers of all sizes, infinities and NaN must not lead anywhere else.
   if (draw(0, 3)) first.floats(narrow), second.floats(narrow), shift.floats(false);
-  gamma.floats(false), beta.floats(false);
+  gamma.floats(false), beta.floats(false), by_channel.floats(false);
   const Table table(s.batch, 1);
   const tfmq::Quantizers by = table.quantizers();
   group_norm(narrow, quantized, int(draw(0, 1)), first.as<void>(), s.channels[1] ? second.as<void>() : nullptr,
-             draw(0, 1) ? shift.as<float>() : nullptr, gamma.as<float>(), beta.as<float>(), out.as<void>(), &s, 1e-5f,
-             &by);
+             draw(0, 1) ? shift.as<float>() : nullptr, gamma.as<float>(), beta.as<float>(),
+             draw(0, 1) ? by_channel.as<float>() : nullptr, out.as<void>(), &s, 1e-5f, &by);
 }
 
 void run_image() {
@@ -161,11 +161,11 @@ void run_image() {
   const int64_t height = s.height * s.enlarge + s.padding[0] + s.padding[2];
   const int64_t width = s.width * s.enlarge + s.padding[1] + s.padding[3];
   const Memory x(s.batch * s.height * s.width * s.channels * (narrow ? 2 : 4));
-  const Memory out(s.batch * height * width * s.channels);
-  if (draw(0, 3)) x.floats(narrow);
+  const Memory out(s.batch * height * width * s.channels), by_channel(4 * s.channels);
+  if (draw(0, 3)) x.floats(narrow), by_channel.floats(false);
   const Table table(s.batch, 1);
   const tfmq::Quantizers by = table.quantizers();
-  quantize_image(narrow, x.as<void>(), out.as<uint8_t>(), &s, &by);
+  quantize_image(narrow, x.as<void>(), draw(0, 1) ? by_channel.as<float>() : nullptr, out.as<uint8_t>(), &s, &by);
 }
 
 void run_attention() {

@@ -25,6 +25,10 @@ SIZES = st.sampled_from((1, 2, 3, 5, 7, 8, 11, 13, 16, 17, 33))
 THREADS = st.sampled_from((1, 2, 3, 8))
 VECTORS = st.one_of(st.integers(1, 6), st.integers(1, 32))
 BYTES = st.integers(0, 255)
+#: Makes a number for each of ``count`` channels, or none.
+FACTORS = st.sampled_from(
+    (lambda *_: None, lambda generator, count: torch.exp2(2 * torch.randn(count, generator=generator)))
+)
 PADDING = st.tuples(*[st.integers(0, 3)] * 4)
 SEEDS = st.integers(0, 2**31)
 #: How large values are, and how far off their mean is.
@@ -95,18 +99,23 @@ def test_group_norm(seed, batch, height, width, first, second, data):
     exact, error = naive.group_norm(*arguments)
     assert_within(compiled.group_norm(*arguments, threads=threads), exact, error)
     scale, zero, padding = data.draw(scales(0.004, 0.02, 0.3)), data.draw(BYTES), data.draw(PADDING)
-    result = compiled.group_norm(*arguments, (scale, zero), padding, threads=threads)
-    place, room = naive.quantized(exact, error, scale, zero)
+    factors = data.draw(FACTORS)(generator, channels)
+    result = compiled.group_norm(*arguments, (scale, zero), padding, factors, threads=threads)
+    place, room = naive.quantized(*naive.times(exact, error, factors), scale, zero)
     top, left, bottom, right = padding
     exact, room = naive.padded(place, zero, padding), torch.nn.functional.pad(room, [0, 0, left, right, top, bottom])
     assert_within(result, exact, room)
 
 
-@given(SEEDS, BATCHES, SIZES, SIZES, VECTORS, st.integers(1, 3), SCALES, BYTES, PADDING, FLOATS, THREADS, SPREADS)
-def test_quantized_image(seed, batch, height, width, channels, enlarge, scale, zero, padding, dtype, threads, spread):
-    x = values(torch.Generator().manual_seed(seed), (batch, height, width, 16 * channels), dtype, spread)
-    result = compiled.quantized_image(x, enlarge, scale, zero, padding, threads=threads)
-    exact = naive.steps(x, scale, zero).repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
+@given(SEEDS, BATCHES, SIZES, SIZES, VECTORS, st.integers(1, 3), BYTES, PADDING, FLOATS, SPREADS, st.data())
+def test_quantized_image(seed, batch, height, width, channels, enlarge, zero, padding, dtype, spread, data):
+    generator, threads, scale = torch.Generator().manual_seed(seed), data.draw(THREADS), data.draw(SCALES)
+    x = values(generator, (batch, height, width, 16 * channels), dtype, spread)
+    factors = data.draw(FACTORS)(generator, 16 * channels)
+    result = compiled.quantized_image(x, enlarge, scale, zero, padding, factors, threads=threads)
+    exact = (
+        naive.steps(naive.scaled(x, factors), scale, zero).repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
+    )
     assert torch.equal(result.double(), naive.padded(exact, zero, padding))  # to the bit
 
 

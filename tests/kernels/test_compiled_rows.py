@@ -9,6 +9,7 @@ from tests.kernels import compiled, naive
 from tests.kernels.test_compiled_kernels import (
     BATCHES,
     BYTES,
+    FACTORS,
     FLOATS,
     PADDING,
     SEEDS,
@@ -95,16 +96,20 @@ def test_quantized_group_norm(seed, items, each, side, first, second, data):
     weight, bias = (torch.randn(channels, generator=generator) for _ in range(2))
     table = drawn_table(data, items)
     arguments = (x, shift, weight, bias, groups, 1e-5, silu)
-    result = compiled.group_norm(*arguments, table[:2], padding, threads=data.draw(THREADS), rows=table[2])
-    assert_within(result, *naive.quantized_rows(*naive.group_norm(*arguments), table, padding))
+    factors = data.draw(FACTORS)(generator, channels)
+    result = compiled.group_norm(*arguments, table[:2], padding, factors, threads=data.draw(THREADS), rows=table[2])
+    assert_within(result, *naive.quantized_rows(*naive.times(*naive.group_norm(*arguments), factors), table, padding))
 
 
 @given(SEEDS, BATCHES, EACH, SIZES, VECTORS, st.integers(1, 3), PADDING, FLOATS, THREADS, st.data())
 def test_quantized_image(seed, items, each, side, channels, enlarge, padding, dtype, threads, data):
-    x = values(torch.Generator().manual_seed(seed), (items * each, side, 3, 16 * channels), dtype)
-    table = drawn_table(data, items, (1e-7, *SCALES))
-    result = compiled.quantized_image(x, enlarge, *table[:2], padding, threads=threads, rows=table[2])
-    assert torch.equal(result.double(), naive.quantized_image_rows(x, enlarge, table, padding))  # to the bit
+    generator = torch.Generator().manual_seed(seed)
+    x = values(generator, (items * each, side, 3, 16 * channels), dtype)
+    table, factors = drawn_table(data, items, (1e-7, *SCALES)), data.draw(FACTORS)(generator, 16 * channels)
+    result = compiled.quantized_image(x, enlarge, *table[:2], padding, factors, threads=threads, rows=table[2])
+    assert torch.equal(
+        result.double(), naive.quantized_image_rows(naive.scaled(x, factors), enlarge, table, padding)
+    )  # to the bit
 
 
 @given(SEEDS, BATCHES, st.integers(1, 4), st.integers(1, 20), st.integers(1, 70), st.integers(1, 20), st.data())

@@ -87,6 +87,8 @@ class Norm:
         for key, value in (("gain", self.gain), ("offset", self.offset)):
             module.register_buffer(f"{name}_{key}", value)
         self.name, self.module, self.quantizes = name, [module], draw.random() < 0.7
+        self.factors = torch.rand(self.channels) + 0.5 if draw.random() < 0.5 else None
+        module.register_buffer(f"{name}_factors", self.factors)
 
     def inputs(self, count):
         images = [torch.randn(count, n, *self.space) * 3 + 5 for n in self.counts]
@@ -100,7 +102,8 @@ class Norm:
         constants = [getattr(self.module[0], f"{self.name}_{key}") for key in ("gain", "offset")]
         arguments = (*self.operands(*inputs), *constants, self.groups, 1e-5, self.silu)
         if self.quantizes:
-            return OPERATORS.quantized_group_norm(*arguments, *self.quantizer)
+            factors = getattr(self.module[0], f"{self.name}_factors")
+            return OPERATORS.quantized_group_norm(*arguments, *self.quantizer, factors)
         return OPERATORS.group_norm(*arguments)
 
     def wanted(self, *inputs):
@@ -108,7 +111,7 @@ class Norm:
         if not self.quantizes:
             return value, error
         scale, zero, (top, left, bottom, right) = self.quantizer
-        place, room = naive.quantized(value, error, scale, zero)
+        place, room = naive.quantized(*naive.times(value, error, self.factors), scale, zero)
         room = nn.functional.pad(room, [0, 0, left, right, top, bottom])
         return naive.padded(place, zero, self.quantizer[2]), room
 
@@ -120,6 +123,9 @@ class Image:
         self.size = (16 * draw.randint(1, 6), draw.randint(1, 7), draw.randint(1, 7))
         self.enlarge, self.zero, self.narrow = draw.randint(1, 3), draw.randint(0, 255), draw.random() < 0.5
         self.padding = [draw.randint(0, 2) for _ in range(4)]
+        self.factors = torch.rand(self.size[0]) + 0.5 if draw.random() < 0.5 else None
+        module.register_buffer(f"{name}_factors", self.factors)
+        self.name, self.module = name, [module]
 
     def inputs(self, count):
         return [torch.randn(count, *self.size)]
@@ -128,10 +134,11 @@ class Image:
         return (x.bfloat16() if self.narrow else x).permute(0, 2, 3, 1)
 
     def call(self, x):
-        return OPERATORS.quantized_image(self.image(x), self.enlarge, exact(0.02), self.zero, self.padding)
+        factors = getattr(self.module[0], f"{self.name}_factors")
+        return OPERATORS.quantized_image(self.image(x), self.enlarge, exact(0.02), self.zero, self.padding, factors)
 
     def wanted(self, x):
-        value = naive.steps(self.image(x), exact(0.02), self.zero)
+        value = naive.steps(naive.scaled(self.image(x), self.factors), exact(0.02), self.zero)
         value = value.repeat_interleave(self.enlarge, 1).repeat_interleave(self.enlarge, 2)
         value = naive.padded(value, self.zero, self.padding)
         return value, torch.zeros_like(value)

@@ -75,11 +75,10 @@ def test_a_residual_stream_with_outliers_is_as_good_as_one_without(weight_bits):
     assert alone > 2 * helped
 
 
-def test_only_what_needs_it_is_scaled_and_the_float_graph_stays_to_the_bit():
-    model = denoiser()
-    assert scaled_activations(quantized(model)) == []
-    wide = with_outliers(model)
-    assert len(scaled_activations(quantized(wide))) == 1
+def test_what_is_scaled_and_that_the_float_graph_stays():
+    wide, model = with_outliers(denoiser()), denoiser()
+    assert len(scaled_activations(quantized(wide))) >= 1
+    assert scaled_activations(quantized(wide, scale_channels=False)) == []
     assert scaled_activations(quantized(wide, activation_groups=1)) == []
     assert scaled_activations(quantized(wide, activation_range="mse")) == []
     x, t = noisy(TIMESTEPS)[2]
@@ -89,7 +88,7 @@ def test_only_what_needs_it_is_scaled_and_the_float_graph_stays_to_the_bit():
     )
     before = copy.deepcopy(prepared)(x, t)
     tfmq_fx.calibrate(prepared, noisy(TIMESTEPS), progress=False)
-    assert torch.equal(prepared(x, t), before)
+    assert relative(prepared(x, t), before) < 1e-6
     observers = {str(node.target) for node in prepared.graph.find_nodes(op="call_module")}
     # What was calibrated goes on where it stopped: further batches widen ranges, factors stay.
     tfmq_fx.calibrate(prepared, [(3 * x, t)], progress=False)
@@ -116,15 +115,14 @@ def statistics_of(reach):
     return statistics
 
 
-def test_factors_are_powers_of_two_and_none_where_channels_share_a_range():
+def test_factors_even_channels_out_and_there_are_none_where_channels_share_a_range():
     torch.manual_seed(0)
     weight = torch.randn(16, 8, 9)
-    assert factors_of(statistics_of(torch.ones(8)), weight, 255, 255, 0.8) is None
-    found = factors_of(statistics_of(FACTORS), weight / FACTORS[None, :, None], 255, 255, 0.8)
-    assert found is not None and bool((torch.frexp(found).mantissa == 0.5).all())
-    assert float(found[1] / found[0]) >= 32
+    assert factors_of(statistics_of(torch.ones(8)), weight, 255, 255) is None
+    found = factors_of(statistics_of(FACTORS), weight / FACTORS[None, :, None], 255, 255)
+    assert found is not None and 50 < float(found[1] / found[0]) < 200
     dead = FACTORS.clone()
     dead[2] = 0.0
-    found = factors_of(statistics_of(dead), weight / FACTORS[None, :, None], 255, 255, 0.8)
+    found = factors_of(statistics_of(dead), weight / FACTORS[None, :, None], 255, 255)
     assert found is not None and float(found[2]) == 1.0
-    assert factors_of(statistics_of(torch.zeros(8)), weight, 255, 255, 0.8) is None
+    assert factors_of(statistics_of(torch.zeros(8)), weight, 255, 255) is None

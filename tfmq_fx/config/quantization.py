@@ -76,10 +76,10 @@ class QuantizationConfig:
             ``weight_bits``, ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
             ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}`` with ``keep_float=()`` is the first and
             last layer at 8 bits. What ``keep_float`` names stays float all the same.
-        scale_channels: Whether channels of an activation that do not share a range are scaled, by powers of two that
-            the weights behind them take back, where that leaves less rounding noise in the layer's output; the float
+        scale_channels: Whether channels of an activation that do not share a range are scaled, by factors that the
+            weights behind them take back, where that leaves less rounding noise in the layer's output; the float
             function stays as it is. It needs ranges by timestep (``activation_groups``), ``"ema"`` or ``"minmax"``.
-            Source: SmoothQuant (ICML 2023); power-of-two scaling, DMQ (ICCV 2025).
+            Source: SmoothQuant (ICML 2023).
         split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
         unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it with exact parameters of its
             own, which takes no data, and keeps the result; ``"error"`` names it; ``"nearest"`` takes the parameters

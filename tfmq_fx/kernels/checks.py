@@ -157,14 +157,22 @@ def check_norm(
 
 
 def check_image(
-    operator: str, x: Sequence[Tensor], enlarge: int, scale: float, zero_point: int, padding: Sequence[int]
+    operator: str,
+    x: Sequence[Tensor],
+    enlarge: int,
+    scale: float,
+    zero_point: int,
+    padding: Sequence[int],
+    factors: Tensor | None,
 ) -> None:
-    """Raise LoweringError for what quantizes, enlarges and pads ``x`` where a kernel would do it wrongly."""
+    """Raise LoweringError for what scales, quantizes, enlarges and pads ``x`` where a kernel would do it wrongly."""
     for part in x:
         _check_image(operator, part, FLOATS, LANES)
     _require(enlarge >= 1, operator, f"an image cannot be enlarged {enlarge} times")
     _require(len(padding) == 4 and min(padding) >= 0, operator, f"the padding is {list(padding)}")
     _check_affine(operator, (scale,), (zero_point,))
+    if factors is not None:
+        _check_constant(operator, "factors", factors, sum(part.shape[3] for part in x))
 
 
 def check_attention(

@@ -11,8 +11,9 @@ struct ImageShape {
   int64_t padding[4];  // top, left, bottom, right, in pixels of the output
 };
 
+// out = quantize(x * by), by a number for each channel; `by` may be null.
 template <class In>
-void quantize_image(const In* x, uint8_t* out, const ImageShape& s, const Quantizers& quantizers) {
+void quantize_image(const In* x, const float* by, uint8_t* out, const ImageShape& s, const Quantizers& quantizers) {
   const int64_t out_height = s.height * s.enlarge + s.padding[0] + s.padding[2];
   const int64_t out_width = s.width * s.enlarge + s.padding[1] + s.padding[3];
   // Not read off `s` in the loops: a byte stored could be one of its own.
@@ -28,14 +29,16 @@ void quantize_image(const In* x, uint8_t* out, const ImageShape& s, const Quanti
     uint8_t* start = out + (image * out_height + s.padding[0] + row * enlarge) * pitch;
     std::memset(start, zero_point, s.padding[1] * channels);
     uint8_t* target = start + s.padding[1] * channels;
-    if (enlarge == 1) {
+    if (enlarge == 1 && !by) {
       for (int64_t c = 0; c < width * channels; c += kLanes)
         _mm_storeu_si128(reinterpret_cast<__m128i*>(target + c),
                          quantize_lanes(load_lanes(source + c), inverse_scale, zero));
     } else {
       for (int64_t column = 0; column < width; ++column, source += channels, target += enlarge * channels) {
         for (int64_t c = 0; c < channels; c += kLanes) {
-          const __m128i bytes = quantize_lanes(load_lanes(source + c), inverse_scale, zero);
+          __m512 value = load_lanes(source + c);
+          if (by) value = _mm512_mul_ps(value, _mm512_loadu_ps(by + c));
+          const __m128i bytes = quantize_lanes(value, inverse_scale, zero);
           for (int64_t copy = 0; copy < enlarge; ++copy)
             _mm_storeu_si128(reinterpret_cast<__m128i*>(target + copy * channels + c), bytes);
         }

@@ -93,8 +93,10 @@ def _quantized_norm(
     scale: float,
     zero_point: int,
     padding: Sequence[int],
+    factors: Any = None,
 ) -> Any:
-    return _fused_norm(x, shift, (weight, bias), groups, eps, silu, Quantizer((scale, zero_point)), padding)
+    quantizer = Quantizer((scale, zero_point))
+    return _fused_norm(x, shift, (weight, bias, factors), groups, eps, silu, quantizer, padding)
 
 
 def _quantized_norm_rows(
@@ -109,20 +111,21 @@ def _quantized_norm_rows(
     zero_points: Any,
     rows: Any,
     padding: Sequence[int],
+    factors: Any = None,
 ) -> Any:
     table = Quantizer(None, (scales, zero_points, rows))
-    return _fused_norm(x, shift, (weight, bias), groups, eps, silu, table, padding)
+    return _fused_norm(x, shift, (weight, bias, factors), groups, eps, silu, table, padding)
 
 
 def _norm(x: Sequence[Any], shift: Any, weight: Any, bias: Any, groups: int, eps: float, silu: bool) -> Any:
     none = Quantizer((1.0, 0))
-    return _fused_norm(x, shift, (weight, bias), groups, eps, silu, none, (0, 0, 0, 0), torch.float32)
+    return _fused_norm(x, shift, (weight, bias, None), groups, eps, silu, none, (0, 0, 0, 0), torch.float32)
 
 
 def _fused_norm(
     x: Sequence[Any],
     shift: Any,
-    affine: tuple[Any, Any],
+    affine: tuple[Any, Any, Any],
     groups: int,
     eps: float,
     silu: bool,
@@ -131,7 +134,7 @@ def _fused_norm(
     dtype: torch.dtype = torch.uint8,
 ) -> Any:
     images = [inductor_ir.contiguous(part) for part in x]
-    constants = [inductor_ir.contiguous(value) for value in affine]
+    constants = [inductor_ir.contiguous(value) for value in affine if value is not None]
     shifts = [] if shift is None else [inductor_ir.contiguous_rows(shift)]
     batch, height, width = x[0].get_size()[:3]
     counts = [part.get_size()[3] for part in x]
@@ -141,14 +144,15 @@ def _fused_norm(
     def statement(names: Sequence[str], output: str, number: Number) -> str:
         parts, rest = list(names[: len(images)]), list(names[len(images) :])
         second = parts[1] if len(parts) > 1 else "nullptr"
-        moved = rest[2] if shifts else "nullptr"
+        by = rest[2] if len(constants) > 2 else "nullptr"
+        moved = rest[len(constants)] if shifts else "nullptr"
         pitch = shifts[0].get_stride()[0] if shifts and shifts[0].get_size()[0] != 1 else 0
         channels = numbers([*counts, *([0] if len(counts) == 1 else [])], number)
         shape = (
             f"tfmq::NormShape{{{numbers((batch, height, width, groups), number)}, {{{channels}}}, "
             f"{{{numbers(padding, number)}}}, {number(pitch)}}}"
         )
-        arguments = f"{parts[0]}, {second}, {moved}, {rest[0]}, {rest[1]}, {output}, {shape}"
+        arguments = f"{parts[0]}, {second}, {moved}, {rest[0]}, {rest[1]}, {by}, {output}, {shape}"
         kind = f"{'true' if silu else 'false'}, {source}, {CPP_TYPES[dtype]}"
         return f"tfmq::group_norm<{kind}>({arguments}, {number(eps)}, {quantizer.cpp(rest, batch, number)});"
 
@@ -156,26 +160,29 @@ def _fused_norm(
     return kernel_call("norm.h", size, dtype, [*images, *constants, *shifts, *quantizer.inputs], statement)
 
 
-def _image(x: Any, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Any:
-    return _bordered_image(x, enlarge, Quantizer((scale, zero_point)), padding)
+def _image(x: Any, enlarge: int, scale: float, zero_point: int, padding: Sequence[int], factors: Any = None) -> Any:
+    return _bordered_image(x, factors, enlarge, Quantizer((scale, zero_point)), padding)
 
 
-def _image_rows(x: Any, enlarge: int, scales: Any, zero_points: Any, rows: Any, padding: Sequence[int]) -> Any:
-    return _bordered_image(x, enlarge, Quantizer(None, (scales, zero_points, rows)), padding)
+def _image_rows(
+    x: Any, enlarge: int, scales: Any, zero_points: Any, rows: Any, padding: Sequence[int], factors: Any = None
+) -> Any:
+    return _bordered_image(x, factors, enlarge, Quantizer(None, (scales, zero_points, rows)), padding)
 
 
-def _bordered_image(x: Any, enlarge: int, quantizer: Quantizer, padding: Sequence[int]) -> Any:
-    source = inductor_ir.contiguous(x)
+def _bordered_image(x: Any, factors: Any, enlarge: int, quantizer: Quantizer, padding: Sequence[int]) -> Any:
+    operands = [inductor_ir.contiguous(value) for value in (x, factors) if value is not None]
     batch, height, width, channels = x.get_size()
     top, left, bottom, right = padding
 
     def statement(names: Sequence[str], output: str, number: Number) -> str:
         shape = f"{numbers((batch, height, width, channels, enlarge), number)}, {{{numbers(padding, number)}}}"
-        by = quantizer.cpp(names, batch, number)
-        return f"tfmq::quantize_image({names[0]}, {output}, tfmq::ImageShape{{{shape}}}, {by});"
+        by = names[1] if len(operands) > 1 else "nullptr"
+        arguments = f"{names[0]}, {by}, {output}, tfmq::ImageShape{{{shape}}}"
+        return f"tfmq::quantize_image({arguments}, {quantizer.cpp(names, batch, number)});"
 
     size = (batch, height * enlarge + top + bottom, width * enlarge + left + right, channels)
-    return kernel_call("image.h", size, torch.uint8, [source, *quantizer.inputs], statement)
+    return kernel_call("image.h", size, torch.uint8, [*operands, *quantizer.inputs], statement)
 
 
 @functools.cache

@@ -119,10 +119,11 @@ inline void fill_border(Out* target, int64_t count, int) {
   std::memset(target, 0, count * sizeof(Out));
 }
 
-// out = quantize(silu(group_norm(concatenate(x) + shift))), with a border of zero points; a float Out is not quantized.
+// out = quantize(silu(group_norm(concatenate(x) + shift)) * by), with a border of zero points; a float Out is not
+// quantized. `by` has a number for each channel, or is null.
 template <bool kSilu, class In, class Out>
-void group_norm(const In* first, const In* second, const float* shift, const float* gamma, const float* beta, Out* out,
-                const NormShape& s, float eps, const Quantizers& quantizers) {
+void group_norm(const In* first, const In* second, const float* shift, const float* gamma, const float* beta,
+                const float* by, Out* out, const NormShape& s, float eps, const Quantizers& quantizers) {
   const int64_t channels = s.channels[0] + s.channels[1], group = channels / s.groups, pixels = s.height * s.width;
   const int64_t out_height = s.height + s.padding[0] + s.padding[2];
   const int64_t out_width = s.width + s.padding[1] + s.padding[3];
@@ -173,6 +174,7 @@ void group_norm(const In* first, const In* second, const float* shift, const flo
               __m512 y = _mm512_fmadd_ps(load_lanes(a + c), _mm512_loadu_ps(factor + c - begin),
                                          _mm512_loadu_ps(offset + c - begin));
               if (kSilu) y = silu_lanes(y);
+              if (by) y = _mm512_mul_ps(y, _mm512_loadu_ps(by + c));
               store_normalized(target + c, y, inverse_scale, zero);
             }
             const In* b = right + pixel * s.channels[1];
@@ -180,6 +182,7 @@ void group_norm(const In* first, const In* second, const float* shift, const flo
               __m512 y = _mm512_fmadd_ps(load_lanes(b + c), _mm512_loadu_ps(factor + c - begin),
                                          _mm512_loadu_ps(offset + c - begin));
               if (kSilu) y = silu_lanes(y);
+              if (by) y = _mm512_mul_ps(y, _mm512_loadu_ps(by + c));
               store_normalized(target + c, y, inverse_scale, zero);
             }
           }

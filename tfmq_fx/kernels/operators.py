@@ -32,7 +32,7 @@ from tfmq_fx.kernels.shapes import (
     fake_quantized_norm,
 )
 
-__all__ = ["OPERATORS", "attention_weights", "group_norm", "pad_image"]
+__all__ = ["OPERATORS", "attention_weights", "group_norm", "pad_image", "scaled_channels"]
 
 _library: Any = torch.library.Library("tfmq", "DEF")  # type: ignore[no-untyped-call]  # torch gives it no types
 
@@ -45,9 +45,12 @@ _library.define(
 )
 _library.define(
     "quantized_group_norm(Tensor[] x, Tensor? shift, Tensor weight, Tensor bias, int groups, float eps, bool silu, "
-    "float scale, int zero_point, int[4] padding) -> Tensor"
+    "float scale, int zero_point, int[4] padding, Tensor? factors=None) -> Tensor"
 )
-_library.define("quantized_image(Tensor x, int enlarge, float scale, int zero_point, int[4] padding) -> Tensor")
+_library.define(
+    "quantized_image(Tensor x, int enlarge, float scale, int zero_point, int[4] padding, Tensor? factors=None)"
+    " -> Tensor"
+)
 _library.define(
     "integer_attention(Tensor query, Tensor key, Tensor value, float factor, float[4] scales, int[3] zero_points, "
     "bool deferred=False) -> Tensor"
@@ -118,6 +121,11 @@ def _quantize(value: Tensor, scale: float, zero_point: int) -> Tensor:
     return steps.clamp(0, 255).nan_to_num(0.0).to(torch.uint8)
 
 
+def scaled_channels(value: Tensor, factors: Tensor | None) -> Tensor:
+    """``value`` (``[..., C]``) times a factor for each channel, where there are any."""
+    return value if factors is None else value.float() * factors
+
+
 def pad_image(value: Tensor, zero_point: int, padding: Sequence[int]) -> Tensor:
     """``value`` (``[N, H, W, C]``) with a border: top, left, bottom, right."""
     top, left, bottom, right = padding
@@ -135,18 +143,26 @@ def quantized_group_norm(
     scale: float,
     zero_point: int,
     padding: Sequence[int],
+    factors: Tensor | None = None,
 ) -> Tensor:
-    """:func:`group_norm`, quantized to uint8 and padded (top, left, bottom, right) with the zero point."""
-    check_image("quantized_group_norm", x, 1, scale, zero_point, padding)
-    return pad_image(
-        _quantize(group_norm(x, shift, weight, bias, groups, eps, silu), scale, zero_point), zero_point, padding
-    )
+    """:func:`group_norm`, quantized to uint8 and padded (top, left, bottom, right) with the zero point.
+
+    Where there are ``factors``, float32 ``[C]``, the channels are multiplied by them before they are quantized.
+    """
+    check_image("quantized_group_norm", x, 1, scale, zero_point, padding, factors)
+    value = scaled_channels(group_norm(x, shift, weight, bias, groups, eps, silu), factors)
+    return pad_image(_quantize(value, scale, zero_point), zero_point, padding)
 
 
-def quantized_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Tensor:
-    """Quantize ``x`` (``[N, H, W, C]``) to uint8, each pixel ``enlarge`` times in both axes, with a border."""
-    check_image("quantized_image", (x,), enlarge, scale, zero_point, padding)
-    value = _quantize(x, scale, zero_point)
+def quantized_image(
+    x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int], factors: Tensor | None = None
+) -> Tensor:
+    """Quantize ``x`` (``[N, H, W, C]``) to uint8, each pixel ``enlarge`` times in both axes, with a border.
+
+    Where there are ``factors``, float32 ``[C]``, the channels are multiplied by them before they are quantized.
+    """
+    check_image("quantized_image", (x,), enlarge, scale, zero_point, padding, factors)
+    value = _quantize(scaled_channels(x, factors), scale, zero_point)
     value = value.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
     return pad_image(value, zero_point, padding)
 

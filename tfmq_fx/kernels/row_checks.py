@@ -61,9 +61,11 @@ def check_conv_rows(
     _check_table("integer_conv", table, (), x.shape[0])
 
 
-def check_image_rows(operator: str, x: Sequence[Tensor], enlarge: int, table: Table, padding: Sequence[int]) -> None:
-    """Raise LoweringError for what quantizes, enlarges and pads ``x`` where a kernel would do it wrongly."""
-    check_image(operator, x, enlarge, 1.0, 0, padding)
+def check_image_rows(
+    operator: str, x: Sequence[Tensor], enlarge: int, table: Table, padding: Sequence[int], factors: Tensor | None
+) -> None:
+    """Raise LoweringError for what scales, quantizes, enlarges and pads ``x`` where a kernel would do it wrongly."""
+    check_image(operator, x, enlarge, 1.0, 0, padding, factors)
     _check_table(operator, table, (), x[0].shape[0])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tfmq_fx.kernels.checks import check_norm
-from tfmq_fx.kernels.operators import OPERATORS, attention_weights, group_norm, pad_image
+from tfmq_fx.kernels.operators import OPERATORS, attention_weights, group_norm, pad_image, scaled_channels
 from tfmq_fx.kernels.packing import unpack_weight
 from tfmq_fx.kernels.row_checks import check_attention_rows, check_conv_rows, check_image_rows
 from tfmq_fx.kernels.shapes import attention_size, conv_output, padded_image
@@ -31,11 +31,11 @@ _library.define(
 )
 _library.define(
     "quantized_group_norm.rows(Tensor[] x, Tensor? shift, Tensor weight, Tensor bias, int groups, float eps, "
-    "bool silu, Tensor scales, Tensor zero_points, Tensor rows, int[4] padding) -> Tensor"
+    "bool silu, Tensor scales, Tensor zero_points, Tensor rows, int[4] padding, Tensor? factors=None) -> Tensor"
 )
 _library.define(
-    "quantized_image.rows(Tensor x, int enlarge, Tensor scales, Tensor zero_points, Tensor rows, int[4] padding)"
-    " -> Tensor"
+    "quantized_image.rows(Tensor x, int enlarge, Tensor scales, Tensor zero_points, Tensor rows, int[4] padding, "
+    "Tensor? factors=None) -> Tensor"
 )
 _library.define(
     "integer_attention.rows(Tensor query, Tensor key, Tensor value, float factor, Tensor scales, Tensor zero_points, "
@@ -115,21 +115,32 @@ def quantized_group_norm_rows(
     zero_points: Tensor,
     rows: Tensor,
     padding: Sequence[int],
+    factors: Tensor | None = None,
 ) -> Tensor:
-    """:func:`tfmq_fx.kernels.operators.group_norm`, quantized by each item's row and padded with its zero point."""
-    check_image_rows("quantized_group_norm", x, 1, (scales, zero_points, rows), padding)
+    """``quantized_group_norm`` by each item's row."""
+    check_image_rows("quantized_group_norm", x, 1, (scales, zero_points, rows), padding, factors)
     scale, zero = (_by_image(table, rows, len(x[0])) for table in (scales, zero_points))
-    value = group_norm(x, shift, weight, bias, groups, eps, silu)
+    value = scaled_channels(group_norm(x, shift, weight, bias, groups, eps, silu), factors)
     return _pad_by_image(_quantize_by_image(value, scale, zero), zero, padding)
 
 
 def quantized_image_rows(
-    x: Tensor, enlarge: int, scales: Tensor, zero_points: Tensor, rows: Tensor, padding: Sequence[int]
+    x: Tensor,
+    enlarge: int,
+    scales: Tensor,
+    zero_points: Tensor,
+    rows: Tensor,
+    padding: Sequence[int],
+    factors: Tensor | None = None,
 ) -> Tensor:
-    """Quantize ``x`` (``[N, H, W, C]``) by each item's row, each pixel ``enlarge`` times in both axes, and pad it."""
-    check_image_rows("quantized_image", (x,), enlarge, (scales, zero_points, rows), padding)
+    """``quantized_image`` by each item's row."""
+    check_image_rows("quantized_image", (x,), enlarge, (scales, zero_points, rows), padding, factors)
     scale, zero = (_by_image(table, rows, len(x)) for table in (scales, zero_points))
-    value = _quantize_by_image(x, scale, zero).repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
+    value = (
+        _quantize_by_image(scaled_channels(x, factors), scale, zero)
+        .repeat_interleave(enlarge, 1)
+        .repeat_interleave(enlarge, 2)
+    )
     return _pad_by_image(value, zero, padding)
 
 
@@ -186,16 +197,22 @@ def _fake_conv(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
 def _fake_norm(
     x: Sequence[Tensor], shift: Any, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool, *rest: Any
 ) -> Tensor:
-    scales, zero_points, rows, padding = rest
+    scales, zero_points, rows, padding, *factors = rest
     check_norm("quantized_group_norm", x, shift, weight, bias, groups)
-    check_image_rows("quantized_group_norm", x, 1, (scales, zero_points, rows), padding)
+    check_image_rows("quantized_group_norm", x, 1, (scales, zero_points, rows), padding, next(iter(factors), None))
     return padded_image(x[0], weight.shape[0], 1, padding)
 
 
 def _fake_image(
-    x: Tensor, enlarge: int, scales: Tensor, zero_points: Tensor, rows: Tensor, padding: Sequence[int]
+    x: Tensor,
+    enlarge: int,
+    scales: Tensor,
+    zero_points: Tensor,
+    rows: Tensor,
+    padding: Sequence[int],
+    factors: Tensor | None = None,
 ) -> Tensor:
-    check_image_rows("quantized_image", (x,), enlarge, (scales, zero_points, rows), padding)
+    check_image_rows("quantized_image", (x,), enlarge, (scales, zero_points, rows), padding, factors)
     return padded_image(x, x.shape[3], enlarge, padding)
 
 

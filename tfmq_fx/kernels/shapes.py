@@ -66,16 +66,19 @@ def fake_quantized_norm(
     scale: float,
     zero_point: int,
     padding: Sequence[int],
+    factors: Tensor | None = None,
 ) -> Tensor:
     """What ``quantized_group_norm`` returns."""
     check_norm("quantized_group_norm", x, shift, weight, bias, groups)
-    check_image("quantized_group_norm", x, 1, scale, zero_point, padding)
+    check_image("quantized_group_norm", x, 1, scale, zero_point, padding, factors)
     return padded_image(x[0], weight.shape[0], 1, padding)
 
 
-def fake_image(x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int]) -> Tensor:
+def fake_image(
+    x: Tensor, enlarge: int, scale: float, zero_point: int, padding: Sequence[int], factors: Tensor | None = None
+) -> Tensor:
     """What ``quantized_image`` returns."""
-    check_image("quantized_image", (x,), enlarge, scale, zero_point, padding)
+    check_image("quantized_image", (x,), enlarge, scale, zero_point, padding, factors)
     return padded_image(x, x.shape[3], enlarge, padding)
 
 

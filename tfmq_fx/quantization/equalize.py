@@ -2,9 +2,9 @@
 
 An activation has one range for all channels. Where a few channels are far larger than the others, as in a residual
 stream, the others get few of its steps. Dividing channels by factors and multiplying the weights by them changes
-nothing in float, and shares the range out; but the weights' own ranges grow. So the factors are those that leave the
-least rounding noise in the layer's output, activations and weights together, in the mean over timesteps. The noise is
-computed from what calibration saw of each channel; no layer is run for it.
+nothing in float but rounding, and shares the range out; but the weights' own ranges grow. So the factors are those that
+leave the least rounding noise in the layer's output, activations and weights together, in the mean over timesteps. The
+noise is computed from what calibration saw of each channel; no layer is run for it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,15 @@ from tfmq_fx.observers import GroupedEMAObserver, GroupedMinMaxObserver, Grouped
 from tfmq_fx.observers.channel_statistics import ChannelStatistics
 from tfmq_fx.passes import ScaleChannels
 from tfmq_fx.passes.quantized.scale_channels import channel_axis, scalable_weights
-from tfmq_fx.passes.support.channels_last import RELABELLINGS
 from tfmq_fx.passes.support.nodes import read_attribute
-from tfmq_fx.passes.support.predicates import is_call, node_value
+from tfmq_fx.passes.support.predicates import node_value
 
 __all__ = ["equalize_channels", "factors_of", "watch_channels"]
 
-aten = torch.ops.aten
-#: The noise in a layer's output falls to this part at least, or nothing is changed: a product costs time where no
-#: kernel takes it along. Behind norms and SiLU one kernel normalizes, activates and quantizes; it is split then.
-WORTH, WORTH_BEHIND_NORMS = 0.8, 0.25
+#: The noise in a layer's output falls to this part at least, or nothing is changed.
+WORTH = 0.9
 #: Shares of the activation's range in the factors that are tried (SmoothQuant's migration strength).
 STRENGTHS = tuple(step / 10 for step in range(2, 11))
-FUSED = (aten.silu.default, aten.group_norm.default, aten.layer_norm.default)
 
 
 def watch_channels(prepared: fx.GraphModule) -> None:
@@ -43,7 +39,7 @@ def watch_channels(prepared: fx.GraphModule) -> None:
 
 
 def equalize_channels(prepared: fx.GraphModule, weight_bits: int) -> int:
-    """Scale the channels of a calibrated graph where that leaves less noise; the float function stays to the bit.
+    """Scale the channels of a calibrated graph where that leaves less noise; the float function stays what it is.
 
     What was watched is forgotten: calibrating further changes ranges and no factors.
 
@@ -62,8 +58,7 @@ def equalize_channels(prepared: fx.GraphModule, weight_bits: int) -> int:
             continue
         values: list[Tensor] = [read_attribute(prepared, str(weight.target)).detach() for weight in weights]
         levels = observer.quant_max - observer.quant_min
-        worth = WORTH_BEHIND_NORMS if _is_behind_norm(node) else WORTH
-        chosen = factors_of(statistics, torch.cat(_alike(values)), levels, 2**weight_bits - 1, worth)
+        chosen = factors_of(statistics, torch.cat(_alike(values)), levels, 2**weight_bits - 1)
         if chosen is not None:
             factors[str(node.target)] = chosen
             prepared.set_submodule(str(node.target), _with_scaled_ranges(observer, statistics, chosen))
@@ -71,17 +66,14 @@ def equalize_channels(prepared: fx.GraphModule, weight_bits: int) -> int:
     return len(factors)
 
 
-def factors_of(
-    statistics: ChannelStatistics, weight: Tensor, levels: int, weight_levels: int, worth: float
-) -> Tensor | None:
-    """The factors that leave the least noise, powers of two, float32 ``[C]``; None where none is worth it.
+def factors_of(statistics: ChannelStatistics, weight: Tensor, levels: int, weight_levels: int) -> Tensor | None:
+    """The factors that leave the least noise, float32 ``[C]``; None where none is worth it.
 
     Args:
         statistics: Of the activation.
         weight: Everything that reads it, ``[K, C, taps]``.
         levels: Steps of an activation's range.
         weight_levels: Steps of a weight's range.
-        worth: The share of the noise that may be left.
     """
     seen = statistics.values > 0
     low, high = statistics.low[seen], statistics.high[seen]
@@ -101,13 +93,13 @@ def factors_of(
         power = (squares * gains).sum(1).clamp_min(torch.finfo(torch.float32).tiny)
         return float(((of_activation + of_weights) / power).mean())
 
-    best, least = None, worth * noise(torch.ones_like(reach))
+    best, least = None, WORTH * noise(torch.ones_like(reach))
     for strength in STRENGTHS:
         logarithm = torch.zeros_like(reach)
         size = weight.abs().amax((0, 2))
         logarithm[used] = strength * reach[used].log2() - (1 - strength) * size[used].log2()
         logarithm[used] -= logarithm[used].mean()
-        factors = torch.exp2(logarithm.round().clamp(-24, 24))
+        factors = torch.exp2(logarithm.clamp(-24, 24))
         if (left := noise(factors)) < least:
             best, least = factors, left
     return best
@@ -142,11 +134,3 @@ def _alike(weights: list[Tensor]) -> list[Tensor]:
     flat = [weight.flatten(2) if weight.ndim > 2 else weight[..., None] for weight in weights]
     taps = max(weight.shape[2] for weight in flat)
     return [torch.nn.functional.pad(weight, (0, taps - weight.shape[2])) for weight in flat]
-
-
-def _is_behind_norm(node: fx.Node) -> bool:
-    """Whether what ``node`` observes comes straight from a norm or SiLU, which one kernel quantizes too."""
-    source: Any = node.args[0]
-    while is_call(source, *RELABELLINGS):
-        source = source.args[0]
-    return is_call(source, *FUSED)

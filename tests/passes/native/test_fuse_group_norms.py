@@ -13,7 +13,7 @@ QUANTIZED = OPERATORS.quantized_group_norm.default
 LOOSE = {"rtol": 1e-3, "atol": 2e-2}
 
 
-def block(*, dynamic=False, parts=(32,), shift=None, silu=True, channels=16):
+def block(*, dynamic=False, parts=(32,), shift=None, silu=True, channels=16, factors=False):
     """[concatenation] [+ shift] -> GroupNorm -> SiLU -> quantized convolution, on the integer kernel."""
     builder = GraphBuilder(dynamic_batch=dynamic)
     inputs = [builder.placeholder(f"x{i}", (builder.batch, size, 6, 5)) for i, size in enumerate(parts)]
@@ -22,6 +22,9 @@ def block(*, dynamic=False, parts=(32,), shift=None, silu=True, channels=16):
         x = builder.call(aten.add.Tensor, x, builder.placeholder("shift", (shift or builder.batch, sum(parts), 1, 1)))
     x = group_norm(builder, x, "block.norm")
     x = builder.call(aten.silu.default, x) if silu else x
+    if factors:
+        by = torch.linspace(0.2, 2, sum(parts))[:, None, None]
+        x = builder.call(aten.mul.Tensor, x, builder.buffer("block.conv.factors", by))
     graph_module = builder.build(conv(builder, quantized(builder, x, *(SILU if silu else ())), "block.conv", channels))
     assert LowerIntegerConvs()(graph_module).modified
     return graph_module
@@ -41,6 +44,31 @@ def test_fires():
     assert list(node.meta["nn_module_stack"]) == ["L__self__", "block.norm"]
     left = {aten.permute.default, aten.reshape.default, QUANTIZED, OPERATORS.integer_conv.default}
     assert set(operators(graph_module)) == left
+
+
+def test_factors_of_channels_go_along():
+    graph_module = block(parts=(16, 32), factors=True)
+    assert FuseGroupNorms()(graph_module).modified
+    (node,) = calls(graph_module, QUANTIZED)
+    assert node.args[7:10] == (*SILU, [1, 1, 1, 1]) and node.args[10].args[0].target == "block.conv.factors"
+    assert not calls(graph_module, aten.mul.Tensor)
+
+
+def test_one_reader_with_factors_and_one_without():
+    builder = GraphBuilder()
+    x = group_norm(builder, builder.placeholder("x", (2, 32, 6, 5)), "norm")
+    by = builder.buffer("factors", torch.linspace(0.2, 2, 32)[:, None, None])
+    scaled = builder.call(aten.mul.Tensor, x, by)
+    pixels = builder.call(aten.permute.default, builder.call(aten.view.default, x, [2, 32, 30]), [0, 2, 1])
+    flat = builder.call(aten.reshape.default, pixels, [-1, 32])
+    flat = builder.call(aten.mul.Tensor, flat, builder.buffer("flat_factors", torch.linspace(0.5, 1, 32)))
+    outputs = [conv(builder, scaled, "one", 16), conv(builder, x, "two", 16), linear(builder, flat, "three", 16)]
+    graph_module = builder.build([*outputs, scaled])
+    LowerIntegerConvs()(graph_module)
+    result = assert_pass_contract(FuseGroupNorms, graph_module, values((2, 32, 6, 5)), **LOOSE)
+    quantizers = calls(result.graph_module, QUANTIZED)
+    assert sorted(len(node.args) for node in quantizers) == [10, 11, 11]
+    assert len(calls(result.graph_module, OPERATORS.group_norm.default)) == 1
 
 
 @pytest.mark.parametrize("parts", [(24,), (8,)])
@@ -67,11 +95,12 @@ def test_as_many_channels_as_there_are():
     assert len(calls(result.graph_module, OPERATORS.group_norm.default)) == 1
 
 
+@pytest.mark.parametrize("factors", [False, True])
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(("parts", "shift"), [((32,), None), ((32,), 0), ((16, 32), None), ((48, 16), 1)])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_numerics(dynamic, parts, shift, silu):
-    graph_module = block(dynamic=dynamic, parts=parts, shift=shift, silu=silu)
+def test_numerics(dynamic, parts, shift, silu, factors):
+    graph_module = block(dynamic=dynamic, parts=parts, shift=shift, silu=silu, factors=factors)
 
     def example(batch):
         images = [(batch, size, 6, 5) for size in parts]

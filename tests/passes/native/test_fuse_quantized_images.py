@@ -11,7 +11,7 @@ aten = torch.ops.aten
 IMAGE = OPERATORS.quantized_image.default
 
 
-def sampler(kind, *, dynamic=False):
+def sampler(kind, *, dynamic=False, factors=False):
     builder = GraphBuilder(dynamic_batch=dynamic)
     x = builder.placeholder("x", (builder.batch, 16, 4, 6))
     geometry = {"plain": {}, "point": {"kernel": 1}, "up": {}, "down": {"stride": 2, "padding": 0}}[kind]
@@ -19,6 +19,8 @@ def sampler(kind, *, dynamic=False):
         x = builder.call(aten.upsample_nearest2d.vec, x, None, [2.0, 2.0])
     if kind == "down":
         x = builder.call(aten.pad.default, x, [0, 1, 0, 1], "constant", 0.0)
+    if factors:
+        x = builder.call(aten.mul.Tensor, x, builder.buffer("factors", torch.linspace(0.1, 3, 16)[:, None, None]))
     graph_module = builder.build(conv(builder, x, "sampler.conv", 16, **geometry))
     assert LowerIntegerConvs()(graph_module).modified
     return graph_module
@@ -28,12 +30,14 @@ def sampler(kind, *, dynamic=False):
     ("kind", "enlarge", "padding"),
     [("plain", 1, [1, 1, 1, 1]), ("point", 1, [0] * 4), ("up", 2, [1, 1, 1, 1]), ("down", 1, [0, 0, 1, 1])],
 )
-def test_fires(kind, enlarge, padding):
-    graph_module = sampler(kind)
+@pytest.mark.parametrize("factors", [False, True])
+def test_fires(kind, enlarge, padding, factors):
+    graph_module = sampler(kind, factors=factors)
     assert FuseQuantizedImages()(graph_module).modified
     (node,) = calls(graph_module, IMAGE)
-    assert node.args[1] == enlarge and node.args[4] == padding
-    assert set(operators(graph_module)) == {aten.permute.default, IMAGE, OPERATORS.integer_conv.default}
+    assert node.args[1] == enlarge and node.args[4] == padding and len(node.args) == 5 + factors
+    left = {aten.permute.default, IMAGE, OPERATORS.integer_conv.default}
+    assert set(operators(graph_module)) == (left | {aten.reshape.default} if factors else left)
 
 
 def test_does_not_fire_where_something_else_reads_the_bytes_or_vectors_do_not_fit():
@@ -44,11 +48,27 @@ def test_does_not_fire_where_something_else_reads_the_bytes_or_vectors_do_not_fi
     assert unchanged(FuseQuantizedImages(), builder.build([*turned, once]))
 
 
+@pytest.mark.parametrize(
+    "other", [torch.ones(1, 1), torch.ones(16, 1, 6), torch.ones(16, 1, 1, dtype=torch.float64), None]
+)
+def test_factors_that_are_none_of_channels_stay_outside(other):
+    builder = GraphBuilder()
+    x = builder.placeholder("x", (2, 16, 4, 6))
+    by = builder.placeholder("by", (16, 1, 1)) if other is None else builder.buffer("by", other)
+    scaled = builder.call(aten.to.dtype, builder.call(aten.mul.Tensor, x, by), torch.float32)
+    graph_module = builder.build(conv(builder, scaled, "conv", 16))
+    LowerIntegerConvs()(graph_module)
+    FuseQuantizedImages()(graph_module)
+    (node,) = calls(graph_module, IMAGE)
+    assert len(node.args) == 5 and len(calls(graph_module, aten.mul.Tensor)) == 1
+
+
+@pytest.mark.parametrize("factors", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("kind", ["plain", "point", "up", "down"])
-def test_numerics(kind, dynamic):
+def test_numerics(kind, dynamic, factors):
     more = [(torch.randn(5, 16, 4, 6),)] if dynamic else []
-    graph_module = sampler(kind, dynamic=dynamic)
+    graph_module = sampler(kind, dynamic=dynamic, factors=factors)
     assert_pass_contract(FuseQuantizedImages, graph_module, (torch.randn(2, 16, 4, 6),), exact=True, more_inputs=more)
 
 

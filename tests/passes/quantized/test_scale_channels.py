@@ -78,8 +78,14 @@ def test_does_not_fire_without_factors_or_where_a_weight_cannot_take_them():
         assert unchanged(ScaleChannels({"observer_0": FACTORS}), graph_module)
 
 
-def test_factors_are_powers_of_two():
-    with pytest.raises(ValueError, match="must be powers of two"):
-        ScaleChannels({"observer_0": torch.tensor([1.0, 3.0])})
-    with pytest.raises(ValueError, match="must be powers of two"):
-        ScaleChannels({"observer_0": torch.tensor([1.0, -2.0])})
+@pytest.mark.parametrize("wrong", [0.0, -2.0, float("inf"), float("nan")])
+def test_factors_are_positive_and_finite(wrong):
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        ScaleChannels({"observer_0": torch.tensor([1.0, wrong])})
+
+
+def test_factors_of_any_size_keep_numerics_close():
+    torch.manual_seed(0)
+    factors = torch.tensor([0.3, 1.7, 90.0, 1e-3])
+    scale = lambda: ScaleChannels({"observer_0": factors})  # noqa: E731
+    assert_pass_contract(scale, observed(two_readers), (torch.randn(2, 4, 5, 5),), rtol=1e-5)
