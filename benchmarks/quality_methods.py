@@ -19,6 +19,8 @@ FROZEN = ("time_embedding.*", "*.time_emb_proj")
 #: baselines of TFMQ-DM do. "Freeze" is that paper's control: the time path is rounded to nearest and left so, the rest
 #: is reconstructed; once with the searched weight ranges of the other rows, once with the min-max ones of the paper.
 METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
+    "default": ({}, None),
+    "default + BRECQ + TIAR": ({}, {"temporal": "tiar"}),
     "nearest, min-max": (
         {
             "temporal": "shared",
@@ -51,8 +53,9 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 #: Measured together with the program it shares: the float features read from 8-bit rows.
 CACHED = {"BRECQ, time float": "BRECQ, time cached"}
 
-#: What the papers' methods do not do: ranges by timestep outside the temporal block, channels that are scaled, a softmax
-#: that is quantized before it is divided. Every row but "default" has it, so that the rows differ in what they name.
+#: What the papers' methods do not do: ranges by timestep outside the temporal block, channels that are scaled, a
+#: softmax that is quantized before it is divided. All rows but the defaults have it, so that they differ in what they
+#: name.
 PLAIN: dict[str, Any] = {"activation_groups": 1, "scale_channels": False, "defer_softmax": False}
 
 #: Training steps of each block, by weight bits: rounding at 8 bits has little left to learn.
@@ -71,6 +74,8 @@ def configuration(
     """The configuration of one cell."""
     fields, reconstruction = METHODS[method]
     weight_bits, activation_bits = BITS[bits]
+    if method == "default":
+        return QuantizationConfig(weight_bits=weight_bits, activation_bits=activation_bits)
     settings = {
         "iterations": iterations or ITERATIONS[weight_bits],
         "temporal_iterations": temporal_iterations,
@@ -83,5 +88,5 @@ def configuration(
         weight_bits=weight_bits,
         activation_bits=activation_bits,
         reconstruction="nearest" if reconstruction is None else ReconstructionConfig(**{**settings, **reconstruction}),
-        **fields,
+        **(fields if method.startswith("default") else {**PLAIN, **fields}),
     )
