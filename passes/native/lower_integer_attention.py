@@ -97,7 +97,8 @@ def _normalized_scores(softmax: Any, weights: fx.Node) -> fx.Node | None:
 
 def _deferred_scores(numerators: Any, product: fx.Node, quotient: fx.Node) -> fx.Node | None:
     """The scores of dequantized ``numerators``, where ``quotient`` divides their ``product`` by their sum alone."""
-    scores, total = softmax_scores(numerators), quotient.args[1]
+    total: Any = quotient.args[1]
+    scores = softmax_scores(numerators)
     whole = is_call(total, aten.sum.dim_IntList) and tuple(total.args) == (product.args[0], [-1], True)
     if scores is None or not whole or total.kwargs or quotient.kwargs:
         return None
