@@ -146,7 +146,7 @@ def quantize_nodes(program):
 
 @pytest.mark.parametrize("range_", ["ema", "minmax", "mse"])
 def test_symmetric_activations_have_their_zero_in_the_middle(range_):
-    graph, data = prepared(symmetric_activations=True, activation_range=range_, temporal="shared")
+    graph, data = prepared(symmetric_activations=True, activation_range=range_, temporal="shared", defer_softmax=False)
     softmax = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.softmax.int)
     program = tfmq_fx.convert(graph)
     zeros = {node: node.args[2] for node in quantize_nodes(program)}
@@ -161,7 +161,7 @@ def test_symmetric_activations_have_their_zero_in_the_middle(range_):
 
 @pytest.mark.parametrize("bits", [8, 16])
 def test_the_softmax_has_its_own_width(bits):
-    graph, _ = prepared(softmax_bits=bits, activation_bits=6, symmetric_activations=True)
+    graph, _ = prepared(softmax_bits=bits, activation_bits=6, symmetric_activations=True, defer_softmax=False)
     softmax = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.softmax.int)
     program = tfmq_fx.convert(graph)
     widths = {node.args[0].name == softmax.name: (node.args[2:5]) for node in quantize_nodes(program)}
