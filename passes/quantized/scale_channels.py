@@ -121,7 +121,7 @@ class ScaleChannels(GraphPass):
         for reader, weight in zip(list(observer.users), weights, strict=True):
             values: Any = read_attribute(graph_module, str(weight.target))
             shape = [1, -1] + [1] * (values.ndim - 2)
-            name = add_buffer(graph_module, f"{weight.target}_scaled", values.detach() * factors.reshape(shape))
+            name = add_buffer(graph_module, str(weight.target), values.detach() * factors.reshape(shape))
             with graph.inserting_before(weight):
                 new = insert_get_attr(graph_module, name, anchor=reader)
             weight.replace_all_uses_with(new)
