@@ -73,19 +73,13 @@ class QuantizationConfig:
             sample and its result; ``"attention"``: the two matrix products of attention), or patterns of
             fully qualified names such as ``"mid_block.*"``.
         overrides: Per role or pattern of fully qualified names, as in ``keep_float``, other values of
-            ``weight_bits``, ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
-            ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}`` with ``keep_float=()`` is the first and
-            last layer at 8 bits. What ``keep_float`` names stays float all the same.
+            ``weight_bits``, ``activation_bits``, ``weight_range``, ``symmetric_weights`` or ``low_rank``; the first
+            match holds. ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}`` with ``keep_float=()`` is the
+            first and last layer at 8 bits. What ``keep_float`` names stays float all the same.
         scale_channels: Whether channels of an activation that do not share a range are scaled, by factors that the
             weights behind them take back, where that leaves less rounding noise in the layer's output; the float
             function stays as it is. It needs ranges by timestep (``activation_groups``), ``"ema"`` or ``"minmax"``.
             Source: SmoothQuant (ICML 2023).
-            ``weight_bits``, ``activation_bits``, ``weight_range``, ``symmetric_weights`` or ``low_rank``; the first
-            match holds. ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}`` with ``keep_float=()`` is the
-            first and last layer at 8 bits. What ``keep_float`` names stays float all the same.
-        scale_channels: Whether channels of an activation that do not share a range are scaled, by powers of two that
-            the weights behind them take back, where that leaves less rounding noise in the layer's output; the float
-            function stays as it is. It needs ranges by timestep (``activation_groups``), ``"ema"`` or ``"minmax"``.
         low_rank: Rank of a branch beside each layer, which takes the largest part of its weight over and reads its
             input unquantized: what is quantized is small then. It has 8-bit weights, and half the work of its layer at
             most: in narrow layers its rank is lower. Grouped convolutions and the temporal block have none. It helps
