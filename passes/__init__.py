@@ -18,6 +18,7 @@ from tfmq_fx.passes.canonical.remove_noop_casts import RemoveNoopCasts
 from tfmq_fx.passes.canonical.replace_in_place import ReplaceInPlace
 from tfmq_fx.passes.canonical.resolve_paddings import ResolvePaddings
 from tfmq_fx.passes.canonical.strip_dead_state import StripDeadState
+from tfmq_fx.passes.layout.add_low_rank_branches import AddLowRankBranches
 from tfmq_fx.passes.layout.decompose_attention import DecomposeAttention
 from tfmq_fx.passes.layout.defer_softmax_normalization import DeferSoftmaxNormalization
 from tfmq_fx.passes.layout.flatten_frame_convs import FlattenFrameConvs
@@ -72,6 +73,7 @@ __all__ = [
     "NATIVE_KERNELS",
     "PIPELINES",
     "REWRITE_FOR_ANNOTATION",
+    "AddLowRankBranches",
     "CompressTemporalTable",
     "ComputeInFloat32",
     "DecomposeAttention",

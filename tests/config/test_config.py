@@ -128,7 +128,7 @@ STRANGE = [
     np.arange(3), np.array(["ema", "mse"]), np.float64(8.0), np.complex64(8), torch.tensor(4), torch.ones(3, 3), 8.0,
     float("nan"), [], [[8]], {"a": 8}.items(), object(), b"ema", 3,
 ]  # fmt: skip
-TAKES_WHOLE = ("weight_bits", "activation_bits", "output_bits", "activation_groups")
+TAKES_WHOLE = ("weight_bits", "activation_bits", "output_bits", "activation_groups", "low_rank")
 FIELDS = [field.name for field in dataclasses.fields(QuantizationConfig)]
 
 

@@ -15,6 +15,7 @@ from tfmq_fx.config.reconstruction import CHECKS, RECONSTRUCTIONS, Reconstructio
 WRONG = [
     ("method", "optq"),
     ("damping", 0.0),
+    ("adapter_rank", 0),
     ("granularity", "blocks"),
     ("temporal", "fsc"),
     ("iterations", 0),
@@ -187,7 +188,7 @@ def test_anything_else_is_refused(value, words):
 @st.composite
 def configurations(draw):
     granularity = draw(st.sampled_from(["block", "layer", "none"]))
-    method = draw(st.sampled_from(["adaround", "gptq", "nearest"]))
+    method = draw(st.sampled_from(["adaround", "gptq", "adapters", "nearest"]))
     share = st.floats(0, 1)
     return ReconstructionConfig(
         method=method,
@@ -207,6 +208,7 @@ def configurations(draw):
         step_share=draw(st.floats(0, 10)),
         step_learning_rate=draw(share),
         precision=draw(st.sampled_from(["float32", "bfloat16"])),
+        adapter_rank=draw(st.integers(1, 1000)),
         damping=draw(st.floats(1e-6, 10)),
         held_back=draw(st.floats(0, 0.9)),
         seed=draw(st.integers(0, 2**31)),

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from tfmq_fx.passes import (
     CANONICALIZE,
+    AddLowRankBranches,
     CompressTemporalTable,
     ComputeInFloat32,
     IndexTimesteps,
@@ -30,11 +31,13 @@ from tfmq_fx.passes import (
     run_pipeline,
 )
 from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.layout.add_low_rank_branches import branched_weight
 from tfmq_fx.passes.precision.compress_temporal_table import find_feature_tables
 from tfmq_fx.passes.precision.compute_in_float32 import foreign_dtypes
 from tfmq_fx.passes.quantized.scale_channels import channel_axis, scalable_weights
 from tfmq_fx.passes.support.nodes import insert_call, insert_module_call
 from tfmq_fx.passes.support.predicates import is_conv, is_linear, is_weighted
+from tfmq_fx.quantization.low_rank import low_rank_factors
 from tfmq_fx.testing import assert_pass_contract, aten_graphs, temporal_graphs
 
 aten = torch.ops.aten
@@ -138,6 +141,21 @@ def test_channels_of_observed_activations_are_scaled_to_the_bit(generated, data)
     )  # fmt: skip
     event(f"modified: {result.modified}")
     assert result.modified == expected
+
+
+@given(aten_graphs(favour=("linear", "conv")), st.integers(1, 3))
+def test_branches_of_low_rank_take_a_part_of_a_weight_over(generated, rank):
+    graph_module = copy.deepcopy(generated.graph_module)
+    factors = {}
+    for layer in graph_module.graph.nodes:
+        if is_weighted(layer) and (weight := branched_weight(layer)) is not None:
+            factors[str(weight.target)] = low_rank_factors(graph_module.get_parameter(str(weight.target)), rank)
+    result = assert_pass_contract(
+        lambda: AddLowRankBranches(factors, lambda layer: nn.Identity()), graph_module, generated.example_inputs,
+        more_inputs=generated.more_inputs,
+    )  # fmt: skip
+    event(f"modified: {result.modified}")
+    assert result.modified == bool(factors)
 
 
 @given(aten_graphs())

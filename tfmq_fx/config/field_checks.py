@@ -23,6 +23,10 @@ def _check_groups(name: str, groups: Any) -> Any:
         raise ConfigError(msg) from None
 
 
+def _check_rank(name: str, rank: Any) -> Any:
+    return None if rank is None else check_whole(name, rank, least=1)
+
+
 def _check_observer_name(_: str, name: Any) -> Any:
     """Its registration is checked together with ``activation_groups``; a name that was recorded stays one."""
     return name if isinstance(name, RecordedObserver) else plain(name)
@@ -45,6 +49,7 @@ FIELD_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "output_bits": partial(check_bits, optional=True),
     "keep_float": check_names,
     "scale_channels": check_switch,
+    "low_rank": _check_rank,
     "split_concatenations": check_switch,
     "unknown_timestep": partial(check_choice, choices=get_args(UnknownTimestep)),
 }

@@ -15,7 +15,7 @@ __all__ = ["OVERRIDABLE", "ROLES", "checked_overrides", "names_layer"]
 #: What ``keep_float`` and ``overrides`` name beside patterns: layers by what they touch.
 ROLES = ("input", "output", "attention")
 #: The fields that an override may have.
-OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights")
+OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights", "low_rank")
 
 
 def names_layer(entry: str, fqn: str, roles: frozenset[str]) -> bool:

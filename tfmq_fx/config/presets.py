@@ -8,53 +8,14 @@ beyond what these passes do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-from tfmq_fx.config.checks import check_choice, plain
-from tfmq_fx.config.frozen_mapping import FrozenMapping, freeze
+from tfmq_fx.config.checks import check_choice
+from tfmq_fx.config.frozen_mapping import FrozenMapping
+from tfmq_fx.config.preset import Preset
 from tfmq_fx.config.reconstruction import ReconstructionConfig
 
 __all__ = ["PRESETS", "Preset", "find_preset"]
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A published method.
-
-    Attributes:
-        name: What :meth:`tfmq_fx.QuantizationConfig.preset` is asked for.
-        source: Where the method is from.
-        summary: What sets it apart.
-        fields: Fields of the configuration that differ from their defaults.
-        sampler: How calibration timesteps are drawn: the ``sampler`` of :func:`tfmq_fx.sample_trajectories`.
-        corrects_noise: Whether its sampler is wrapped in a :class:`tfmq_fx.schedulers.PTQDScheduler`.
-        quantizes_sample: Whether its sampler is wrapped in a :class:`tfmq_fx.schedulers.QuantizedSampleScheduler`.
-        limitations: What of the method these passes do not do; empty when nothing is known.
-    """
-
-    name: str
-    source: str
-    summary: str
-    fields: Mapping[str, Any] = field(default_factory=FrozenMapping)
-    sampler: str = "uniform"
-    corrects_noise: bool = False
-    quantizes_sample: bool = False
-    limitations: str = ""
-
-    def __post_init__(self) -> None:
-        """Make the fields read-only."""
-        object.__setattr__(self, "fields", freeze(self.fields))
-
-    def with_values(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields with ``values`` on top; layers with widths of their own do not get fewer bits than the others."""
-        fields = {**self.fields, **values}
-        if "overrides" not in values and "overrides" in fields:
-            fields["overrides"] = {
-                entry: {name: _wider(name, value, values.get(name)) for name, value in own.items()}
-                for entry, own in fields["overrides"].items()
-            }
-        return fields
 
 
 #: More groups than a schedule has timesteps: one each.
@@ -212,6 +173,55 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 limitations="channel groups with a learned mixture of ranges, and calibration timesteps by entropy",
             ),
             Preset(
+                "svdquant",
+                "SVDQuant, ICLR 2025",
+                "A branch of rank 32 beside each layer takes the largest part of its weight over and reads its input "
+                "unquantized; what is left is rounded by GPTQ. Features of time are stored per timestep; products of "
+                "attention, shortcuts and resampling convs have 8 bits and no branch.",
+                {
+                    "temporal": "cache",
+                    "activation_range": "mse",
+                    "scale_channels": False,
+                    "low_rank": 32,
+                    "overrides": {
+                        "attention": {"activation_bits": 8},
+                        **{key: {**EIGHT_BITS, "low_rank": None} for key in (*RELEASED_FLOAT, "*upsample*")},
+                    },
+                    "reconstruction": "gptq",
+                },
+                limitations="smoothing before the decomposition, scales for groups of 64 input channels that are found "
+                "at run time (here ranges per timestep that are searched), and kernels that multiply 4-bit numbers",
+            ),
+            Preset(
+                "dmq",
+                "DMQ, ICCV 2025",
+                "Channels of activations that do not share a range are scaled, and the weights behind them inversely; "
+                "then block reconstruction.",
+                {
+                    "temporal": "fsc",
+                    "weight_range": "mse",
+                    "scale_channels": True,
+                    "reconstruction": "tfmq-dm",
+                },
+                limitations="scales that are learned, with losses weighted by timestep (here powers of two from what "
+                "calibration saw of each channel), and one range for all timesteps",
+            ),
+            Preset(
+                "efficientdm",
+                "EfficientDM, ICLR 2024",
+                "All weights are trained together as Q(W + BA), with adapters of rank 32, and the activations' step "
+                "sizes per timestep, against the float model's predictions along its trajectories.",
+                {
+                    "temporal": "fsc",
+                    "weight_range": "mse",
+                    "activation_range": "mse",
+                    "scale_channels": False,
+                    "reconstruction": "efficientdm",
+                },
+                limitations="scales of weights that learn, its 160 epochs (here 1,000 iterations behind GPTQ), and a "
+                "trained time path (here rounded by GPTQ)",
+            ),
+            Preset(
                 "shared",
                 "this package",
                 "The default configuration with one range for all timesteps.",
@@ -220,12 +230,6 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
         )
     }
 )
-
-
-def _wider(name: str, own: Any, given: Any) -> Any:
-    """The larger one of two widths; another field is the override's own, and what is no width fails in its check."""
-    given = plain(given)
-    return max(own, given) if name.endswith("_bits") and isinstance(given, int) else own
 
 
 def find_preset(name: str) -> Preset:

@@ -73,22 +73,26 @@ class QuantizationConfig:
             sample and its result; ``"attention"``: the two matrix products of attention), or patterns of
             fully qualified names such as ``"mid_block.*"``.
         overrides: Per role or pattern of fully qualified names, as in ``keep_float``, other values of
-            ``weight_bits``, ``activation_bits``, ``weight_range`` or ``symmetric_weights``; the first match holds.
-            ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}`` with ``keep_float=()`` is the first and
-            last layer at 8 bits. What ``keep_float`` names stays float all the same.
+            ``weight_bits``, ``activation_bits``, ``weight_range``, ``symmetric_weights`` or ``low_rank``; the first
+            match holds. ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}`` with ``keep_float=()`` is the
+            first and last layer at 8 bits. What ``keep_float`` names stays float all the same.
         scale_channels: Whether channels of an activation that do not share a range are scaled, by factors that the
             weights behind them take back, where that leaves less rounding noise in the layer's output; the float
             function stays as it is. It needs ranges by timestep (``activation_groups``), ``"ema"`` or ``"minmax"``.
             Source: SmoothQuant (ICML 2023).
+        low_rank: Rank of a branch beside each layer, which takes the largest part of its weight over and reads its
+            input unquantized: what is quantized is small then. It has 8-bit weights, and half the work of its layer at
+            most: in narrow layers its rank is lower. Grouped convolutions and the temporal block have none. It helps
+            activations of few bits, and costs time and size; None is no branch. Source: SVDQuant (ICLR 2025).
         split_concatenations: Whether a conv that reads a concatenation gets a scale per part.
         unknown_timestep: What a timestep outside the table does: ``"extend"`` computes it with exact parameters of its
             own, which takes no data, and keeps the result; ``"error"`` names it; ``"nearest"`` takes the parameters
             (lowered: the features) of the closest row. A graph that is called by itself, without a denoiser or a
             program, cannot extend its table: there ``"extend"`` is ``"error"``.
         reconstruction: How weights are rounded: a :class:`ReconstructionConfig`, its fields, or a name (``"nearest"``,
-            ``"gptq"``, ``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``). With None, :func:`tfmq_fx.quantize`
-            takes GPTQ where weights have 6 bits or fewer, in an override too, else it rounds to nearest. Stage by
-            stage, weights are rounded to nearest unless :func:`tfmq_fx.reconstruct` is called.
+            ``"gptq"``, ``"efficientdm"``, ``"tfmq-dm"``, ``"brecq"``, ``"adaround"``, ``"tiar"``). With None,
+            :func:`tfmq_fx.quantize` takes GPTQ where weights have 6 bits or fewer, in an override too, else it rounds
+            to nearest. Stage by stage, weights are rounded to nearest unless :func:`tfmq_fx.reconstruct` is called.
 
     Raises:
         ConfigError: A value is of another type than its field or outside what it admits.
@@ -110,6 +114,7 @@ class QuantizationConfig:
     keep_float: tuple[str, ...] = ("input", "output")
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenMapping)
     scale_channels: bool = True
+    low_rank: int | None = None
     split_concatenations: bool = True
     unknown_timestep: UnknownTimestep = "extend"
     reconstruction: ReconstructionConfig | None = None

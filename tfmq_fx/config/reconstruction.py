@@ -24,6 +24,8 @@ __all__ = ["RECONSTRUCTIONS", "ReconstructionConfig"]
 #: The paper's length of training; other lengths scale the step size with it (``learning_rate=None``).
 PAPER_ITERATIONS = 20_000
 PAPER_LEARNING_RATE = 1e-3
+#: Of adapters: Adam moves a weight by some hundredths of its step at a time.
+ADAPTER_LEARNING_RATE = 3e-3
 #: Above this, Adam's steps are a tenth of the way between two integers and the schedule turns noisy.
 LARGEST_LEARNING_RATE = 3e-2
 
@@ -56,6 +58,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "step_learning_rate": _share,
     "precision": partial(check_choice, choices=get_args(Precision)),
     "temporal_precision": partial(check_choice, choices=get_args(Precision)),
+    "adapter_rank": _steps,
     "damping": partial(check_number, low=1e-6, high=10.0),
     "held_back": partial(check_number, low=0.0, high=0.9),
     "seed": partial(check_whole, least=0, most=2**32),  # units have seeds of their own, far apart
@@ -73,7 +76,11 @@ class ReconstructionConfig:
         method: ``"adaround"`` trains the choice of every weight. ``"gptq"`` (ICLR 2023) trains nothing: layer by layer,
             it rounds one input column after the other and makes up for the error in those that follow. Of the other
             fields it takes ``granularity`` (``"none"`` for the temporal block alone, else ``"layer"``), ``temporal``,
-            ``damping``, ``held_back`` and ``seed``. ``"nearest"`` rounds every weight to nearest: no reconstruction.
+            ``damping``, ``held_back`` and ``seed``. ``"adapters"`` does the same, then trains all weights together,
+            each as ``Q(W + B A)``, and the activations' step sizes, against the float model's prediction (EfficientDM,
+            ICLR 2024); it takes ``iterations``, ``batch_size``, ``learning_rate`` (of adapters, in steps of their
+            weights), ``step_learning_rate`` and ``adapter_rank`` too. ``"nearest"`` rounds every weight to nearest: no
+            reconstruction.
         granularity: ``"block"``: residual and transformer blocks as a whole, single layers between them
             (BRECQ, ICLR 2021); ``"layer"``: every layer alone (AdaRound, ICML 2020); ``"none"``: only
             the temporal block learns.
@@ -107,6 +114,7 @@ class ReconstructionConfig:
         precision: What units other than the temporal block are trained in. ``"bfloat16"`` runs their
             convolutions and matrix products in half the time on CPUs with bfloat16 units; variables, errors
             and what is compared at the end stay float32.
+        adapter_rank: Rank of the adapters of ``method="adapters"``.
         damping: What GPTQ adds to the diagonal of its Hessian, relative to the mean of the diagonal.
         held_back: Share of the calibration samples that no training sees; a unit whose error on them does
             not fall keeps its weights rounded to nearest.
@@ -134,6 +142,7 @@ class ReconstructionConfig:
     step_learning_rate: float = 1e-3
     precision: Precision = "float32"
     temporal_precision: Precision = "float32"
+    adapter_rank: int = 32
     damping: float = 0.01
     held_back: float = 0.125
     seed: int = 0
@@ -142,7 +151,7 @@ class ReconstructionConfig:
         """Check every field."""
         for name, check in CHECKS.items():
             object.__setattr__(self, name, check(name, getattr(self, name)))
-        if self.method == "gptq" and self.granularity == "block":
+        if self.rounds_columns and self.granularity == "block":
             object.__setattr__(self, "granularity", "layer")
         if self.granularity == "none" and self.temporal == "blocks":
             msg = (
@@ -153,6 +162,16 @@ class ReconstructionConfig:
     def step_iterations(self, iterations: int) -> int:
         """Training steps of the step sizes behind a training of the weights of this many."""
         return round(self.step_share * iterations) if self.learned_steps == "after" else 0
+
+    @property
+    def rounds_columns(self) -> bool:
+        """Whether GPTQ rounds the layers."""
+        return self.method in ("gptq", "adapters")
+
+    @property
+    def adapter_rate(self) -> float:
+        """The step size of adapters."""
+        return ADAPTER_LEARNING_RATE if self.learning_rate is None else self.learning_rate
 
     def rate(self, iterations: int) -> float:
         """The step size of the rounding variables for a training of this many iterations."""
@@ -165,8 +184,9 @@ class ReconstructionConfig:
         """Read what a user may write for ``QuantizationConfig.reconstruction``.
 
         ``None`` leaves the choice to ``QuantizationConfig.resolved_reconstruction``; ``"nearest"`` (or ``"none"``)
-        rounds to nearest; ``"gptq"`` trains nothing; ``"tfmq-dm"`` is the default of this class, ``"brecq"`` the same
-        without a temporal objective of its own, ``"adaround"`` layer by layer, ``"tiar"`` the temporal block alone.
+        rounds to nearest; ``"gptq"`` trains nothing; ``"efficientdm"`` trains all weights together behind it;
+        ``"tfmq-dm"`` is the default of this class, ``"brecq"`` the same without a temporal objective of its own,
+        ``"adaround"`` layer by layer, ``"tiar"`` the temporal block alone.
 
         Raises:
             ConfigError: There is no such name or field.
@@ -187,6 +207,7 @@ RECONSTRUCTIONS: dict[str, ReconstructionConfig] = {
     "nearest": ReconstructionConfig(method="nearest"),
     "none": ReconstructionConfig(method="nearest"),
     "gptq": ReconstructionConfig(method="gptq"),
+    "efficientdm": ReconstructionConfig(method="adapters", iterations=1000, batch_size=16, step_learning_rate=5e-3),
     "tfmq-dm": ReconstructionConfig(),
     "brecq": ReconstructionConfig(temporal="blocks"),
     "adaround": ReconstructionConfig(granularity="layer", temporal="blocks"),

@@ -20,6 +20,7 @@ from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.observers.timestep_ranges import LEAST_ITEMS, CalibratedItems
 from tfmq_fx.passes.support.timestep_values import distinct_timesteps
 from tfmq_fx.quantization.equalize import equalize_channels
+from tfmq_fx.quantization.low_rank import add_branches
 from tfmq_fx.quantization.probes import Probes
 from tfmq_fx.temporal.calibrate import calibrate_conditional_part, calibrate_temporal_block
 from tfmq_fx.temporal.domain import conditioned_domain
@@ -101,6 +102,8 @@ def calibrate(prepared: fx.GraphModule, batches: Iterable[Batch], *, progress: b
         raise CalibrationError(msg)
     if state is not None and state.config.scale_channels:
         equalize_channels(prepared, state.config.weight_bits)
+    if state is not None:
+        add_branches(prepared, state.config, timestep, tuple(state.finite))
     calibrate_temporal_block(prepared, timestep)
     if conditionings is not None and values is not None:
         calibrate_conditional_part(prepared, conditioned_domain(timestep, values, conditionings))

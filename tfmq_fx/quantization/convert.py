@@ -20,6 +20,7 @@ from tfmq_fx.frontend.program_stage import CONVERTED, PREPARED, describe, live_o
 from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.passes import FINISH_CONVERSION, PropagateValues
 from tfmq_fx.passes.analysis import find_temporal_block
+from tfmq_fx.passes.layout.add_low_rank_branches import is_branch
 from tfmq_fx.passes.quantized.fold_weight_zero_points import dequantizes_constant
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import read_attribute
@@ -156,7 +157,7 @@ def _warn_wider_weights(converted: fx.GraphModule, state: PreparedState) -> None
     for layer in filter(is_weighted, converted.graph.nodes):
         weight = layer.args[1]
         bits = layers.config_of(layer).weight_bits
-        if isinstance(weight, fx.Node) and dequantizes_constant(weight) and bits < 8:
+        if isinstance(weight, fx.Node) and dequantizes_constant(weight) and bits < 8 and not is_branch(layer):
             integers: Tensor = read_attribute(converted, str(argument_node(weight, 0).target))
             channels = integers.reshape(len(integers), -1).to(torch.int32)
             levels = int((channels.amax(1) - channels.amin(1)).max()) + 1

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.frontend.program_stage import live_observers
+from tfmq_fx.passes.layout.add_low_rank_branches import is_branch
+from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.predicates import fqn, is_call, is_weighted, module_path
 from tfmq_fx.quantization.fidelity import relative
 
@@ -77,12 +79,14 @@ def _layer_outputs(graph: fx.Graph) -> dict[str, list[fx.Node]]:
     """The output nodes of the weighted layers by module path, in graph order.
 
     Convolutions of one module that are only added to each other count as one layer: the parts of a
-    convolution of a concatenation.
+    convolution of a concatenation, and a layer with the branch beside it.
     """
     path_of: dict[fx.Node, str] = {}
     for node in graph.nodes:
         if is_weighted(node):
             path_of[node] = module_path(node) or fqn(node)
+            if is_branch(node):
+                path_of.pop(argument_node(node, 0), None)
         elif is_call(node, torch.ops.aten.add.Tensor):
             parts = node.all_input_nodes
             paths = {path_of.get(part) for part in parts}

@@ -15,7 +15,7 @@ class UnitResult:
 
     Attributes:
         name: The unit's name.
-        kind: ``"temporal"``, ``"conditional"``, ``"residual"`` or ``"layer"``.
+        kind: ``"temporal"``, ``"conditional"``, ``"residual"``, ``"layer"`` or ``"whole"``.
         weights: Number of weights whose rounding could be chosen.
         before: Error on held-back samples, rounded to nearest (the temporal block: on all timesteps; the
             conditional part: on pairs of timestep and conditioning).

@@ -19,6 +19,7 @@ from tfmq_fx.frontend.batches import Batch
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
 from tfmq_fx.passes.support.predicates import is_weighted
+from tfmq_fx.reconstruction.adapters import train_adapters
 from tfmq_fx.reconstruction.checkpoint import fingerprint
 from tfmq_fx.reconstruction.code_digest import code_digest
 from tfmq_fx.reconstruction.finite_targets import require_finite_targets
@@ -85,7 +86,7 @@ class ReconstructionRun:
 
     def _layers(self) -> list[TimePathLayer]:
         """The layers of these parts, where they are rounded one by one."""
-        units = self._learning() if self.config.method == "gptq" else []
+        units = self._learning() if self.config.rounds_columns else []
         return [layer for unit in units for layer in time_path_layers(self.prepared, unit)]
 
     def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
@@ -94,7 +95,7 @@ class ReconstructionRun:
     def _trains(self, node: fx.Node) -> bool:
         """Whether a unit's rounding is learned by its own output's error over calibration samples."""
         own = self.config.granularity != "none" and node.meta["tfmq_fx.unit"][1] not in EARLY
-        return own and bool(self._weights(node)) and (self.config.method != "gptq" or self._rounds(node))
+        return own and bool(self._weights(node)) and (not self.config.rounds_columns or self._rounds(node))
 
     def _rounds(self, node: fx.Node) -> bool:
         """Whether GPTQ knows the layers of a unit."""
@@ -104,8 +105,9 @@ class ReconstructionRun:
 
     def iterations(self) -> int:
         """Training steps of the whole run; with GPTQ, layers."""
-        if self.config.method == "gptq":
-            return sum(self._trains(node) for node in self.units) + len(self._layers())
+        if self.config.rounds_columns:
+            whole = self.config.iterations * (self.config.method == "adapters")
+            return sum(self._trains(node) for node in self.units) + len(self._layers()) + whole
         config, units = self.config, sum(self._trains(node) for node in self.units)
         count = (config.iterations + config.step_iterations(config.iterations)) * units
         temporal = config.temporal_iterations
@@ -147,7 +149,8 @@ class ReconstructionRun:
             results.append(UnitResult("temporal block", "temporal", reason=reason))
         if "conditional" in kinds:
             results += self._conditional_results(1 + kinds.index("conditional"))
-        return results if samples is None else results + self._other_units(samples, store)
+        results += [] if samples is None else self._other_units(samples, store)
+        return results if samples is None or self.config.method != "adapters" else [*results, self._whole(samples)]
 
     def _conditional_results(self, index: int) -> list[UnitResult]:
         unit = self.time_path.conditional
@@ -167,7 +170,7 @@ class ReconstructionRun:
         return [UnitResult("conditional part", "conditional", reason=reason)]
 
     def _time_path_results(self, unit: TimePathUnit, index: int) -> list[UnitResult]:
-        if self.config.method == "gptq":
+        if self.config.rounds_columns:
             return self._time_path_layers(unit)
 
         def reconstruct() -> UnitResult:
@@ -214,6 +217,14 @@ class ReconstructionRun:
             propagation.compute_quantized(node)
             propagation.release(node)
         return [results[node] for node in self.units if node in results]
+
+    def _whole(self, samples: Samples) -> UnitResult:
+        """Train what lies outside the time path together; behind its layers' numbers it has the next one."""
+        fixed = self.time_path.modules()
+        trained = {name: module for name, module in quantizers_of(self.prepared).items() if module not in fixed}
+        arguments = self.prepared, samples, list(trained.values()), self.config, self._once.bar.advance
+        index = 1 + len(self.units) + len(self._layers())
+        return self._once.run(index, "whole model", trained, partial(train_adapters, *arguments))[0]
 
     def _unit(
         self, propagation: Propagation, node: fx.Node, index: int, fisher: list[Tensor | None] | None

@@ -117,7 +117,7 @@ def reconstruct_unit(
         quantizer.round_to_nearest()
     before = training.held_back_error()
 
-    if config.method == "gptq":
+    if config.rounds_columns:
 
         def choose() -> None:
             round_unit(propagation, node, config.damping, training.trained, seed)

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from tfmq_fx._torch.operators import decomposed
 from tfmq_fx.kernels.checks import MAX_SIGNED_PRODUCTS
 from tfmq_fx.lowering.report.reasons import (
+    BRANCH,
     FUSED_ATTENTION,
     NO_ACTIVATION,
     NO_MATMUL,
@@ -25,6 +26,7 @@ from tfmq_fx.lowering.report.reasons import (
 from tfmq_fx.lowering.report.report import ReportEntry
 from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.analysis.multiply_adds import multiply_adds
+from tfmq_fx.passes.layout.add_low_rank_branches import is_branch
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import (
     is_attention,
@@ -82,7 +84,7 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
     if not quantized_right:
         return NO_WEIGHT
     if not quantized_left:
-        return NO_ACTIVATION
+        return BRANCH if is_branch(node) else NO_ACTIVATION
     if is_call(left, PER_ITEM):
         return PER_ROW
     if not is_call(right, WEIGHT) or not _weight_fits(graph_module, right) or left.args[5] not in INTEGER_DTYPES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "BRANCH",
     "EAGER",
     "FUSED_ATTENTION",
     "MISSED",
@@ -22,6 +23,7 @@ __all__ = [
 
 NO_MATMUL = "its operands are quantized, but this backend has no integer kernel for a product of two activations"
 NO_EXACT_BYTES = "this processor has no VNNI: oneDNN's sums of bytes could saturate, so it is computed in float"
+BRANCH = "it is the low-rank branch of a layer, which reads float activations on purpose"
 NO_ACTIVATION = "only its weight is quantized"
 NO_WEIGHT = "only its activation is quantized"
 PER_ROW = "its activation has parameters per timestep, and the kernels take one set per call"
