@@ -100,7 +100,7 @@ def reconstruct(
     insert_fake_quantizers(prepared)
     with _frozen(prepared):
         run = ReconstructionRun(prepared, state, config, batches)
-        needed = config.granularity != "none" or run.for_prediction
+        needed = config.granularity != "none" or run.for_prediction is not None
         samples = gather_samples(prepared, batches, config.seed) if needed else None
         checkpoint = Checkpoint(folder, run_fingerprints(run, samples))
         store = ActivationStore(cache_bytes, folder)

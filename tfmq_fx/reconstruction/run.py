@@ -60,8 +60,10 @@ class ReconstructionRun:
     ) -> None:
         self.prepared, self.state, self.config = prepared, state, config
         self.timestep = state.timestep
-        self.for_prediction = bool(batches) and config.resolved_temporal_objective == "prediction"
         self.time_path = find_time_path_units(prepared, state, config, batches)
+        by_result = bool(batches) and config.resolved_temporal_objective == "prediction"
+        #: The temporal block, where it is rounded by what the model's result does with its errors.
+        self.for_prediction = self.time_path.block if by_result else None
         for quantizer in quantizers_of(prepared).values():
             if isinstance(quantizer, AdaRoundQuantizer):
                 quantizer.round_to_nearest()
@@ -85,12 +87,8 @@ class ReconstructionRun:
     def _layers(self) -> list[TimePathLayer]:
         """The layers of these parts, where they are rounded one by one."""
         units = self._learning() if self.config.rounds_columns else []
-        alone = [unit for unit in units if not self._is_for_prediction(unit)]
+        alone = [unit for unit in units if unit is not self.for_prediction]
         return [layer for unit in alone for layer in time_path_layers(self.prepared, unit)]
-
-    def _is_for_prediction(self, unit: TimePathUnit) -> bool:
-        """Whether a part of the time path is rounded by what the model's result does with its errors."""
-        return self.for_prediction and unit is self.time_path.block
 
     def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
         return trainable_weights(self.graph_module.get_submodule(str(node.target)))
@@ -109,7 +107,7 @@ class ReconstructionRun:
     def iterations(self) -> int:
         """Training steps of the whole run, and sweeps; with GPTQ, layers."""
         config, units = self.config, sum(self._trains(node) for node in self.units)
-        for_prediction = sum(map(self._is_for_prediction, self._learning()))
+        for_prediction = sum(unit is self.for_prediction for unit in self._learning())
         if config.rounds_columns:
             whole = config.iterations * (config.method == "adapters")
             return units + len(self._layers()) + SWEEPS * for_prediction + whole
@@ -142,7 +140,7 @@ class ReconstructionRun:
         return results if self.config.method != "adapters" else [*results, self._whole(samples)]
 
     def _block_results(self, block: TimePathUnit, samples: Samples | None) -> list[UnitResult]:
-        if samples is None or not self.for_prediction:
+        if samples is None or block is not self.for_prediction:
             return self._time_path_results(block, 0)
         choose = partial(round_for_prediction, self.prepared, block, self.config, samples, self._once.bar.advance)
         try:
@@ -151,7 +149,7 @@ class ReconstructionRun:
             if self.config.temporal_objective is not None:
                 raise
             log.warning("%s; it is reconstructed by its features", error)
-            self.for_prediction = False
+            self.for_prediction = None
             return self._time_path_results(block, 0)
 
     def _conditional_results(self, index: int) -> list[UnitResult]:
