@@ -36,7 +36,6 @@ from tfmq_fx.reconstruction.unit import reconstruct_unit, trainable_weights
 __all__ = ["ReconstructionRun"]
 
 log = logging.getLogger(__name__)
-
 #: Seeds of units are this far apart, so that no two share one whatever the seed of the run.
 SEED_STRIDE = 1_000_003
 NOT_QUANTIZED = "its weights are not quantized"
@@ -58,12 +57,11 @@ class ReconstructionRun:
     def __init__(
         self, prepared: fx.GraphModule, state: PreparedState, config: ReconstructionConfig, batches: list[Batch]
     ) -> None:
-        self.prepared, self.state, self.config = prepared, state, config
-        self.timestep = state.timestep
+        self.prepared, self.state, self.config, self.timestep = prepared, state, config, state.timestep
         self.time_path = find_time_path_units(prepared, state, config, batches)
-        by_result = bool(batches) and config.resolved_temporal_objective == "prediction"
-        #: The temporal block, where it is rounded by what the model's result does with its errors.
-        self.for_prediction = self.time_path.block if by_result else None
+        # The temporal block, where it is rounded by what the model's result does with its errors.
+        by_features = not batches or config.resolved_temporal_objective == "features"
+        self.for_prediction = None if by_features else self.time_path.block
         for quantizer in quantizers_of(prepared).values():
             if isinstance(quantizer, AdaRoundQuantizer):
                 quantizer.round_to_nearest()
@@ -86,9 +84,8 @@ class ReconstructionRun:
 
     def _layers(self) -> list[TimePathLayer]:
         """The layers of these parts, where they are rounded one by one."""
-        units = self._learning() if self.config.rounds_columns else []
-        alone = [unit for unit in units if unit is not self.for_prediction]
-        return [layer for unit in alone for layer in time_path_layers(self.prepared, unit)]
+        units = [unit for unit in self._learning() if self.config.rounds_columns and unit is not self.for_prediction]
+        return [layer for unit in units for layer in time_path_layers(self.prepared, unit)]
 
     def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
         return trainable_weights(self.graph_module.get_submodule(str(node.target)))
@@ -107,13 +104,13 @@ class ReconstructionRun:
     def iterations(self) -> int:
         """Training steps of the whole run, and sweeps; with GPTQ, layers."""
         config, units = self.config, sum(self._trains(node) for node in self.units)
-        for_prediction = sum(unit is self.for_prediction for unit in self._learning())
+        learning = [unit for unit in self._learning() if unit is not self.for_prediction]
+        count = SWEEPS * (len(self._learning()) - len(learning))
         if config.rounds_columns:
-            whole = config.iterations * (config.method == "adapters")
-            return units + len(self._layers()) + SWEEPS * for_prediction + whole
-        count = (config.iterations + config.step_iterations(config.iterations)) * units + SWEEPS * for_prediction
-        temporal = config.temporal_iterations
-        return count + (temporal + config.step_iterations(temporal)) * (len(self._learning()) - for_prediction)
+            return count + len(self._layers()) + units + config.iterations * (config.method == "adapters")
+        count += (config.iterations + config.step_iterations(config.iterations)) * units
+        temporal = config.temporal_iterations + config.step_iterations(config.temporal_iterations)
+        return count + temporal * len(learning)
 
     def _updates_compiled(self) -> bool:
         """Whether the run has enough weights and iterations to compile their update."""
@@ -134,10 +131,10 @@ class ReconstructionRun:
             results.append(UnitResult("temporal block", "temporal", reason=reason))
         if "conditional" in kinds:
             results += self._conditional_results(1 + kinds.index("conditional"))
-        if samples is None or self.config.granularity == "none":
-            return results
-        results += self._other_units(samples, store)
-        return results if self.config.method != "adapters" else [*results, self._whole(samples)]
+        if samples is not None and self.config.granularity != "none":
+            results += self._other_units(samples, store)
+            results += [self._whole(samples)] if self.config.method == "adapters" else []
+        return results
 
     def _block_results(self, block: TimePathUnit, samples: Samples | None) -> list[UnitResult]:
         if samples is None or block is not self.for_prediction:
