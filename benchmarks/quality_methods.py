@@ -14,6 +14,9 @@ BITS: dict[str, tuple[int, int]] = {"W8A8": (8, 8), "W4A32": (4, 32), "W4A8": (4
 #: The time path of the bundled model: what TFMQ-DM's *Freeze* row initialises by min-max.
 FROZEN = ("time_embedding.*", "*.time_emb_proj")
 
+#: By the sum over all features, as in the paper; the default weighs them by the prediction (``time_block.py``).
+TIAR = {"temporal": "tiar", "temporal_objective": "features"}
+
 #: Fields of the configuration, and of its reconstruction (None: rounded to nearest). One range for all timesteps is the
 #: min-max of them all ("shared"), but for "observed time ranges", which smooths it over the calibration data, as the
 #: baselines of TFMQ-DM do. "Freeze" is that paper's control: the time path is rounded to nearest and left so, the rest
@@ -45,8 +48,8 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
         {"temporal": "nearest"},
     ),
     "BRECQ + FSC": ({"temporal": "fsc", "weight_range": "mse"}, {"temporal": "blocks"}),
-    "BRECQ + TIAR": ({"temporal": "shared", "weight_range": "mse"}, {"temporal": "tiar"}),
-    "BRECQ + TIAR + FSC": ({"temporal": "fsc", "weight_range": "mse"}, {"temporal": "tiar"}),
+    "BRECQ + TIAR": ({"temporal": "shared", "weight_range": "mse"}, TIAR),
+    "BRECQ + TIAR + FSC": ({"temporal": "fsc", "weight_range": "mse"}, TIAR),
     "BRECQ, time float": ({"temporal": "float", "weight_range": "mse"}, {"temporal": "nearest"}),
 }
 

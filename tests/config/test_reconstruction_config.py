@@ -18,6 +18,7 @@ WRONG = [
     ("adapter_rank", 0),
     ("granularity", "blocks"),
     ("temporal", "fsc"),
+    ("temporal_objective", "tiar"),
     ("iterations", 0),
     ("iterations", 1.5),
     ("iterations", True),
@@ -87,9 +88,17 @@ def test_numbers_of_numpy_become_plain():
     config = ReconstructionConfig(
         granularity=np.str_("layer"), iterations=np.int64(5), batch_size=np.uint8(4), learning_rate=np.float32(0.5),
         beta=[np.int64(20), np.float64(2)], fisher=np.bool_(True), held_back=0, seed=np.int32(3),
+            temporal_objective=np.str_("features"),
     )  # fmt: skip
     same = ReconstructionConfig(
-        granularity="layer", iterations=5, batch_size=4, learning_rate=0.5, fisher=True, held_back=0.0, seed=3
+        granularity="layer",
+        iterations=5,
+        batch_size=4,
+        learning_rate=0.5,
+        fisher=True,
+        held_back=0.0,
+        seed=3,
+        temporal_objective="features",
     )
     assert config == same and hash(config) == hash(same)
     plain = [entry for value in dataclasses.astuple(config) for entry in (value if type(value) is tuple else [value])]

@@ -103,7 +103,7 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(tmp_path, monkeypatch):
     whole, parts = prepared(), prepared()
     learned(whole)
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 90)  # the temporal block is done, the conditional part is not
+        interrupt_after(patch, 20)  # the temporal block is done, the conditional part is not
         with pytest.raises(KeyboardInterrupt):
             learned(parts, directory=tmp_path)
     resumed = tfmq_fx.reconstruct(parts, BATCHES, SHORT, directory=tmp_path, progress=False)

@@ -143,7 +143,7 @@ def test_the_directory_of_another_run_is_refused(tmp_path, other, batches, parts
 def test_the_directory_of_other_code_is_refused(tmp_path, monkeypatch):
     """The version number is not raised with every change; what is written in the files is."""
     rec(calibrated(), granularity="none", directory=tmp_path / "state")
-    monkeypatch.setattr(sys.modules["tfmq_fx.reconstruction.run"], "code_digest", lambda: "other")
+    monkeypatch.setattr(sys.modules["tfmq_fx.reconstruction.fingerprints"], "code_digest", lambda: "other")
     with pytest.raises(ReconstructionError, match="another reconstruction, which differs in its code;"):
         rec(calibrated(), granularity="none", directory=tmp_path / "state")
 

@@ -156,7 +156,11 @@ Iterations = Annotated[
 ]
 TemporalIterations = Annotated[
     int,
-    typer.Option(min=1, help="Training steps of a reconstructed temporal block.", rich_help_panel=RECONSTRUCTION),
+    typer.Option(
+        min=1,
+        help="Training steps of a temporal block that learns by its features, and of what joins a conditioning.",
+        rich_help_panel=RECONSTRUCTION,
+    ),
 ]
 CacheBytes = Annotated[
     float,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 __all__ = [
+    "FeatureObjective",
     "Granularity",
     "LearnedSteps",
     "Lookup",
@@ -38,6 +39,8 @@ RoundingMethod = Literal["adaround", "gptq", "adapters", "nearest"]
 Granularity = Literal["block", "layer", "none"]
 #: What the temporal block is reconstructed against.
 TemporalObjective = Literal["tiar", "blocks", "nearest"]
+#: What the errors of the temporal features are weighed by; None: by the prediction, where that can be.
+FeatureObjective = Literal["features", "prediction", None]
 #: Whether step sizes of activations are trained: with the rounding of a unit's weights, or behind it.
 LearnedSteps = Literal[False, True, "after"]
 #: What a unit is trained in.

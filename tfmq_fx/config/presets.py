@@ -18,6 +18,8 @@ from tfmq_fx.config.reconstruction import ReconstructionConfig
 __all__ = ["PRESETS", "Preset", "find_preset"]
 
 
+#: The paper's objective for the temporal block.
+TFMQ_DM: dict[str, Any] = {"temporal_objective": "features"}
 #: More groups than a schedule has timesteps: one each.
 EVERY_TIMESTEP = 10_000
 
@@ -47,7 +49,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                 "TFMQ-DM, CVPR 2024",
                 "The temporal block is rounded against its own output (TIAR) and has activation parameters per "
                 "timestep (FSC); the rest is reconstructed block by block.",
-                {**PLAIN, "temporal": "fsc", "weight_range": "mse", "reconstruction": "tfmq-dm"},
+                {**PLAIN, "temporal": "fsc", "weight_range": "mse", "reconstruction": TFMQ_DM},
             ),
             Preset(
                 "tfmq-dm-released",
@@ -62,7 +64,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                     "keep_float": ("input", "output", "attention", *RELEASED_FLOAT, *RELEASED_FIRST_TIME_LAYER),
                     "overrides": {pattern: {"activation_bits": 32} for pattern in RELEASED_SECOND_TIME_LAYER},
                     "activation_groups": EVERY_TIMESTEP,
-                    "reconstruction": "tfmq-dm",
+                    "reconstruction": TFMQ_DM,
                 },
                 limitations="a float activation at the first residual block's first conv",
             ),

@@ -16,7 +16,14 @@ from tfmq_fx.config.checks import (
     check_whole,
     shown,
 )
-from tfmq_fx.config.choices import Granularity, LearnedSteps, Precision, RoundingMethod, TemporalObjective
+from tfmq_fx.config.choices import (
+    FeatureObjective,
+    Granularity,
+    LearnedSteps,
+    Precision,
+    RoundingMethod,
+    TemporalObjective,
+)
 from tfmq_fx.errors import ConfigError
 
 __all__ = ["RECONSTRUCTIONS", "ReconstructionConfig"]
@@ -43,6 +50,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "method": partial(check_choice, choices=get_args(RoundingMethod)),
     "granularity": partial(check_choice, choices=get_args(Granularity)),
     "temporal": partial(check_choice, choices=get_args(TemporalObjective)),
+    "temporal_objective": partial(check_choice, choices=get_args(FeatureObjective)),
     "iterations": _steps,
     "temporal_iterations": _steps,
     "batch_size": _steps,
@@ -76,11 +84,11 @@ class ReconstructionConfig:
         method: ``"adaround"`` trains the choice of every weight. ``"gptq"`` (ICLR 2023) trains nothing: layer by layer,
             it rounds one input column after the other and makes up for the error in those that follow. Of the other
             fields it takes ``granularity`` (``"none"`` for the temporal block alone, else ``"layer"``), ``temporal``,
-            ``damping``, ``held_back`` and ``seed``. ``"adapters"`` does the same, then trains all weights together,
-            each as ``Q(W + B A)``, and the activations' step sizes, against the float model's prediction (EfficientDM,
-            ICLR 2024); it takes ``iterations``, ``batch_size``, ``learning_rate`` (of adapters, in steps of their
-            weights), ``step_learning_rate`` and ``adapter_rank`` too. ``"nearest"`` rounds every weight to nearest: no
-            reconstruction.
+            ``temporal_objective``, ``damping``, ``held_back`` and ``seed``. ``"adapters"`` does the same, then trains
+            all weights together, each as ``Q(W + B A)``, and the activations' step sizes, against the float model's
+            prediction (EfficientDM, ICLR 2024); it takes ``iterations``, ``batch_size``, ``learning_rate`` (of
+            adapters, in steps of their weights), ``step_learning_rate`` and ``adapter_rank`` too. ``"nearest"`` rounds
+            every weight to nearest: no reconstruction.
         granularity: ``"block"``: residual and transformer blocks as a whole, single layers between them
             (BRECQ, ICLR 2021); ``"layer"``: every layer alone (AdaRound, ICML 2020); ``"none"``: only
             the temporal block learns.
@@ -89,9 +97,15 @@ class ReconstructionConfig:
             trained inside the residual block that it feeds, the time embed layer by layer (the baseline of
             that paper); ``"nearest"``: its weights are rounded to nearest. Layers that depend on the timestep and the
             conditioning alone go the same way: with ``"tiar"`` they are a unit that learns over pairs of both.
+        temporal_objective: With ``temporal="tiar"``, what the temporal block is rounded by. ``"features"``: the sum of
+            the squared errors of all its features (the paper's); trained, or with GPTQ layer by layer.
+            ``"prediction"``: how far these errors move the model's result on calibration batches, which takes
+            seconds and no training (:mod:`tfmq_fx.reconstruction.time_path_prediction`). None is ``"prediction"`` with
+            ``method="adaround"`` where there are batches, step sizes are not learned and the block allows it, else
+            ``"features"``. The part that depends on a conditioning always learns by its features.
         iterations: Training steps of every unit but the temporal block.
-        temporal_iterations: Training steps of the temporal block, and of the conditional part.
-        batch_size: Samples of a mini-batch; the temporal block always takes all timesteps at once.
+        temporal_iterations: Training steps of the temporal block by its features, and of the conditional part.
+        batch_size: Samples of a mini-batch, and timesteps of one where the temporal block learns by its features.
         learning_rate: Adam's step for the rounding variables; None is the paper's 1e-3 at 20,000
             iterations and grows as the training gets shorter, up to 3e-2, so that every variable can
             still travel from one integer to the next.
@@ -127,6 +141,7 @@ class ReconstructionConfig:
     method: RoundingMethod = "adaround"
     granularity: Granularity = "block"
     temporal: TemporalObjective = "tiar"
+    temporal_objective: FeatureObjective = None
     iterations: int = PAPER_ITERATIONS
     temporal_iterations: int = PAPER_ITERATIONS
     batch_size: int = 32
@@ -153,11 +168,20 @@ class ReconstructionConfig:
             object.__setattr__(self, name, check(name, getattr(self, name)))
         if self.rounds_columns and self.granularity == "block":
             object.__setattr__(self, "granularity", "layer")
+        if self.temporal_objective == "prediction" and (self.learned_steps or self.temporal != "tiar"):
+            msg = "temporal_objective='prediction' needs temporal='tiar', and learned_steps=False: it trains nothing"
+            raise ConfigError(msg)
         if self.granularity == "none" and self.temporal == "blocks":
             msg = (
                 "temporal='blocks' trains embedding layers inside their blocks, but granularity='none' trains no block"
             )
             raise ConfigError(msg)
+
+    @property
+    def resolved_temporal_objective(self) -> FeatureObjective:
+        """``temporal_objective`` with its default filled in, where there are batches."""
+        trains = self.method == "adaround" and not self.learned_steps
+        return self.temporal_objective or ("prediction" if trains and self.temporal == "tiar" else "features")
 
     def step_iterations(self, iterations: int) -> int:
         """Training steps of the step sizes behind a training of the weights of this many."""

@@ -55,7 +55,11 @@ class TemporalMismatch:
 
     @property
     def share_right(self) -> float:
-        """The share of features, over timesteps and layers, whose ``delta`` is 0."""
+        """The share of features, over timesteps and layers, whose ``delta`` is 0.
+
+        It depends on the timesteps to choose from: those of a sampling schedule lie far apart and are told apart even
+        after rounding to nearest; among all timesteps of training, the next one is the hardest to tell apart.
+        """
         return (self.delta == 0).double().mean().item()
 
     @property

@@ -50,12 +50,20 @@ class DomainTraining:
     targets: tuple[Tensor, ...]
     entries: int
 
-    def error(self, power: float = 2.0) -> Tensor:
-        """``sum_i mean_n sum_c |out_hat - out|^power``: the objective over the number of entries."""
+    def error(self, power: float = 2.0, drawn: Tensor | None = None) -> Tensor:
+        """``sum_i mean_n sum_c |out_hat - out|^power``: the objective over the number of entries.
+
+        Args:
+            power: What errors are raised to.
+            drawn: The entries that count, int64; all by default.
+        """
         outputs = self.module(*self.inputs)
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-        powers = [raised(ours - theirs, power).sum() for ours, theirs in zip(outputs, self.targets, strict=True)]
-        return torch.stack(powers).sum() / self.entries
+        errors = [ours - theirs for ours, theirs in zip(outputs, self.targets, strict=True)]
+        count = self.entries
+        if drawn is not None:
+            errors, count = [error.reshape(self.entries, -1)[drawn] for error in errors], len(drawn)
+        return torch.stack([raised(error, power).sum() for error in errors]).sum() / count
 
 
 def prepare_domain_training(
@@ -194,12 +202,19 @@ def train_over_domain(
         with torch.no_grad():
             return training.error().item()
 
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def batch_error(_: int) -> Tensor:
+        if training.entries <= config.batch_size or kind != "temporal":
+            return training.error()
+        return training.error(drawn=torch.randperm(training.entries, generator=generator)[: config.batch_size])
+
     def learn() -> None:
         def fit(steps: Sequence[ActivationQuantizer | TimestepQuantizer]) -> None:
             train(
                 weights,
                 steps,
-                lambda _: training.error(),
+                batch_error,
                 config.temporal_iterations,
                 config,
                 on_iteration,

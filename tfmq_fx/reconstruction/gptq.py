@@ -26,7 +26,7 @@ from torch import Tensor
 
 from tfmq_fx.errors import ReconstructionError
 
-__all__ = ["InputMoments", "round_columns"]
+__all__ = ["CORRECTED", "InputMoments", "nearest_plane", "round_columns"]
 
 #: How much of the input's error a layer makes up for: of 0, 0.3 and 1, 0.3 gave the best images in one run each, of two
 #: models (the second without 1) at W4A8.
@@ -47,14 +47,15 @@ class InputMoments:
 
     Args:
         weight: The float weight, float32 ``[G, C, n]``: groups, output channels of a group, input columns.
+        corrected: How much of the input's error the layer makes up for, ``alpha``.
 
     Attributes:
         hessian: ``X X^T``, ``[G, n, n]``: float64 up to :data:`MOST_EXACT` columns, float32 beyond.
         shift: ``alpha w (X_f - X) X^T``, ``[G, C, n]``, of the same dtype.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
+    def __init__(self, weight: Tensor, corrected: float = CORRECTED) -> None:
+        self.weight, self.corrected = weight, corrected
         groups, channels, columns = weight.shape
         dtype = torch.float64 if columns <= MOST_EXACT else torch.float32
         self.hessian = torch.zeros(groups, columns, columns, dtype=dtype)
@@ -73,7 +74,7 @@ class InputMoments:
         else:
             self.hessian += quantized.mT @ quantized
         if original is not None:
-            self.shift += CORRECTED * ((original - quantized) @ self.weight.mT).mT @ quantized
+            self.shift += self.corrected * ((original - quantized) @ self.weight.mT).mT @ quantized
 
 
 def round_columns(moments: InputMoments, scale: Tensor, low: Tensor, high: Tensor, damping: float) -> Tensor:
@@ -111,7 +112,7 @@ def round_columns(moments: InputMoments, scale: Tensor, low: Tensor, high: Tenso
     shift = moments.shift.gather(2, positions)
     target = moments.weight.to(dtype).gather(2, positions)
     target = (target + torch.cholesky_solve(shift.mT, factor).mT) / scale
-    rounded = _nearest_plane(target, factor, low, high)
+    rounded = nearest_plane(target, factor, low, high)
     return torch.empty_like(rounded).scatter_(2, positions, rounded).to(torch.float32)
 
 
@@ -129,7 +130,7 @@ def _factor(hessian: Tensor, damping: Tensor) -> Tensor:
         damping = damping * MORE_DAMPING
 
 
-def _nearest_plane(target: Tensor, factor: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def nearest_plane(target: Tensor, factor: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Round ``target`` (``[G, C, n]``) from the last column to the first."""
     rounded, error = torch.empty_like(target), torch.zeros_like(target)
     for stop in range(target.shape[2], 0, -BLOCK):

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, float_mode, quantizers_of
 from tfmq_fx.passes.support.predicates import is_linear, is_weighted
-from tfmq_fx.reconstruction.gptq import InputMoments, round_columns
+from tfmq_fx.reconstruction.gptq import CORRECTED, InputMoments, round_columns
 from tfmq_fx.reconstruction.layer_inputs import grouped_weight, input_position, input_rows, takes_rows
 from tfmq_fx.reconstruction.propagation import Propagation
 
@@ -35,15 +35,16 @@ class LayerRounding:
         layer: The layer's node: a linear or a convolution.
         quantizer: That of its weight; it has seen the weight.
         seed: Of the rows that are chosen where there are too many.
+        corrected: How much of the input's error the layer makes up for.
     """
 
-    def __init__(self, layer: fx.Node, quantizer: AdaRoundQuantizer, seed: int) -> None:
+    def __init__(self, layer: fx.Node, quantizer: AdaRoundQuantizer, seed: int, corrected: float = CORRECTED) -> None:
         self.layer, self.quantizer = layer, quantizer
         self.generator = torch.Generator().manual_seed(seed)
         channels_first = quantizer.seen_weight().to(torch.float32).movedim(quantizer.axis, 0)
         self.shape = channels_first.shape
         self.kernel = () if is_linear(layer) else tuple(self.shape[2:])
-        self.moments = InputMoments(grouped_weight(layer, channels_first))
+        self.moments = InputMoments(grouped_weight(layer, channels_first), corrected)
 
     def see(self, quantized: Tensor, original: Tensor, share: float) -> None:
         """Take inputs in.

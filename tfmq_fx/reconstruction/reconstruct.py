@@ -20,6 +20,7 @@ from tfmq_fx.frontend.notes import keep_notes, restore_notes
 from tfmq_fx.frontend.program_stage import CONVERTED, describe, stage_of
 from tfmq_fx.frontend.surroundings import pipeline_stage
 from tfmq_fx.reconstruction.checkpoint import Checkpoint
+from tfmq_fx.reconstruction.fingerprints import run_fingerprints
 from tfmq_fx.reconstruction.once import OnceEach
 from tfmq_fx.reconstruction.progress import ReconstructionProgress
 from tfmq_fx.reconstruction.report import ReconstructionReport
@@ -56,7 +57,8 @@ def reconstruct(
     Args:
         prepared: The calibrated result of :func:`tfmq_fx.prepare`; its observers become fake quantizers.
         batches: The model's own inputs, those that it was calibrated on; not needed for
-            ``granularity="none"``, but for the conditional part, if there is one.
+            ``granularity="none"`` with ``temporal_objective="features"``, but for the conditional part, if there is
+            one.
         config: How to reconstruct: a configuration, its fields, or a name, as in
             ``QuantizationConfig.reconstruction``; by default what the quantization configuration says, GPTQ where
             that is its default, else the paper's method. Without this call weights are rounded to nearest.
@@ -73,7 +75,8 @@ def reconstruct(
     Raises:
         CalibrationError: The graph was not calibrated, or the batches do not fit it.
         NonFiniteError: A unit gives NaN or infinite values; the error names it, the batch and the timesteps.
-        ConfigError: The graph was not prepared with our quantizer, or the timesteps are missing.
+        ConfigError: The graph was not prepared with our quantizer, the timesteps are missing, or the batches that
+            ``temporal_objective="prediction"`` asks for.
         ReconstructionError: The directory belongs to another run, or there is no room for activations.
 
     Source: TFMQ-DM (CVPR 2024), section 5; BRECQ (ICLR 2021); AdaRound (ICML 2020); GPTQ (ICLR 2023).
@@ -86,6 +89,9 @@ def reconstruct(
     restore_notes(prepared)
     config = _chosen(config, state)
     batches = list(as_batches(batches))
+    if config.temporal_objective == "prediction" and not batches:
+        msg = "temporal_objective='prediction' looks at what the model makes of the batches: pass them to reconstruct"
+        raise ConfigError(msg)
     if directory is not None and not isinstance(directory, (str, Path)):
         msg = f"directory= is a {type(directory).__name__}: pass the folder for the state as a string or pathlib.Path"
         raise ReconstructionError(msg)
@@ -94,8 +100,9 @@ def reconstruct(
     insert_fake_quantizers(prepared)
     with _frozen(prepared):
         run = ReconstructionRun(prepared, state, config, batches)
-        samples = None if config.granularity == "none" else gather_samples(prepared, batches, config.seed)
-        checkpoint = Checkpoint(folder, run.fingerprints(samples))
+        needed = config.granularity != "none" or run.for_prediction is not None
+        samples = gather_samples(prepared, batches, config.seed) if needed else None
+        checkpoint = Checkpoint(folder, run_fingerprints(run, samples))
         store = ActivationStore(cache_bytes, folder)
         with ReconstructionProgress(run.iterations(), enabled=progress) as bar:
             once = OnceEach(checkpoint, bar)

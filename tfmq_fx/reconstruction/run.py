@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
+from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 
-import torch
 from torch import Tensor, fx
 
 from tfmq_fx.config.prepared_state import PreparedState
@@ -20,8 +18,6 @@ from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
 from tfmq_fx.passes.support.predicates import is_weighted
 from tfmq_fx.reconstruction.adapters import train_adapters
-from tfmq_fx.reconstruction.checkpoint import fingerprint
-from tfmq_fx.reconstruction.code_digest import code_digest
 from tfmq_fx.reconstruction.finite_targets import require_finite_targets
 from tfmq_fx.reconstruction.fisher import fisher_information
 from tfmq_fx.reconstruction.layer_rounding import weight_quantizer
@@ -32,6 +28,7 @@ from tfmq_fx.reconstruction.samples import Samples
 from tfmq_fx.reconstruction.store import ActivationStore
 from tfmq_fx.reconstruction.time_path import TimePathUnit, reconstruct_time_path
 from tfmq_fx.reconstruction.time_path_layers import TimePathLayer, time_path_layers
+from tfmq_fx.reconstruction.time_path_prediction import SWEEPS, round_for_prediction
 from tfmq_fx.reconstruction.time_path_units import find_time_path_units
 from tfmq_fx.reconstruction.training import WORTH_COMPILING
 from tfmq_fx.reconstruction.unit import reconstruct_unit, trainable_weights
@@ -39,7 +36,6 @@ from tfmq_fx.reconstruction.unit import reconstruct_unit, trainable_weights
 __all__ = ["ReconstructionRun"]
 
 log = logging.getLogger(__name__)
-
 #: Seeds of units are this far apart, so that no two share one whatever the seed of the run.
 SEED_STRIDE = 1_000_003
 NOT_QUANTIZED = "its weights are not quantized"
@@ -61,9 +57,11 @@ class ReconstructionRun:
     def __init__(
         self, prepared: fx.GraphModule, state: PreparedState, config: ReconstructionConfig, batches: list[Batch]
     ) -> None:
-        self.prepared, self.state, self.config = prepared, state, config
-        self.timestep = state.timestep
+        self.prepared, self.state, self.config, self.timestep = prepared, state, config, state.timestep
         self.time_path = find_time_path_units(prepared, state, config, batches)
+        # The temporal block, where it is rounded by what the model's result does with its errors.
+        by_features = not batches or config.resolved_temporal_objective == "features"
+        self.for_prediction = None if by_features else self.time_path.block
         for quantizer in quantizers_of(prepared).values():
             if isinstance(quantizer, AdaRoundQuantizer):
                 quantizer.round_to_nearest()
@@ -86,7 +84,7 @@ class ReconstructionRun:
 
     def _layers(self) -> list[TimePathLayer]:
         """The layers of these parts, where they are rounded one by one."""
-        units = self._learning() if self.config.rounds_columns else []
+        units = [unit for unit in self._learning() if self.config.rounds_columns and unit is not self.for_prediction]
         return [layer for unit in units for layer in time_path_layers(self.prepared, unit)]
 
     def _weights(self, node: fx.Node) -> list[AdaRoundQuantizer]:
@@ -104,37 +102,21 @@ class ReconstructionRun:
         return all(weight_quantizer(module, layer) for layer in module.graph.nodes if is_weighted(layer))
 
     def iterations(self) -> int:
-        """Training steps of the whole run; with GPTQ, layers."""
-        if self.config.rounds_columns:
-            whole = self.config.iterations * (self.config.method == "adapters")
-            return sum(self._trains(node) for node in self.units) + len(self._layers()) + whole
+        """Training steps of the whole run, and sweeps; with GPTQ, layers."""
         config, units = self.config, sum(self._trains(node) for node in self.units)
-        count = (config.iterations + config.step_iterations(config.iterations)) * units
-        temporal = config.temporal_iterations
-        return count + (temporal + config.step_iterations(temporal)) * len(self._learning())
+        learning = [unit for unit in self._learning() if unit is not self.for_prediction]
+        count = SWEEPS * (len(self._learning()) - len(learning))
+        if config.rounds_columns:
+            return count + len(self._layers()) + units + config.iterations * (config.method == "adapters")
+        count += (config.iterations + config.step_iterations(config.iterations)) * units
+        temporal = config.temporal_iterations + config.step_iterations(config.temporal_iterations)
+        return count + temporal * len(learning)
 
     def _updates_compiled(self) -> bool:
         """Whether the run has enough weights and iterations to compile their update."""
         trained = sum(w.up.numel() for node in self.units if self._trains(node) for w in self._weights(node))
         learning = sum(weight.up.numel() for unit in self._learning() for weight in unit.weights)
         return trained * self.config.iterations + learning * self.config.temporal_iterations >= WORTH_COMPILING
-
-    def fingerprints(self, samples: Samples | None) -> dict[str, str]:
-        """A hash of each part of what decides the outcome, by the name of the part."""
-        quantization = {key: value for key, value in self.state.config.to_dict().items() if key != "reconstruction"}
-        units = [node.meta["tfmq_fx.unit"] for node in self.units]
-        versions = [torch.__version__, version("torchao"), torch.backends.cpu.get_cpu_capability()]
-        conditional = self.time_path.conditional
-        conditionings = [] if conditional is None else list(conditional.domain.values.values())
-        return {
-            "configuration": fingerprint([dataclasses.asdict(self.config), quantization]),
-            "timesteps": fingerprint(self.state.timesteps),
-            "units": fingerprint(units),
-            "code": fingerprint(code_digest()),
-            "libraries or processor": fingerprint(versions),
-            "weights or ranges": fingerprint(None, self.prepared.state_dict().values()),
-            "calibration data": fingerprint(None, [*conditionings, *([] if samples is None else samples.tensors())]),
-        }
 
     def go(self, samples: Samples | None, store: ActivationStore, once: OnceEach) -> list[UnitResult]:
         """Reconstruct every unit; finished ones of an earlier run are taken from where they are kept."""
@@ -143,14 +125,29 @@ class ReconstructionRun:
         kinds = [node.meta["tfmq_fx.unit"][1] for node in self.units]
         block = self.time_path.block
         if block is not None and block in self._learning():
-            results += self._time_path_results(block, 0)
+            results += self._block_results(block, samples)
         elif "temporal" in kinds:
             reason = "temporal='nearest'" if self.time_path.quantizes_weights else NOT_QUANTIZED
             results.append(UnitResult("temporal block", "temporal", reason=reason))
         if "conditional" in kinds:
             results += self._conditional_results(1 + kinds.index("conditional"))
-        results += [] if samples is None else self._other_units(samples, store)
-        return results if samples is None or self.config.method != "adapters" else [*results, self._whole(samples)]
+        if samples is not None and self.config.granularity != "none":
+            results += self._other_units(samples, store)
+            results += [self._whole(samples)] if self.config.method == "adapters" else []
+        return results
+
+    def _block_results(self, block: TimePathUnit, samples: Samples | None) -> list[UnitResult]:
+        if samples is None or block is not self.for_prediction:
+            return self._time_path_results(block, 0)
+        choose = partial(round_for_prediction, self.prepared, block, self.config, samples, self._once.bar.advance)
+        try:
+            return self._part_once(block, 0, choose)
+        except ReconstructionError as error:
+            if self.config.temporal_objective is not None:
+                raise
+            log.warning("%s; it is reconstructed by its features", error)
+            self.for_prediction = None
+            return self._time_path_results(block, 0)
 
     def _conditional_results(self, index: int) -> list[UnitResult]:
         unit = self.time_path.conditional
@@ -177,7 +174,10 @@ class ReconstructionRun:
             compiled = self._updates_compiled()
             return reconstruct_time_path(self.prepared, unit, self.config, self._once.bar.advance, compiled=compiled)
 
-        result, computed = self._once.run(index, unit.name, unit.quantizers, reconstruct)
+        return self._part_once(unit, index, reconstruct)
+
+    def _part_once(self, unit: TimePathUnit, index: int, compute: Callable[[], UnitResult]) -> list[UnitResult]:
+        result, computed = self._once.run(index, unit.name, unit.quantizers, compute)
         if not computed and not self.config.learned_steps:
             unit.observe(self.prepared)
         return [result]

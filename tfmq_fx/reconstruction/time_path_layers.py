@@ -13,8 +13,10 @@ from tfmq_fx.fake_quantizers import AdaRoundQuantizer, float_mode, quantizers_of
 from tfmq_fx.passes.analysis import evaluate_temporal_nodes
 from tfmq_fx.passes.analysis.layer_names import layer_name
 from tfmq_fx.passes.support.arguments import argument_node
-from tfmq_fx.passes.support.predicates import is_weighted
+from tfmq_fx.passes.support.predicates import is_linear, is_weighted
 from tfmq_fx.reconstruction.acceptance import keep_if_better
+from tfmq_fx.reconstruction.between_timesteps import moments_between
+from tfmq_fx.reconstruction.float_graph import float_graph
 from tfmq_fx.reconstruction.layer_inputs import input_position
 from tfmq_fx.reconstruction.layer_rounding import LayerRounding, weight_quantizer
 from tfmq_fx.reconstruction.report import UnitResult
@@ -22,6 +24,11 @@ from tfmq_fx.reconstruction.time_path import TimePathUnit, sampled_domain
 from tfmq_fx.temporal.domain import time_path
 
 __all__ = ["TimePathLayer", "time_path_layers"]
+
+#: A layer of the temporal block makes up for all of its input's error: it will never see another one, so that nothing
+#: of it is noise. In one run each, the block alone at W4A8 had 52.7 dB with the 0.3 of other layers and 68.5 dB with 1
+#: (bundled model), 49.9 and 68.9 dB (a second one, a tenth of the damping); without the timesteps in between.
+CORRECTED = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +75,12 @@ class TimePathLayer:
             return ((output.to(target.dtype) - target).square().sum() / len(domain)).item()
 
         def choose() -> None:
-            rounding = LayerRounding(self.layer, self.quantizer, config.seed)
+            if self.unit.kind != "temporal" or not is_linear(self.layer):
+                # Conditionings of calibration stand for others.
+                rounding = LayerRounding(self.layer, self.quantizer, config.seed)
+            else:
+                rounding = LayerRounding(self.layer, self.quantizer, config.seed, CORRECTED)
+                rounding.moments.hessian += moments_between(float_graph(prepared), [self.layer], domain)[self.layer]
             rounding.see(quantized, original, 1.0)
             rounding.finish(config.damping)
 
