@@ -62,14 +62,16 @@ class DecomposeAttention(GraphPass):
 
     After, where the mask may hide all keys from a query::
 
-        %r = eq(amax(%mask, [-1], True), -inf)      %m = add(%a, where(%r, 0, %mask))
+        %r = eq(amin(float32(eq(%mask, -inf)), [-1], True), 1)      %m = add(%a, where(%r, 0, %mask))
         %p = softmax(%m, -1)                        %y = where(%r, 0, matmul(%p, %v))
 
     Legality: the definition of attention (Vaswani et al., 2017, eq. 1), an additive float mask included;
     causal, boolean-masked, grouped and dropped-out attention is left fused. A query that sees no key gives 0, as in
     the fused op, where a softmax of minus infinities alone would be NaN; the softmax stays the one before the second
-    product, which later passes look for. Numerics are preserved up to the order of float sums. It costs the memory of
-    the attention matrix, so it is run only where the matrix products are to be quantized.
+    product, which later passes look for. Keys are compared before they are reduced: an engine may give the lowest
+    finite number as the maximum of minus infinities, and a mask of the lowest finite number hides nothing. Numerics
+    are preserved up to the order of float sums. It costs the memory of the attention matrix, so it is run only where
+    the matrix products are to be quantized.
     Meta: the new nodes take the module stack of the fused op.
     """
 
@@ -88,8 +90,10 @@ class DecomposeAttention(GraphPass):
             mask, hidden = attention_option(node, "attn_mask", None), None
             with graph.inserting_before(node):
                 if mask is not None and may_hide_every_key(graph_module, mask):
-                    top = insert_call(graph, aten.amax.default, (mask, [-1], True), anchor=node)
-                    hidden = insert_call(graph, aten.eq.Scalar, (top, -math.inf), anchor=node)
+                    keys = insert_call(graph, aten.eq.Scalar, (mask, -math.inf), anchor=node)
+                    counted = insert_call(graph, aten.to.dtype, (keys, torch.float32), anchor=node)
+                    least = insert_call(graph, aten.amin.default, (counted, [-1], True), anchor=node)
+                    hidden = insert_call(graph, aten.eq.Scalar, (least, 1.0), anchor=node)
                     mask = insert_call(graph, aten.where.ScalarSelf, (hidden, 0.0, mask), anchor=node)
                 scaled = insert_call(graph, aten.mul.Tensor, (query, scale), anchor=node)
                 transposed_key = insert_call(graph, aten.transpose.int, (key, -2, -1), anchor=node)
