@@ -23,8 +23,12 @@ def captured(model=PromptDenoiser, **options):
     return tfmq_fx.capture(model().eval(), BATCHES[0], **options)
 
 
+def config_of(**config):
+    return QuantizationConfig(**{"weight_bits": 4, "activation_groups": 1, **config})
+
+
 def prepared(batches=BATCHES, **config):
-    graph = tfmq_fx.prepare(captured(), QuantizationConfig(**{"weight_bits": 4, **config}), timesteps=TIMESTEPS)
+    graph = tfmq_fx.prepare(captured(), config_of(**config), timesteps=TIMESTEPS)
     tfmq_fx.calibrate(graph, batches, progress=False)
     return graph
 

@@ -428,7 +428,7 @@ def test_compare_writes_a_picture_and_numbers(model, artefact, tmp_path):
     assert len(numbers["psnr"]["each"]) == 4
     assert numbers["psnr"]["min"] <= numbers["psnr"]["mean"]
     assert numbers["bytes"]["float32_weights"] > numbers["bytes"]["artefact"] > 0
-    assert numbers["lowering"]["eligible"] > 0
+    assert numbers["lowering"]["eligible"] == 0, "the reference runs no kernels that take a range per timestep"
     assert numbers["lowering"]["temporal_layers"] == 0
     assert numbers["speed"] == []
     assert (numbers["steps"], numbers["samples"], numbers["backend"]) == (4, 4, "reference")

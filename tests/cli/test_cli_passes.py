@@ -31,7 +31,7 @@ def test_bisect_finds_a_planted_fault(model, monkeypatch):  # noqa: F811
     monkeypatch.setattr(FlattenLinearInputs, "rewrite", rewrite)
     result = tfmq("bisect", model, *BISECT)
     assert result.exit_code == 1 and not isinstance(result.exception, AssertionError), result.output
-    assert "the results part at #24 tfmq::flatten_linear_inputs: 0 -> " in result.stdout
+    assert "the results part at #25 tfmq::flatten_linear_inputs: 0 -> " in result.stdout
     assert "+ %mul_tensor" in result.stdout
     # Left out, it is not the culprit.
     result = tfmq("bisect", model, *BISECT, "--skip-pass", "tfmq::flatten_linear_inputs")

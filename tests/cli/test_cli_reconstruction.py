@@ -44,12 +44,9 @@ def test_the_kind_of_a_unit_is_printed(done):
 
 def test_an_interrupt_keeps_the_state_and_the_same_command_goes_on(model, tmp_path, monkeypatch):
     out, state = tmp_path / "tiny-w4", tmp_path / ".tiny-w4.reconstruction"
-    steps = []
 
-    def interrupt(self, iteration, loss):
-        steps.append(iteration)
-        if len(steps) > 20:  # the temporal block is done, the first block is not
-            raise KeyboardInterrupt
+    def interrupt(self, iteration, loss):  # the temporal block is done, which takes no steps; the first block is not
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
         patched.setattr(ReconstructionProgress, "advance", interrupt)

@@ -14,12 +14,19 @@ from tfmq_fx import CalibrationError
 from tfmq_fx.fake_quantizers import (
     ActivationQuantizer,
     AdaRoundQuantizer,
+    GroupedQuantizer,
     TimestepQuantizer,
     float_mode,
     insert_fake_quantizers,
     quantizers_of,
 )
-from tfmq_fx.observers import EMAMinMaxObserver, PerChannelWeightObserver, TimestepObserver
+from tfmq_fx.observers import (
+    EMAMinMaxObserver,
+    GroupedEMAObserver,
+    GroupedMinMaxObserver,
+    PerChannelWeightObserver,
+    TimestepObserver,
+)
 from tfmq_fx.observers.ranges import asymmetric_parameters
 
 decomposed = torch.ops.quantized_decomposed
@@ -208,7 +215,12 @@ def test_insertion_replaces_every_observer_once_under_its_name():
     found = quantizers_of(graph)
     assert count == len(before) == len(found) and found.keys() == before.keys()
     for name, kind in kinds.items():
-        expected = {PerChannelWeightObserver: AdaRoundQuantizer, TimestepObserver: TimestepQuantizer}
+        expected = {
+            PerChannelWeightObserver: AdaRoundQuantizer,
+            TimestepObserver: TimestepQuantizer,
+            GroupedEMAObserver: GroupedQuantizer,
+            GroupedMinMaxObserver: GroupedQuantizer,
+        }
         assert type(found[name]) is expected.get(kind, ActivationQuantizer)
     assert [str(node) for node in graph.graph.nodes] == nodes
     assert insert_fake_quantizers(graph) == 0

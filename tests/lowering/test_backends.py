@@ -72,7 +72,8 @@ def toy():
 
 @pytest.fixture(scope="module")
 def program():
-    return tfmq_fx.quantize(small_denoiser(), None, [batch()], timesteps=TIMESTEPS, progress=False)
+    config = QuantizationConfig(activation_groups=1)
+    return tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
 
 
 # --- the registry ---------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from tfmq_fx.lowering.report.report import ReportEntry
 
 @pytest.fixture(scope="module")
 def program():
-    config = QuantizationConfig(unknown_timestep="error")
+    config = QuantizationConfig(unknown_timestep="error", activation_groups=1)
     return tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
 
 

@@ -119,7 +119,7 @@ def test_in_the_place_of_zeros_only_zeros_are_right():
 
 def program_of(model, *inputs, dynamic=True, **config):
     captured = tfmq_fx.capture(model, inputs, dynamic_batch=dynamic)
-    graph = tfmq_fx.prepare(captured, QuantizationConfig(**config), timesteps=TIMESTEPS)
+    graph = tfmq_fx.prepare(captured, QuantizationConfig(**{"activation_groups": 1, **config}), timesteps=TIMESTEPS)
     tfmq_fx.calibrate(graph, [inputs], progress=False)
     return tfmq_fx.convert(graph)
 

@@ -116,7 +116,7 @@ def test_minmax_ranges_hold_all_that_was_seen_and_ema_ranges_less():
     batches = [batch(8, seed=i) for i in range(6)]
     widths = {}
     for choice in ("minmax", "ema"):
-        graph = prepared(QuantizationConfig(activation_range=choice))
+        graph = prepared(QuantizationConfig(activation_range=choice, activation_groups=1, defer_softmax=False))
         tfmq_fx.calibrate(graph, batches, progress=False)
         observers = [
             m for n, m in graph.named_modules() if n.startswith("activation_post_process") and "temporal" not in n
@@ -144,7 +144,9 @@ def items_of(count=96):
     return x * (1 + t / 200)[:, None, None, None], t
 
 
-@pytest.mark.parametrize("config", [{}, {"activation_range": "minmax"}, {"activation_groups": 3}])
+@pytest.mark.parametrize(
+    "config", [{}, {"activation_groups": 1}, {"activation_range": "minmax"}, {"activation_groups": 3}]
+)
 @pytest.mark.parametrize("size", [1, 7, 32])
 def test_ranges_do_not_depend_on_how_items_were_cut_into_batches(config, size):
     x, t = items_of()
@@ -154,16 +156,17 @@ def test_ranges_do_not_depend_on_how_items_were_cut_into_batches(config, size):
         assert torch.allclose(scale, cut[name], rtol=1e-5), name
 
 
-@pytest.mark.parametrize("config", [{}, {"activation_groups": 3}])
-def test_batches_of_one_timestep_are_smoothed_over_timesteps(config):
+@pytest.mark.parametrize("groups", [1, 3])
+def test_batches_of_one_timestep_are_smoothed_over_timesteps(groups):
     """Recorded trajectories have batches of one timestep: the moving average over them is the one over timesteps."""
     x, t = items_of()
     by_timestep = [(x[t == value], t[t == value]) for value in dict.fromkeys(t.tolist())]
     by_timestep = [(x[:8], t[:8]) for x, t in by_timestep if len(t) >= 8]
-    graph = prepared(QuantizationConfig(**config))
+    config = QuantizationConfig(activation_groups=groups, scale_channels=False)
+    graph = prepared(config)
     for args in by_timestep:
         graph(*args)
-    calibrated = scales(by_timestep, **config)
+    calibrated = scales(by_timestep, activation_groups=groups, scale_channels=False)
     observers = {name: graph.get_submodule(name) for name in calibrated}
     assert len(by_timestep) >= 5
     assert all(torch.equal(observers[name].calculate_qparams()[0], scale) for name, scale in calibrated.items())
@@ -183,10 +186,10 @@ def test_few_items_are_taken_together_with_their_neighbours():
 
 def test_calibrating_in_two_runs_is_calibrating_in_one():
     x, t = items_of()
-    graph = prepared()
+    graph = prepared(QuantizationConfig(scale_channels=False))  # which channels are scaled, the first run decides
     for half in (slice(0, 48), slice(48, 96)):
         tfmq_fx.calibrate(graph, [(x[half], t[half])], progress=False)
-    together = scales([(x, t)])
+    together = scales([(x, t)], scale_channels=False)
     for name, scale in together.items():
         assert torch.allclose(graph.get_submodule(name).calculate_qparams()[0], scale, rtol=1e-5)
 

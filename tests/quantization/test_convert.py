@@ -19,7 +19,7 @@ def program(config=None, **kwargs):
 @pytest.mark.parametrize(("bits", "limit"), [(8, 0.03), (4, 0.2)])
 def test_weights_are_integers_with_zero_point_zero_and_the_float_ones_are_gone(bits, limit):
     model, (x, t) = small_denoiser(), batch()
-    quantized = program(QuantizationConfig(weight_bits=bits))
+    quantized = program(QuantizationConfig(weight_bits=bits, scale_channels=False))
     graph_module = quantized.graph_module
     graph_module.graph.lint()
     weights = [n for n in graph_module.graph.nodes if n.target is decomposed.dequantize_per_channel.default]
@@ -98,7 +98,7 @@ def test_unknown_timesteps():
 
 def test_weights_are_not_copied_to_be_quantized_and_the_program_has_its_own(monkeypatch):
     captured = tfmq_fx.capture(small_denoiser(), batch())
-    prepared = tfmq_fx.prepare(captured, timesteps=TIMESTEPS)
+    prepared = tfmq_fx.prepare(captured, QuantizationConfig(scale_channels=False), timesteps=TIMESTEPS)
     tfmq_fx.calibrate(prepared, [batch()], progress=False)
     # The observers of weights remember them, too.
     weights = {name: v for name, v in prepared.state_dict().items() if name.endswith("weight")}

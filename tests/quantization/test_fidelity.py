@@ -132,7 +132,10 @@ def test_timesteps_and_labels_outside_the_tables_are_not_kept():
     labels = torch.arange(8) % 4
     captured = tfmq_fx.capture(ClassDenoiser().eval(), (x, t, labels))
     graph = tfmq_fx.prepare(
-        captured, QuantizationConfig(temporal="cache"), timesteps=TIMESTEPS, finite={"class_labels": [0, 1]}
+        captured,
+        QuantizationConfig(temporal="cache", activation_groups=1),
+        timesteps=TIMESTEPS,
+        finite={"class_labels": [0, 1]},
     )
     tfmq_fx.calibrate(graph, [(x, t, labels)], progress=False)
     assert {int(probe.call.leaves[2]) for probe in probes_of(graph)} <= {0, 1}

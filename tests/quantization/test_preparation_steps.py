@@ -48,15 +48,18 @@ def test_the_configuration_decides_which_rewrites_there_are():
 
     every = ids()
     assert ids(split_concatenations=False) == [name for name in every if "concatenated" not in name] != every
-    without_attention = [name for name in every if "attention" not in name]
+    without_attention = [name for name in every if "attention" not in name and "softmax" not in name]
+    assert ids(defer_softmax=False) == [name for name in every if "softmax" not in name] != every
     assert ids(activation_bits=32) == ids(keep_float=("attention",)) == without_attention != every
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("config", "kinds"), [
-    ({}, {TimestepObserver: 3}),
+    ({}, {TimestepObserver: 3, GroupedObserver: 10}),
+    ({"activation_groups": 1}, {TimestepObserver: 3}),
     ({"temporal": "shared"}, {}),
-    ({"temporal": "float", "activation_groups": 3}, {GroupedObserver: 11}),
+    ({"temporal": "float", "activation_groups": 3}, {GroupedObserver: 10}),
+    ({"temporal": "float", "activation_groups": 3, "defer_softmax": False}, {GroupedObserver: 11}),
 ])  # fmt: skip
 def test_observers_by_timestep_change_nothing_and_are_no_annotations(config, kinds):
     inputs = batch()

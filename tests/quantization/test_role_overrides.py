@@ -19,7 +19,7 @@ ENDS = {role: {"weight_bits": 8, "activation_bits": 8} for role in ("input", "ou
 
 def quantized(**config):
     model, data = small_denoiser(), batch(24)
-    config = QuantizationConfig(**{"reconstruction": "nearest", **config})
+    config = QuantizationConfig(**{"reconstruction": "nearest", "activation_groups": 1, **config})
     return tfmq_fx.quantize(model, config, [data], timesteps=TIMESTEPS, progress=False), model, data
 
 

@@ -70,12 +70,11 @@ def test_columns_that_are_never_seen_are_rounded_to_nearest():
         assert torch.equal(levels[:, :, 3:], (weight / one).round().clamp(-10, 10)[:, :, 3:])
 
 
-def test_a_part_of_the_error_of_the_input_is_made_up_for(monkeypatch):
+def test_a_part_of_the_error_of_the_input_is_made_up_for():
     """With all of it and a fine grid the weights are those of least squares."""
-    monkeypatch.setattr(gptq, "CORRECTED", 1.0)
     weight, original = torch.randn(1, 3, 8, generator=generator(6)), correlated(400, 8)[None]
     quantized = original + 0.5 * torch.randn(original.shape, generator=generator(7))
-    moments = InputMoments(weight)
+    moments = InputMoments(weight, corrected=1.0)
     moments.add(quantized, original)
     scale = torch.full((1, 3, 1), 1e-5)
     found = round_columns(moments, scale, -1e9 * scale.sign(), 1e9 * scale.sign(), 1e-9) * scale

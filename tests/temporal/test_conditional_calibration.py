@@ -110,7 +110,8 @@ def test_other_groups_of_timesteps_stay_as_they_are():
 
 
 def test_without_our_calibration_a_timestep_that_was_not_seen_takes_the_nearest():
-    graph = prepare_pt2e(copy.deepcopy(captured()), TFMQQuantizer(QuantizationConfig(), timesteps=TIMESTEPS))
+    config = QuantizationConfig(activation_groups=1)
+    graph = prepare_pt2e(copy.deepcopy(captured()), TFMQQuantizer(config, timesteps=TIMESTEPS))
     graph(*inputs((0, 1), (0, 900)))
     program = program_from_graph(convert_pt2e(graph))
     (site,) = find_grouped_quantizers(program.graph_module)

@@ -33,7 +33,7 @@ def inputs(count=6, labels=None, seed=0):
 
 def prepared(finite=("class_labels",), **changes):
     captured = tfmq_fx.capture(class_denoiser(), example_kwargs=inputs())
-    config = QuantizationConfig(**{"weight_bits": 4, **changes})
+    config = QuantizationConfig(**{"weight_bits": 4, "activation_groups": 1, **changes})
     graph = tfmq_fx.prepare(captured, config, timesteps=TIMESTEPS, finite=finite)
     tfmq_fx.calibrate(graph, [inputs(6, [2, 0, 2, 2, 0, 2]) if isinstance(finite, dict) else inputs()], progress=False)
     return graph
@@ -113,7 +113,10 @@ def test_new_timesteps_get_a_row_for_every_label():
         asked = {**inputs(), "timestep": torch.full((6,), 7)}
         captured = tfmq_fx.capture(class_denoiser(), example_kwargs=inputs())
         fresh = tfmq_fx.prepare(
-            captured, QuantizationConfig(weight_bits=4), timesteps=[*TIMESTEPS, 7], finite=("class_labels",)
+            captured,
+            QuantizationConfig(weight_bits=4, activation_groups=1),
+            timesteps=[*TIMESTEPS, 7],
+            finite=("class_labels",),
         )
         tfmq_fx.calibrate(fresh, [inputs()], progress=False)
         assert torch.equal(more(**asked), tfmq_fx.convert(fresh)(**asked))

@@ -16,7 +16,7 @@ from tfmq_fx.quantization.convert import program_from_graph
 
 
 def quantized(**changes):
-    config = QuantizationConfig(**{"weight_bits": 4, **changes})
+    config = QuantizationConfig(**{"weight_bits": 4, "activation_groups": 1, **changes})
     return tfmq_fx.quantize(small_denoiser(), config, [batch(16)], timesteps=TIMESTEPS, progress=False)
 
 
