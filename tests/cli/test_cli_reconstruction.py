@@ -44,11 +44,14 @@ def test_the_kind_of_a_unit_is_printed(done):
 
 def test_an_interrupt_keeps_the_state_and_the_same_command_goes_on(model, tmp_path, monkeypatch):
     out, state = tmp_path / "tiny-w4", tmp_path / ".tiny-w4.reconstruction"
+    started = []
 
-    def interrupt(self, iteration, loss):  # the temporal block is done, which takes no steps; the first block is not
-        raise KeyboardInterrupt
+    def interrupt(self, iteration, loss):
+        if len(started) > 1:  # the temporal block is done, the first block is not
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
+        patched.setattr(ReconstructionProgress, "start", lambda self, name: started.append(name))
         patched.setattr(ReconstructionProgress, "advance", interrupt)
         assert quantize(model, out, "tfmq-dm", "--iterations", 2).exit_code == 130
     assert not out.exists()
