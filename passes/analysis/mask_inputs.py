@@ -95,7 +95,7 @@ def _is_of_softmax(user: fx.Node, scores: fx.Node) -> bool:
 
 def _tests_for_hidden_queries(node: fx.Node) -> bool:
     """Whether ``node`` tests which keys a mask hides, as ``DecomposeAttention`` does: ``eq(mask, -inf)``."""
-    return is_call(node, aten.eq.Scalar) and node.args[1] == -math.inf
+    return is_call(node, aten.eq.Scalar) and bool(node.args[1] == -math.inf)
 
 
 def _unhides_queries(node: fx.Node, mask: fx.Node) -> bool:
