@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tfmq_fx import QuantizationConfig, ReconstructionConfig
+from tfmq_fx.config.presets import PLAIN
 
 __all__ = ["BITS", "CACHED", "ITERATIONS", "METHODS", "configuration", "methods_for"]
 
@@ -17,6 +18,7 @@ FROZEN = ("time_embedding.*", "*.time_emb_proj")
 #: By the sum over all features, as in the paper; the default weighs them by the prediction (``time_block.py``).
 TIAR = {"temporal": "tiar", "temporal_objective": "features"}
 
+#: All rows but the defaults have what published methods have (``PLAIN``), so that they differ in what they name.
 #: Fields of the configuration, and of its reconstruction (None: rounded to nearest). One range for all timesteps is the
 #: min-max of them all ("shared"), but for "observed time ranges", which smooths it over the calibration data, as the
 #: baselines of TFMQ-DM do. "Freeze" is that paper's control: the time path is rounded to nearest and left so, the rest
@@ -55,11 +57,6 @@ METHODS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 
 #: Measured together with the program it shares: the float features read from 8-bit rows.
 CACHED = {"BRECQ, time float": "BRECQ, time cached"}
-
-#: What the papers' methods do not do: ranges by timestep outside the temporal block, channels that are scaled, a
-#: softmax that is quantized before it is divided. All rows but the defaults have it, so that they differ in what they
-#: name.
-PLAIN: dict[str, Any] = {"activation_groups": 1, "scale_channels": False, "defer_softmax": False}
 
 #: Training steps of each block, by weight bits: rounding at 8 bits has little left to learn.
 ITERATIONS = {8: 300, 4: 900}

@@ -31,8 +31,8 @@ STEPS, CALIBRATED, MEASURED, CLASSES = 40, 18, 16, 9
 SIGMAS = (80.0, 20.0, 5.0, 1.0, 0.3, 0.05)
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "W8A8": {},
-    "W8A8, channels not scaled": {"scale_channels": False},
-    "W8A8, one range for all timesteps": {"activation_groups": 1},
+    "W8A8, channels not scaled, softmax divided before": {"scale_channels": False, "defer_softmax": False},
+    "W8A8, one range, softmax divided before": {"activation_groups": 1, "defer_softmax": False},
 }
 
 

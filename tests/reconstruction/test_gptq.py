@@ -125,10 +125,7 @@ def test_a_layer_is_its_rows_times_its_columns(target, shape, weight_shape, argu
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("target", "shape", "weight_shape", "arguments"), CONVS)
-def test_the_weight_ends_on_its_grid_and_does_better_on_other_inputs(
-    target, shape, weight_shape, arguments, symmetric, monkeypatch
-):
-    monkeypatch.setattr(gptq, "CORRECTED", 0.0)
+def test_the_weight_ends_on_its_grid_and_does_better_on_other_inputs(target, shape, weight_shape, arguments, symmetric):
     weight = torch.randn(weight_shape, generator=generator(2))
     quantizer, _ = adaround(weight, 4, symmetric, search=True)
     node = layer(target, *arguments)
@@ -141,7 +138,7 @@ def test_the_weight_ends_on_its_grid_and_does_better_on_other_inputs(
         return (target(inputs(9), quantizer.dequantized() - weight, None, *arguments)).square().mean().item()
 
     before, x = error(), inputs(8)
-    rounding = LayerRounding(node, quantizer, seed=0)
+    rounding = LayerRounding(node, quantizer, seed=0, corrected=0.0)
     rounding.see(x, x, 1.0)
     rounding.finish(0.01)
     assert error() < before

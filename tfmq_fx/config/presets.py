@@ -23,7 +23,8 @@ TFMQ_DM: dict[str, Any] = {"temporal_objective": "features"}
 #: More groups than a schedule has timesteps: one each.
 EVERY_TIMESTEP = 10_000
 
-#: What published methods do not do unless they say so: ranges by timestep, channels that are scaled.
+#: What published methods do not do unless they say so: ranges by timestep, channels that are scaled, a softmax that is
+#: quantized before it is divided.
 PLAIN: dict[str, Any] = {"activation_groups": 1, "scale_channels": False, "defer_softmax": False}
 
 #: The released code of TFMQ-DM leaves out modules by parts of their names. These are the same layers by the names that
