@@ -65,7 +65,7 @@ def check_fidelity(
         + at_timestep(worst.timestep)
         + ("" if max_error is None else f", more than max_error={max_error:g}"),
         f"the layers that are furthest off are {layers}" if layers else "",
-        "use more bits, keep layers float (keep_float), choose ranges per group of timesteps (activation_groups) or "
+        "use more bits, keep layers float (keep_float), give layers a branch of low rank (low_rank) or "
         "learn the rounding (reconstruction)",
     ]
     msg = "; ".join(filter(None, parts))
