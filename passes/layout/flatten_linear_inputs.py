@@ -35,6 +35,9 @@ class FlattenLinearInputs(GraphPass):
 
         %f = reshape(%x, [-1, C])      %z = linear(%f, %w, %b)      %y = view(%z, [N, L, K])
 
+    Linears that read one value read one ``%f``: what quantizes it is one quantizer then, as queries, keys and values
+    want it.
+
     Legality: a linear treats all leading axes alike. Numerics are preserved (the same matrix product).
     Why: Inductor's integer kernels match two-dimensional linears always, but attention's projections,
     whose input is a transpose, only sometimes: with a dynamic batch the match raises, with a static one
@@ -49,8 +52,9 @@ class FlattenLinearInputs(GraphPass):
         """Fold and unfold around every linear with a batched input."""
         graph = graph_module.graph
         batched = [node for node in graph.nodes if has_batched_input(node)]
+        flattened: dict[fx.Node, fx.Node] = {}
         for node in batched:
-            source = node.args[0]
+            source: Any = node.args[0]
             value, out = node_value(source), node_value(node)
             with graph.inserting_before(node):
                 sizes: list[Any] = [
@@ -59,8 +63,11 @@ class FlattenLinearInputs(GraphPass):
                     else insert_call(graph, aten.sym_size.int, (source, axis), anchor=node)
                     for axis, size in enumerate(value.shape[:-1])
                 ]
-                flat = insert_call(graph, aten.reshape.default, (source, [-1, int(value.shape[-1])]), anchor=node)
-                linear = insert_call(graph, node.target, (flat, *node.args[1:]), anchor=node, kwargs=dict(node.kwargs))
+                if source not in flattened:
+                    shape = [-1, int(value.shape[-1])]
+                    flattened[source] = insert_call(graph, aten.reshape.default, (source, shape), anchor=node)
+                operands = (flattened[source], *node.args[1:])
+                linear = insert_call(graph, node.target, operands, anchor=node, kwargs=dict(node.kwargs))
                 shaped = insert_call(graph, aten.view.default, (linear, [*sizes, int(out.shape[-1])]), anchor=node)
             replace_node(node, shaped)
         return bool(batched)

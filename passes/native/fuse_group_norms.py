@@ -16,12 +16,12 @@ from tfmq_fx.passes.support.byte_quantizers import ByteQuantizer
 from tfmq_fx.passes.support.channels_last import (
     FIRST,
     NONE,
-    channel_factors,
     channels_last_image,
     flat_factors,
     flattened_quantizers,
     image_quantizers,
     quantized_borders,
+    scaled_border,
 )
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -142,7 +142,8 @@ class FuseGroupNorms(GraphPass):
         arguments = self._arguments(graph, norm)
         channels = int(node_value(norm.node).shape[1])
         images = image_quantizers(norm.last) if node_value(norm.node).ndim == 4 else []
-        for quantizer, inner in images:
+        for quantizer in images:
+            _, inner, _ = scaled_border(argument_node(quantizer.node, 0))
             for reader, outer in quantized_borders(quantizer):
                 source: Any = reader.args[0]
                 padding = tuple(a + b for a, b in zip(inner, outer, strict=True))
@@ -180,7 +181,7 @@ class FuseGroupNorms(GraphPass):
         """Insert the kernel that quantizes as ``quantizer`` does, where all that it reads is there."""
         operator = OPERATORS.quantized_group_norm
         chosen = operator.default if quantizer.table is None else operator.rows
-        _, factors = channel_factors(argument_node(quantizer.node, 0))
+        _, _, factors = scaled_border(argument_node(quantizer.node, 0))
         with graph.inserting_before(quantizer.node):
             flat = flat_factors(graph, factors, norm.node)
             return insert_call(graph, chosen, (*arguments, *quantizer.operands, list(padding), *flat), anchor=norm.node)

@@ -12,11 +12,10 @@ from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_list, argument_node
 from tfmq_fx.passes.support.byte_quantizers import ByteQuantizer, byte_quantizer
 from tfmq_fx.passes.support.channels_last import (
-    channel_factors,
     channels_last_image,
     flat_factors,
     quantized_borders,
-    zero_border,
+    scaled_border,
 )
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
@@ -49,7 +48,7 @@ class FuseQuantizedImages(GraphPass):
         %p = tfmq.quantized_image(permute(%x, [0, 2, 3, 1]), 2, s, z, [h, w, h, w])
 
     Where each item has a row of a table, ``quantized_image.rows`` takes the table and the rows. Where the channels are
-    multiplied by stored factors before (``mul(%u, %f)``), these are the last argument.
+    multiplied by stored factors before (``mul(%u, %f)``, on either side of the border), these are the last argument.
 
     Legality: each pixel is scaled and quantized by itself, so that may be done before it is repeated; a zero becomes
     the zero point, so a border of zeros before quantizing is one of zero points behind it. Channels are a multiple of
@@ -73,8 +72,7 @@ class FuseQuantizedImages(GraphPass):
 
     def _fuse(self, graph: fx.Graph, quantizer: ByteQuantizer) -> bool:
         node = quantizer.node
-        source, factors = channel_factors(argument_node(node, 0))
-        source, inner = zero_border(source)
+        source, inner, factors = scaled_border(argument_node(node, 0))
         source, times = _enlargement(source)
         if node_value(source).dtype not in (torch.float32, torch.bfloat16):
             return False

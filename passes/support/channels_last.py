@@ -27,6 +27,7 @@ __all__ = [
     "image_quantizers",
     "quantized_borders",
     "relabel",
+    "scaled_border",
     "zero_border",
 ]
 
@@ -115,18 +116,39 @@ def flat_factors(graph: fx.Graph, factors: fx.Node | None, anchor: fx.Node) -> l
     return [] if factors is None else [insert_call(graph, aten.reshape.default, (factors, [-1]), anchor=anchor)]
 
 
-def image_quantizers(image: fx.Node) -> list[tuple[ByteQuantizer, Padding]]:
-    """The quantizers that read ``image``, behind a border of zeros and factors of its channels where there are any."""
-    found: list[tuple[ByteQuantizer, Padding]] = []
-    for user in image.users:
-        source, border = zero_border(user)
-        padded = source is image and user is not image
-        start = user if padded else image
-        for reader in _with_scaled(list(user.users) if padded else [user], start):
-            quantizer = byte_quantizer(reader)
-            if quantizer is not None and channel_factors(argument_node(reader, 0))[0] is start:
-                found.append((quantizer, border if padded else NONE))
+def scaled_border(node: fx.Node) -> tuple[fx.Node, Padding, fx.Node | None]:
+    """The image that ``node`` pads with zeros and scales channel by channel, in any order; the border; the factors.
+
+    That is ``node`` itself, with no border and no factors, where it does neither. A zero stays one when it is scaled.
+    """
+    border, factors = NONE, None
+    while True:
+        source, more = zero_border(node)
+        if source is node:
+            source, found = channel_factors(node)
+            if found is None or factors is not None:
+                return node, border, factors
+            factors = found
+        node, border = source, _sum(border, more)
+
+
+def image_quantizers(image: fx.Node) -> list[ByteQuantizer]:
+    """The quantizers that read ``image``, behind borders of zeros and factors of its channels where there are any."""
+    found: list[ByteQuantizer] = []
+    pending = [image]
+    while pending:
+        node = pending.pop(0)
+        for user in node.users:
+            if (quantizer := byte_quantizer(user)) is not None:
+                found += [quantizer] if scaled_border(argument_node(user, 0))[0] is image else []
+            elif zero_border(user)[0] is node or channel_factors(user)[0] is node:
+                pending.append(user)
     return found
+
+
+def _sum(inner: Padding, outer: Padding) -> Padding:
+    top, left, bottom, right = (a + b for a, b in zip(inner, outer, strict=True))
+    return top, left, bottom, right
 
 
 def _with_scaled(readers: Sequence[fx.Node], source: fx.Node) -> list[fx.Node]:
