@@ -20,6 +20,7 @@ inline int64_t pixel_parts(int64_t blocks, int64_t tiles, int64_t threads) {
 
 constexpr int kTileRows = 6;
 constexpr int64_t kMaxTaps = 64;
+constexpr int64_t kMaxColumns = 4 * kLanes;
 
 // What becomes of the sums where one quantizer is for all images; the bias already holds what its zero point adds.
 struct SharedScales {
@@ -27,6 +28,7 @@ struct SharedScales {
   const float* bias;
 
   SharedScales block(int64_t column) const { return {scale + column, bias + column}; }
+  template <int NB>
   void tile(const int64_t (&)[kTileRows]) {}
   TFMQ_INLINE __m512 value(int, int n, __m512i sum) const {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scale + n * kLanes),
@@ -36,24 +38,67 @@ struct SharedScales {
 
 // The same where each image has its own: what the zero point adds is taken off in integers, so it is exact.
 struct ScalesByImage {
-  const float* scale;        // of the weight
+  const float* scale;  // of the weight
   const int32_t* weight_sum;
   const float* bias;
   Quantizers quantizers;
-  Affine affine[kTileRows] = {};
+  // The images [begin, end) are of one item, and so are all pixels of the tile where it is `alike`.
+  int64_t begin = 0, end = 0;
+  bool alike = false;
+  float factor[kMaxColumns] = {};
+  int32_t of_zeros[kMaxColumns] = {};
+  Affine affine[kTileRows] = {};  // of each pixel otherwise
 
   ScalesByImage block(int64_t column) const { return {scale + column, weight_sum + column, bias + column, quantizers}; }
+
+  template <int NB>
   void tile(const int64_t (&images)[kTileRows]) {
-    // Pixels lie in order: where the first and the last are of one item, all are.
-    const bool alike = quantizers.item(images[0]) == quantizers.item(images[kTileRows - 1]);
-    for (int m = 0; m < kTileRows; ++m) affine[m] = m > 0 && alike ? affine[0] : quantizers(images[m]);
+    if (images[0] < begin || images[0] >= end) enter<NB>(images[0]);
+    alike = images[kTileRows - 1] < end;  // pixels lie in order
+    for (int m = 0; m < kTileRows && !alike; ++m) affine[m] = quantizers(images[m]);
   }
+
+  template <int NB>
+  void enter(int64_t image) {
+    begin = quantizers.item(image) * quantizers.images_per_item;
+    end = begin + quantizers.images_per_item;
+    const Affine of_item = quantizers(image);
+    for (int64_t c = 0; c < NB * kLanes; ++c) {
+      factor[c] = scale[c] * of_item.scale;
+      of_zeros[c] = int32_t(uint32_t(weight_sum[c]) * uint32_t(of_item.zero_point));
+    }
+  }
+
   TFMQ_INLINE __m512 value(int m, int n, __m512i sum) const {
-    const __m512i of_zeros = _mm512_mullo_epi32(_mm512_loadu_si512(weight_sum + n * kLanes),
-                                                _mm512_set1_epi32(affine[m].zero_point));
-    const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(scale + n * kLanes), _mm512_set1_ps(affine[m].scale));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(sum, of_zeros)), factor,
-                           _mm512_loadu_ps(bias + n * kLanes));
+    const int64_t c = n * kLanes;
+    if (alike) {
+      const __m512i rest = _mm512_sub_epi32(sum, _mm512_loadu_si512(of_zeros + c));
+      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(rest), _mm512_loadu_ps(factor + c), _mm512_loadu_ps(bias + c));
+    }
+    const __m512i zero_point = _mm512_set1_epi32(affine[m].zero_point);
+    const __m512i rest = _mm512_sub_epi32(sum, _mm512_mullo_epi32(_mm512_loadu_si512(weight_sum + c), zero_point));
+    const __m512 by = _mm512_mul_ps(_mm512_loadu_ps(scale + c), _mm512_set1_ps(affine[m].scale));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(rest), by, _mm512_loadu_ps(bias + c));
+  }
+};
+
+// Where a pixel of the output is. It is counted on: to divide takes as long as dozens of products.
+struct Pixel {
+  int64_t index, image, row, column;
+
+  Pixel(int64_t index, const ConvShape& s)
+      : index(index),
+        image(index / (s.out_height * s.out_width)),
+        row(index / s.out_width % s.out_height),
+        column(index % s.out_width) {}
+
+  TFMQ_INLINE void advance(const ConvShape& s) {
+    ++index;
+    if (++column < s.out_width) return;
+    column = 0;
+    if (++row < s.out_height) return;
+    row = 0;
+    ++image;
   }
 };
 
@@ -87,7 +132,9 @@ void integer_conv(const uint8_t* x, const int8_t* weight, const Scales& scales, 
   for (int64_t i = 0; i < s.kernel_height; ++i)
     for (int64_t j = 0; j < s.kernel_width; ++j)
       offsets[i * s.kernel_width + j] = (i * s.in_width + j) * s.in_channels;
-  const int64_t area = s.out_height * s.out_width, pixels = s.batch * area;
+  static_assert(NB * kLanes <= kMaxColumns, "ScalesByImage holds that many columns");
+  const int64_t pixels = s.batch * s.out_height * s.out_width;
+  if (pixels == 0) return;
   const int64_t columns = NB * kLanes, blocks = s.out_channels / columns;
   const int64_t tiles = (pixels + kTileRows - 1) / kTileRows;
   const int64_t parts = pixel_parts(blocks, tiles, omp_get_max_threads());
@@ -98,22 +145,23 @@ void integer_conv(const uint8_t* x, const int8_t* weight, const Scales& scales, 
       const int8_t* packed = weight + block * taps * s.in_channels * columns;
       Scales of_block = scales.block(block * columns);
       const int64_t last = (part + 1) * per_part < tiles ? (part + 1) * per_part : tiles;
-      for (int64_t tile = part * per_part; tile < last; ++tile) {
+      Pixel pixel(part * per_part * kTileRows, s);
+      for (int64_t tile = part * per_part; tile < last; ++tile, pixel.advance(s)) {
         const uint8_t* rows[kTileRows];
         const Out* added[kTileRows];
         Out* targets[kTileRows];
         int64_t images[kTileRows];
-        const int64_t first = tile * kTileRows;
-        const int count = static_cast<int>(pixels - first < kTileRows ? pixels - first : kTileRows);
+        const int count = static_cast<int>(std::min<int64_t>(pixels - pixel.index, kTileRows));
         for (int m = 0; m < kTileRows; ++m) {
-          const int64_t pixel = first + (m < count ? m : count - 1);
-          const int64_t image = images[m] = pixel / area, place = pixel % area;
-          const int64_t row = place / s.out_width * s.stride_height, column = place % s.out_width * s.stride_width;
-          rows[m] = x + ((image * s.in_height + row) * s.in_width + column) * s.in_channels;
-          targets[m] = out + pixel * s.out_channels + block * columns;
-          added[m] = residual ? residual + pixel * s.out_channels + block * columns : nullptr;
+          if (m > 0 && m < count) pixel.advance(s);
+          const int64_t line = pixel.image * s.in_height + pixel.row * s.stride_height;
+          const int64_t place = pixel.index * s.out_channels + block * columns;
+          rows[m] = x + (line * s.in_width + pixel.column * s.stride_width) * s.in_channels;
+          targets[m] = out + place;
+          added[m] = residual ? residual + place : nullptr;
+          images[m] = pixel.image;
         }
-        of_block.tile(images);
+        of_block.template tile<NB>(images);
         conv_tile<NB, Out>(rows, offsets, taps, s.in_channels, packed, of_block, added, targets, count);
       }
     }
