@@ -28,57 +28,79 @@ struct SharedScales {
   const float* bias;
 
   SharedScales block(int64_t column) const { return {scale + column, bias + column}; }
-  template <int NB>
-  void tile(const int64_t (&)[kTileRows]) {}
+  template <int NB, class Run>
+  TFMQ_INLINE void tile(const int64_t (&)[kTileRows], Run&& run) {
+    run(*this);
+  }
+  TFMQ_INLINE __m512i start(int, int) const { return _mm512_setzero_si512(); }
   TFMQ_INLINE __m512 value(int, int n, __m512i sum) const {
     return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scale + n * kLanes),
                            _mm512_loadu_ps(bias + n * kLanes));
   }
 };
 
-// The same where each image has its own: what the zero point adds is taken off in integers, so it is exact.
+// What a zero point adds to each sum is taken off before the first product, in integers, so it is exact.
+TFMQ_INLINE __m512i taken_off(const int32_t* weight_sum, int zero_point) {
+  return _mm512_mullo_epi32(_mm512_loadu_si512(weight_sum), _mm512_set1_epi32(-zero_point));
+}
+
+// The same where all pixels of a tile are of one item: its numbers, worked out.
+struct ItemScales {
+  float scale[kMaxColumns];
+  int32_t starts[kMaxColumns];
+  const float* bias;
+
+  TFMQ_INLINE __m512i start(int, int n) const { return _mm512_loadu_si512(starts + n * kLanes); }
+  TFMQ_INLINE __m512 value(int, int n, __m512i sum) const {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scale + n * kLanes),
+                           _mm512_loadu_ps(bias + n * kLanes));
+  }
+};
+
+// The same where each pixel of a tile may be of another item.
+struct PixelScales {
+  const float* scale;
+  const int32_t* weight_sum;
+  const float* bias;
+  Affine affine[kTileRows];
+
+  TFMQ_INLINE __m512i start(int m, int n) const { return taken_off(weight_sum + n * kLanes, affine[m].zero_point); }
+  TFMQ_INLINE __m512 value(int m, int n, __m512i sum) const {
+    const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(scale + n * kLanes), _mm512_set1_ps(affine[m].scale));
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor, _mm512_loadu_ps(bias + n * kLanes));
+  }
+};
+
+// Where each image has its own quantizer: both of them, as each tile needs it.
 struct ScalesByImage {
   const float* scale;  // of the weight
   const int32_t* weight_sum;
   const float* bias;
   Quantizers quantizers;
-  // The images [begin, end) are of one item, and so are all pixels of the tile where it is `alike`.
-  int64_t begin = 0, end = 0;
-  bool alike = false;
-  float factor[kMaxColumns] = {};
-  int32_t of_zeros[kMaxColumns] = {};
-  Affine affine[kTileRows] = {};  // of each pixel otherwise
+  int64_t begin = 0, end = 0;  // the images that `item` is of
+  ItemScales item = {};
 
   ScalesByImage block(int64_t column) const { return {scale + column, weight_sum + column, bias + column, quantizers}; }
 
-  template <int NB>
-  void tile(const int64_t (&images)[kTileRows]) {
+  template <int NB, class Run>
+  TFMQ_INLINE void tile(const int64_t (&images)[kTileRows], Run&& run) {
     if (images[0] < begin || images[0] >= end) enter<NB>(images[0]);
-    alike = images[kTileRows - 1] < end;  // pixels lie in order
-    for (int m = 0; m < kTileRows && !alike; ++m) affine[m] = quantizers(images[m]);
+    if (images[kTileRows - 1] < end) return run(item);  // pixels lie in order
+    PixelScales each{scale, weight_sum, bias, {}};
+    for (int m = 0; m < kTileRows; ++m) each.affine[m] = quantizers(images[m]);
+    run(each);
   }
 
   template <int NB>
   void enter(int64_t image) {
     begin = quantizers.item(image) * quantizers.images_per_item;
     end = begin + quantizers.images_per_item;
-    const Affine of_item = quantizers(image);
-    for (int64_t c = 0; c < NB * kLanes; ++c) {
-      factor[c] = scale[c] * of_item.scale;
-      of_zeros[c] = int32_t(uint32_t(weight_sum[c]) * uint32_t(of_item.zero_point));
+    const Affine affine = quantizers(image);
+    item.bias = bias;
+    for (int64_t c = 0; c < NB * kLanes; c += kLanes) {
+      _mm512_storeu_ps(item.scale + c, _mm512_mul_ps(_mm512_loadu_ps(scale + c), _mm512_set1_ps(affine.scale)));
+      _mm512_storeu_si512(item.starts + c, taken_off(weight_sum + c, affine.zero_point));
     }
-  }
-
-  TFMQ_INLINE __m512 value(int m, int n, __m512i sum) const {
-    const int64_t c = n * kLanes;
-    if (alike) {
-      const __m512i rest = _mm512_sub_epi32(sum, _mm512_loadu_si512(of_zeros + c));
-      return _mm512_fmadd_ps(_mm512_cvtepi32_ps(rest), _mm512_loadu_ps(factor + c), _mm512_loadu_ps(bias + c));
-    }
-    const __m512i zero_point = _mm512_set1_epi32(affine[m].zero_point);
-    const __m512i rest = _mm512_sub_epi32(sum, _mm512_mullo_epi32(_mm512_loadu_si512(weight_sum + c), zero_point));
-    const __m512 by = _mm512_mul_ps(_mm512_loadu_ps(scale + c), _mm512_set1_ps(affine[m].scale));
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(rest), by, _mm512_loadu_ps(bias + c));
   }
 };
 
@@ -109,7 +131,9 @@ inline __attribute__((noinline)) void conv_tile(const uint8_t* const (&rows)[kTi
                                                 const Out* const (&residual)[kTileRows], Out* const (&out)[kTileRows],
                                                 int count) {
   __m512i sums[kTileRows * NB];
-  unroll<kTileRows * NB>([&](auto i) __attribute__((always_inline)) { sums[i] = _mm512_setzero_si512(); });
+  unroll<kTileRows>([&](auto m) __attribute__((always_inline)) {
+    unroll<NB>([&](auto n) __attribute__((always_inline)) { sums[m * NB + n] = scales.start(m, n); });
+  });
   multiply_tile<kTileRows, NB>(rows, offsets, taps, depth, weight, sums);
   unroll<kTileRows>([&](auto m) __attribute__((always_inline)) {
     if (m < count) {
@@ -132,7 +156,7 @@ void integer_conv(const uint8_t* x, const int8_t* weight, const Scales& scales, 
   for (int64_t i = 0; i < s.kernel_height; ++i)
     for (int64_t j = 0; j < s.kernel_width; ++j)
       offsets[i * s.kernel_width + j] = (i * s.in_width + j) * s.in_channels;
-  static_assert(NB * kLanes <= kMaxColumns, "ScalesByImage holds that many columns");
+  static_assert(NB * kLanes <= kMaxColumns, "ItemScales holds that many columns");
   const int64_t pixels = s.batch * s.out_height * s.out_width;
   if (pixels == 0) return;
   const int64_t columns = NB * kLanes, blocks = s.out_channels / columns;
@@ -161,8 +185,9 @@ void integer_conv(const uint8_t* x, const int8_t* weight, const Scales& scales, 
           added[m] = residual ? residual + place : nullptr;
           images[m] = pixel.image;
         }
-        of_block.template tile<NB>(images);
-        conv_tile<NB, Out>(rows, offsets, taps, s.in_channels, packed, of_block, added, targets, count);
+        of_block.template tile<NB>(images, [&](const auto& of_tile) {
+          conv_tile<NB, Out>(rows, offsets, taps, s.in_channels, packed, of_tile, added, targets, count);
+        });
       }
     }
   }

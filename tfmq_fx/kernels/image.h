@@ -36,12 +36,11 @@ void quantize_image(const In* x, const float* by, uint8_t* out, const ImageShape
     } else {
       for (int64_t column = 0; column < width; ++column, source += channels, target += enlarge * channels) {
         for (int64_t c = 0; c < channels; c += kLanes) {
-          __m512 value = load_lanes(source + c);
-          if (by) value = _mm512_mul_ps(value, _mm512_loadu_ps(by + c));
-          const __m128i bytes = quantize_lanes(value, inverse_scale, zero);
-          for (int64_t copy = 0; copy < enlarge; ++copy)
-            _mm_storeu_si128(reinterpret_cast<__m128i*>(target + copy * channels + c), bytes);
+          const __m512 value = load_lanes(source + c);
+          const __m512 scaled = by ? _mm512_mul_ps(value, _mm512_loadu_ps(by + c)) : value;
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(target + c), quantize_lanes(scaled, inverse_scale, zero));
         }
+        for (int64_t copy = 1; copy < enlarge; ++copy) std::memcpy(target + copy * channels, target, channels);
       }
     }
     std::memset(start + pitch - s.padding[3] * channels, zero_point, s.padding[3] * channels);
