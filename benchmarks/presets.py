@@ -6,7 +6,7 @@
                                                         # benchmarks/results/presets.json
 
 One process a cell; everything is kept in ``runs/presets``, so a run that was cut off goes on where it stopped. A
-program is made once for all presets that ask for the same one, and read from ``runs/quality`` where
+program is made once for all presets that ask for the same one, and read from ``runs/quality/bundled`` where
 ``benchmarks/quality.py`` made it. Blocks are trained as there: 900 iterations at 4 bits, 300 at 8, batches of 8,
 bfloat16 at 4 bits; the temporal block 4,000; activation steps as long as the preset says in proportion.
 
@@ -33,9 +33,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import ROOT, STEPS, compare_features, kept, mismatch_entry, write_json
-from quality import WORK as QUALITY
+from quality_cells import ROOT, kept, write_json
+from quality_cells import WORK as QUALITY_WORK
+from quality_features import compare_features, mismatch_entry
 from quality_methods import BITS, ITERATIONS
+from quality_models import BUNDLED, MODELS
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, fx
@@ -63,6 +65,8 @@ from tfmq_fx.schedulers import (
 )
 
 WORK = ROOT / "runs" / "presets"
+QUALITY = QUALITY_WORK / BUNDLED
+STEPS = MODELS[BUNDLED].steps
 RESULT = ROOT / "benchmarks" / "results" / "presets.json"
 ETAS = (0.0, 1.0)
 

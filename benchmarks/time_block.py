@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality import compare_features, kept, mismatch_entry, write_json
+from quality_cells import kept, write_json
+from quality_features import compare_features, mismatch_entry
 from rich.console import Console
 from rich.table import Table
 from torch import fx

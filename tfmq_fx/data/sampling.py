@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +12,10 @@ from torch import Tensor, nn
 
 from tfmq_fx.config.progress import draws_progress, progress_console
 from tfmq_fx.data.model_inputs import ModelInputs, sample_shape
-from tfmq_fx.data.prediction import predicted
 from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.data.timestep_samplers import TimestepSampler, place_samples, resolve_sampler
-from tfmq_fx.errors import CalibrationError, ConfigError
+from tfmq_fx.data.trajectory_batch import TrajectoryBatch, started_copy
+from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.surroundings import evaluation_mode, in_plain_surroundings
 
 __all__ = ["sample_trajectories"]
@@ -91,7 +89,7 @@ def sample_trajectories(
         msg = f"keep={keep} rows per step cannot come from samples={samples} trajectories; keep fewer or sample more"
         raise ConfigError(msg)
     strategy = resolve_sampler(sampler)
-    timesteps = _started_copy(scheduler, steps).timesteps
+    timesteps = started_copy(scheduler, steps).timesteps
     selection = _select_samples(strategy, scheduler, timesteps, samples, keep, seed)
     inputs = ModelInputs.of(model, timestep, extra or {}, samples, timestep_as_batch)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -106,10 +104,10 @@ def sample_trajectories(
         task = bar.add_task("sampling trajectories", total=len(starts) * len(timesteps))
         for start in starts:
             trajectories = torch.arange(start, min(start + batch_size, samples))
-            batch = _TrajectoryBatch(model, _started_copy(scheduler, steps), inputs, generator)
-            x = noise[trajectories].to(device) * batch.scheduler.init_noise_sigma
+            started, start_noise = started_copy(scheduler, steps), noise[trajectories].to(device)
+            batch = TrajectoryBatch(model, started, inputs, trajectories, start_noise, generator)
             for step, now in enumerate(batch.scheduler.timesteps):
-                model_input, x = batch.advance(x, now.to(device), trajectories)
+                model_input = batch.advance(now.to(device)).model_input
                 selected = selection[step, trajectories].nonzero().flatten()
                 if len(selected):
                     recorded[step].append((trajectories[selected], model_input[selected.to(device)]))
@@ -128,24 +126,6 @@ def _check_positive(**numbers: int) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             msg = f"{name}={value!r} must be a whole number of at least 1"
             raise ConfigError(msg)
-
-
-def _started_copy(scheduler: Scheduler, steps: int) -> Scheduler:
-    """A copy of the scheduler that stands at the start; solvers keep a history, so each walk needs its own."""
-    if not (hasattr(scheduler, "set_timesteps") and hasattr(scheduler, "step")):
-        msg = f"a {type(scheduler).__name__} is no scheduler: it has no set_timesteps and step"
-        raise ConfigError(msg)
-    scheduler = copy.deepcopy(scheduler)
-    try:
-        scheduler.set_timesteps(steps)
-    except (ValueError, TypeError) as error:
-        msg = f"{type(scheduler).__name__} cannot make {steps} steps: {_first_line(error)}"
-        raise ConfigError(msg) from error
-    return scheduler
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _select_samples(
@@ -170,41 +150,6 @@ def _shape(model: nn.Module, shape: Sequence[int] | None) -> tuple[int, ...]:
     if shape is not None:
         return tuple(int(size) for size in shape)
     return sample_shape(getattr(model, "config", None), type(model).__name__)
-
-
-class _TrajectoryBatch:
-    """One batch of trajectories on its way from noise to image."""
-
-    def __init__(self, model: nn.Module, scheduler: Scheduler, inputs: ModelInputs, generator: torch.Generator) -> None:
-        self.model, self.scheduler, self.inputs = model, scheduler, inputs
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        self.options = {"generator": generator} if takes_generator else {}
-        # Of diffusers' schedulers only those with this attribute read a learned variance.
-        self.keep_variance = str(scheduler.config.get("variance_type", "")).startswith("learned")
-
-    def advance(self, x: Tensor, timestep: Tensor, trajectories: Tensor) -> tuple[Tensor, Tensor]:
-        """Go one step; return what the denoiser saw and the next ``x``.
-
-        Raises:
-            CalibrationError: The model cannot be called so, or the next ``x`` is NaN or infinite.
-        """
-        model_input = self.scheduler.scale_model_input(x, timestep)
-        arguments = self.inputs.bind(model_input, timestep, trajectories)
-        try:
-            output = self.model(**arguments)
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            names = ", ".join(arguments)
-            msg = f"{type(self.model).__name__} cannot be called with ({names}): {_first_line(error)}"
-            raise CalibrationError(msg) from error
-        prediction = predicted(output, x.shape[1], keep_variance=self.keep_variance)
-        next_x = self.scheduler.step(prediction, timestep, x, **self.options).prev_sample
-        if not bool(torch.isfinite(next_x).all()):
-            msg = (
-                f"a trajectory became NaN or infinite at timestep {float(timestep):g}; "
-                "check the model's weights and that the scheduler is the one it was trained with"
-            )
-            raise CalibrationError(msg)
-        return model_input, next_x
 
 
 def _rebatch(pieces: list[tuple[Tensor, Tensor]], batch_size: int) -> list[tuple[Tensor, Tensor]]:
