@@ -8,7 +8,7 @@ from tests.models import TIMESTEPS
 from tests.search.conftest import CONFIG
 from tfmq_fx.passes.analysis import find_temporal_block
 from tfmq_fx.search import latency
-from tfmq_fx.search.latency import layer_times, step_seconds
+from tfmq_fx.search.latency import StepTimer, layer_times
 
 
 @pytest.fixture
@@ -55,5 +55,9 @@ def test_attention_is_timed_whole(timed):
 def test_programs_are_timed_in_turns(calibrated, timed):
     program = tfmq_fx.quantize(calibrated.program, CONFIG, calibrated.rest, timesteps=TIMESTEPS, progress=False)
     args, kwargs = calibrated.probes[0].call.arguments()
-    assert set(step_seconds({"one": program, "other": program}, args, kwargs)) == {"one", "other"}
+    timer = StepTimer(args, kwargs)
+    timer.add("one", program)
+    assert set(timer.seconds()) == {"one"}
+    timer.add("other", program)
+    assert set(timer.seconds()) == {"one", "other"}
     assert all(each is program for each in timed) and len(timed) == 2

@@ -99,7 +99,8 @@ def test_a_latency_is_that_of_the_layers(calibrated, monkeypatch):
             tuple(module_seconds(layer) for layer in layers), ("matmul_default",)
         ),
     )
-    monkeypatch.setattr(module, "step_seconds", lambda programs, args, kwargs: dict.fromkeys(programs, 10.0))
+    monkeypatch.setattr(module.StepTimer, "add", lambda self, name, program: self._calls.update({name: program}))
+    monkeypatch.setattr(module.StepTimer, "seconds", lambda self: dict.fromkeys(self._calls, 10.0))
     result = searched(calibrated, "latency=1.25x")
     assert result.counts()["float"] == 2
     assert result.choice.seconds == pytest.approx(12.0) and result.measured.seconds == 10.0

@@ -6,7 +6,7 @@ Weights of fewer bits run on the same integer kernels as those of 8, so their ti
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,7 +34,7 @@ from tfmq_fx.reconstruction.layer_inputs import input_position
 from tfmq_fx.search.layers import SearchLayer
 from tfmq_fx.search.widths import BASE, Widths
 
-__all__ = ["LayerTimes", "layer_times", "step_seconds"]
+__all__ = ["LayerTimes", "StepTimer", "layer_times"]
 
 #: Timed calls of each.
 ROUNDS = 40
@@ -156,16 +156,23 @@ def _lowered(module: nn.Module, inputs: tuple[Tensor, ...], widths: Widths) -> D
     return lower(convert(prepared))
 
 
-@torch.no_grad()
-def step_seconds(
-    programs: Mapping[str, QuantizedProgram], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> dict[str, float]:
-    """The median time of one call of whole programs, lowered here and timed in turns.
+class StepTimer:
+    """Times one call of whole programs in turns; each is lowered once.
 
     Args:
-        programs: By name.
         args: What they are called with.
         kwargs: Likewise, by name.
     """
-    calls = {name: partial(lower(program), *args, **kwargs) for name, program in programs.items()}
-    return {name: statistics.median(values) for name, values in interleaved_latency(calls, ROUNDS).items()}
+
+    def __init__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+        self._calls: dict[str, Callable[[], Any]] = {}
+
+    def add(self, name: str, program: QuantizedProgram) -> None:
+        """Lower a program, to be timed with the others."""
+        self._calls[name] = partial(lower(program), *self.args, **self.kwargs)
+
+    @torch.no_grad()
+    def seconds(self) -> dict[str, float]:
+        """The median time of a call of each."""
+        return {name: statistics.median(times) for name, times in interleaved_latency(self._calls, ROUNDS).items()}

@@ -26,7 +26,7 @@ from tfmq_fx.quantization.program import QuantizedProgram
 from tfmq_fx.quantization.quantizer_options import schedule_values
 from tfmq_fx.search.budget import Budget
 from tfmq_fx.search.held_back import hold_back
-from tfmq_fx.search.latency import layer_times, step_seconds
+from tfmq_fx.search.latency import StepTimer, layer_times
 from tfmq_fx.search.layers import find_layers
 from tfmq_fx.search.operand_quantizers import OperandQuantizers
 from tfmq_fx.search.result import Measured, SearchResult
@@ -121,17 +121,19 @@ def search_bits(
         float_size=float_bytes(program),
         other_size=size - sum(int(own[0]) for own in sizes),
     )
-    call = sensitivities.probes[0].call.arguments()
+    timer = StepTimer(*sensitivities.probes[0].call.arguments())
     if wanted.measure == "latency":
         block = find_temporal_block(prepared, timestep, finite=tuple(finite))
         times = layer_times(layers, block, progress=progress)
-        seconds = step_seconds({"base": base}, *call)["base"]
-        tradeoff = dataclasses.replace(tradeoff, times=times, base_seconds=seconds)
+        timer.add("base", base)
+        tradeoff = dataclasses.replace(tradeoff, times=times, base_seconds=timer.seconds()["base"])
     choice = tradeoff.solve(wanted)
     found = _configuration(chosen, tradeoff, choice)
     quantized = quantize(program, found, rest, timesteps=served, timestep=timestep, finite=finite, progress=progress)
-    together = {"base": base, "found": quantized}
-    taken = step_seconds(together, *call) if wanted.measure == "latency" else {}
+    taken: dict[str, float] = {}
+    if wanted.measure == "latency":
+        timer.add("found", quantized)
+        taken = timer.seconds()
     return SearchResult(
         budget=wanted,
         config=found,
