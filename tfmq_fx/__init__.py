@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from tfmq_fx.quantization.program import QuantizedProgram
     from tfmq_fx.reconstruction.reconstruct import reconstruct
     from tfmq_fx.reconstruction.report import ReconstructionReport
+    from tfmq_fx.search.result import SearchResult
+    from tfmq_fx.search.search_bits import search_bits
     from tfmq_fx.temporal.values import recorded_timesteps
     from tfmq_fx.workflow.quantize import quantize
 
@@ -91,6 +93,7 @@ __all__ = [
     "ReconstructionConfig",
     "ReconstructionError",
     "ReconstructionReport",
+    "SearchResult",
     "TFMQQuantizer",
     "TemporalBlock",
     "TfmqError",
@@ -125,6 +128,7 @@ __all__ = [
     "sample_trajectories",
     "save",
     "schedulers",
+    "search_bits",
     "testing",
 ]
 
@@ -166,6 +170,8 @@ _MODULES = {
     "quantization.program": ("QuantizedProgram",),
     "reconstruction.reconstruct": ("reconstruct",),
     "reconstruction.report": ("ReconstructionReport",),
+    "search.result": ("SearchResult",),
+    "search.search_bits": ("search_bits",),
     "temporal.values": ("recorded_timesteps",),
     "workflow.quantize": ("quantize",),
 }

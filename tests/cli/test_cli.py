@@ -15,7 +15,7 @@ from tfmq_fx.lowering.backends.backend import CompiledGraphs, CompilerBackend
 from tfmq_fx.lowering.backends.registry import backend_names, register_backend, unregister_backend
 from tfmq_fx.lowering.report.matching import NoKernels
 
-COMMANDS = ("inspect", "presets", "backends", "quantize", "sample", "compare", "diagnose", "bisect")
+COMMANDS = ("inspect", "presets", "backends", "quantize", "search", "sample", "compare", "diagnose", "bisect")
 REFERENCE = ("--backend", "reference")
 
 

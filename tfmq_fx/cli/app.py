@@ -18,6 +18,7 @@ from tfmq_fx.cli.listings import backends, presets
 from tfmq_fx.cli.quantize import quantize
 from tfmq_fx.cli.registered_names import RegisteredNamesCommand
 from tfmq_fx.cli.sample import sample
+from tfmq_fx.cli.search import search
 from tfmq_fx.errors import TfmqError
 
 __all__ = ["app", "main"]
@@ -69,7 +70,7 @@ def options(
     """Quantize diffusion models to real int8 denoisers that keep their sense of time."""
 
 
-for command in (inspect, presets, backends, quantize, sample, compare, diagnose, bisect):
+for command in (inspect, presets, backends, quantize, search, sample, compare, diagnose, bisect):
     app.command(cls=RegisteredNamesCommand)(command)
 
 

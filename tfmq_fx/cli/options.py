@@ -19,6 +19,7 @@ __all__ = [
     "BatchSizeOption",
     "CacheBytes",
     "CalibrationSamples",
+    "ConfigOption",
     "Iterations",
     "KeepFloat",
     "Model",
@@ -68,6 +69,16 @@ PresetOption = Annotated[
         metavar="NAME",
         help=f"A published method: {', '.join(PRESETS)} (`tfmq-fx presets` describes them). Options that are given too "
         "change its settings.",
+        show_default=False,
+        rich_help_panel=SETTINGS,
+    ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        help="A JSON file with the fields of a configuration, such as `search` writes. Options that are given too "
+        "change it.",
         show_default=False,
         rich_help_panel=SETTINGS,
     ),

@@ -17,6 +17,7 @@ from tfmq_fx.cli.options import (
     BatchSizeOption,
     CacheBytes,
     CalibrationSamples,
+    ConfigOption,
     Iterations,
     KeepFloat,
     MaxError,
@@ -52,6 +53,7 @@ def quantize(
     out: OutFolder,
     model: Model = None,
     preset: PresetOption = None,
+    config_file: ConfigOption = None,
     weight_bits: WeightBits = 8,
     activation_bits: ActivationBits = 8,
     temporal: TemporalOption = "fsc",
@@ -78,13 +80,14 @@ def quantize(
     """
     from tfmq_fx.artefact.folder import check_target
     from tfmq_fx.artefact.save import save
+    from tfmq_fx.cli.configuration_file import read_configuration
     from tfmq_fx.cli.example_inputs import unconditional_inputs
     from tfmq_fx.config.presets import find_preset
     from tfmq_fx.data.bundled_model import load_model
     from tfmq_fx.data.sampling import sample_trajectories
     from tfmq_fx.data.timestep_samplers import NormalTimesteps
     from tfmq_fx.diagnostics.comparison import ddim_scheduler
-    from tfmq_fx.errors import FidelityError
+    from tfmq_fx.errors import ConfigError, FidelityError
     from tfmq_fx.frontend.capture import capture
     from tfmq_fx.passes import observe_passes
     from tfmq_fx.quantization.calibrate import calibrate
@@ -98,10 +101,15 @@ def quantize(
     check_target(out)
     check_max_error(max_error)
     require_no_artefact(model)
+    if preset is not None and config_file is not None:
+        msg = "--preset and --config both say what is quantized: leave one of them out"
+        raise ConfigError(msg)
     method = None if preset is None else find_preset(preset)
+    written = None if config_file is None else read_configuration(config_file)
     config = _configuration(
         context,
         method,
+        written,
         seed,
         weight_bits=weight_bits,
         activation_bits=activation_bits,
@@ -174,14 +182,19 @@ def _missing_for_options(config: QuantizationConfig, sampler: str) -> dict[str, 
     }
 
 
-def _configuration(context: typer.Context, method: Preset | None, seed: int, **options: Any) -> QuantizationConfig:
-    """The configuration of these options, on top of a preset's."""
+def _configuration(
+    context: typer.Context, method: Preset | None, written: QuantizationConfig | None, seed: int, **options: Any
+) -> QuantizationConfig:
+    """The configuration of these options, on top of a preset's or a file's."""
     from tfmq_fx.config.quantization import QuantizationConfig
 
-    if method is not None:
+    if method is not None or written is not None:
         options = {name: value for name, value in options.items() if is_given(context, name)}
     iteration_counts = {name: options.pop(name) for name in ("iterations", "temporal_iterations") if name in options}
-    config = QuantizationConfig(**(options if method is None else method.with_values(options)))
+    if written is not None:
+        config = dataclasses.replace(written, **options)
+    else:
+        config = QuantizationConfig(**(options if method is None else method.with_values(options)))
     reconstruction = config.resolved_reconstruction
     if reconstruction is None:
         return config

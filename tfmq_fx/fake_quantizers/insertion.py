@@ -17,7 +17,14 @@ from tfmq_fx.observers import GroupedObserver, PerChannelWeightObserver, Timeste
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.nodes import read_attribute
 
-__all__ = ["FakeQuantizer", "float_mode", "insert_fake_quantizers", "observing", "quantizers_of"]
+__all__ = [
+    "FakeQuantizer",
+    "activation_quantizer",
+    "float_mode",
+    "insert_fake_quantizers",
+    "observing",
+    "quantizers_of",
+]
 
 FakeQuantizer = AdaRoundQuantizer | ActivationQuantizer | TimestepQuantizer
 
@@ -58,6 +65,15 @@ def _fake_quantizer(prepared: fx.GraphModule, node: fx.Node, observer: ObserverB
         weight = read_attribute(prepared, str(argument_node(node, 0).target))
         assert isinstance(weight, Tensor)
         return AdaRoundQuantizer(observer, weight)
+    return activation_quantizer(observer)
+
+
+def activation_quantizer(observer: ObserverBase) -> ActivationQuantizer | TimestepQuantizer:
+    """The fake quantizer of an activation with the parameters that its observer has; called as the observer is.
+
+    Raises:
+        CalibrationError: The observer has seen nothing.
+    """
     if isinstance(observer, TimestepObserver):
         return TimestepQuantizer(observer)
     return GroupedQuantizer(observer) if isinstance(observer, GroupedObserver) else ActivationQuantizer(observer)

@@ -20,7 +20,7 @@ from tfmq_fx.passes.support.timestep_values import ValueSearch
 from tfmq_fx.quantization.fidelity import Fidelity, TimestepFidelity
 from tfmq_fx.quantization.layer_outputs import FloatRun
 
-__all__ = ["MOST_BYTES", "MOST_PROBES", "Probe", "Probes", "drop_probes", "measure", "probes_of"]
+__all__ = ["MOST_BYTES", "MOST_PROBES", "Probe", "Probes", "drop_probes", "float_results", "measure", "probes_of"]
 
 #: Probes of a graph, and the bytes that their tensors take together: as many as a forward pass of each is cheap beside
 #: calibration, and their memory small beside the weights of a model that has such inputs.
@@ -86,7 +86,7 @@ class Probes:
     def attach(self) -> None:
         """Run the float model on the probes and let the graph carry them; those without finite results go."""
         for key, probe in list(self._kept.items()):
-            expected = probe.expected or _float_results(FloatRun(self._prepared).run(*probe.call.leaves))
+            expected = probe.expected or float_results(FloatRun(self._prepared).run(*probe.call.leaves))
             self._kept[key] = replace(probe, expected=tuple(value.clone() for value in expected))
             if not any(value.numel() for value in expected) or not all(bool(v.isfinite().all()) for v in expected):
                 del self._kept[key]
@@ -132,7 +132,7 @@ def measure(converted: fx.GraphModule, probes: Iterable[Probe]) -> Fidelity | No
     measured = []
     for probe in probes:
         args, kwargs = probe.call.arguments()
-        results = _float_results(converted(*args, **kwargs))
+        results = float_results(converted(*args, **kwargs))
         measured.append(TimestepFidelity.of(probe.timestep, results, probe.expected))
     return Fidelity.of(measured)
 
@@ -149,6 +149,7 @@ def _last_item(call: Call) -> Call:
     return replace(item, leaves=leaves)
 
 
-def _float_results(results: Any) -> list[Tensor]:
+def float_results(results: Any) -> list[Tensor]:
+    """The floating-point tensors of a result, in the order of its leaves."""
     leaves = pytree.tree_leaves(results)
     return [leaf.detach() for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -1,0 +1,1 @@
+"""Mixed precision by sensitivity: which layers get how many bits, under a budget."""
