@@ -4,13 +4,17 @@ import copy
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import nn
 
 import tfmq_fx
 from tests.models import TIMESTEPS, SmallDenoiser, relative
+from tests.passes.helpers import calls
 from tests.quantization.test_activation_groups import noisy
 from tfmq_fx import QuantizationConfig
 from tfmq_fx.observers.channel_statistics import MOST_ROWS, ChannelStatistics
+from tfmq_fx.passes.pipelines import NATIVE_KERNELS
+from tfmq_fx.quantization import equalize
 from tfmq_fx.quantization.equalize import factors_of
 
 FACTORS = torch.tensor([1.0, 100.0, 1.0, 30.0, 1.0, 3.0, 1.0, 0.1])
@@ -126,3 +130,22 @@ def test_factors_even_channels_out_and_there_are_none_where_channels_share_a_ran
     found = factors_of(statistics_of(dead), weight / FACTORS[None, :, None], 255, 255)
     assert found is not None and float(found[2]) == 1.0
     assert factors_of(statistics_of(torch.zeros(8)), weight, 255, 255) is None
+
+
+def test_kernels_take_the_factors_of_every_image_along(monkeypatch):
+    monkeypatch.setattr(equalize, "WORTH", float("inf"))  # all that can be scaled
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(16, 32),
+        norm_num_groups=4, attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+    batches = [(torch.randn(2, 1, 8, 8), t.expand(2)) for t in TIMESTEPS]
+    program = tfmq_fx.quantize(model, QuantizationConfig(), batches, timesteps=TIMESTEPS, progress=False)
+    graph_module = copy.deepcopy(program.graph_module)
+    factors = [node for node in graph_module.graph.find_nodes(op="get_attr") if "inverse_factors" in str(node.target)]
+    assert len(factors) > 10
+    for rewrite in NATIVE_KERNELS.passes:
+        rewrite()(graph_module)
+    left = [node for node in calls(graph_module, torch.ops.aten.mul.Tensor) if node.args[1] in factors]
+    assert not [node for node in left if node.meta["val"].ndim > 2]

@@ -54,3 +54,12 @@ def test_several_users_of_input_weight_and_output():
         FlattenLinearInputs, graph_module, (torch.randn(2, 3, 4),), rtol=1e-5, more_inputs=[(torch.randn(5, 3, 4),)]
     )
     assert len({node.args[1] for node in calls(result.graph_module, aten.linear.default)}) == 1
+
+
+def test_linears_of_one_value_share_its_reshape():
+    builder = GraphBuilder(dynamic_batch=True)
+    x = builder.placeholder("x", (builder.batch, 3, 4))
+    outputs = [builder.call(aten.linear.default, x, builder.weight(f"to_{name}.weight", (4, 4))) for name in "qkv"]
+    inputs = (torch.randn(2, 3, 4),)
+    result = assert_pass_contract(FlattenLinearInputs, builder.build(outputs), inputs, rtol=1e-5)
+    assert len({node.args[0] for node in calls(result.graph_module, aten.linear.default)}) == 1

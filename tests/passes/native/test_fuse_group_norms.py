@@ -54,6 +54,21 @@ def test_factors_of_channels_go_along():
     assert not calls(graph_module, aten.mul.Tensor)
 
 
+def test_factors_before_a_border_go_along():
+    builder = GraphBuilder()
+    x = builder.call(aten.silu.default, group_norm(builder, builder.placeholder("x", (2, 32, 6, 5)), "norm"))
+    x = builder.call(aten.mul.Tensor, x, builder.buffer("factors", torch.linspace(0.2, 2, 32)[:, None, None]))
+    x = builder.call(aten.constant_pad_nd.default, x, [1, 1, 1, 1], 0.0)
+    graph_module = builder.build(conv(builder, quantized(builder, x, *SILU), "conv", 16, padding=0))
+    LowerIntegerConvs()(graph_module)
+    result = assert_pass_contract(FuseGroupNorms, graph_module, values((2, 32, 6, 5)), **LOOSE)
+    (node,) = calls(result.graph_module, QUANTIZED)
+    assert node.args[9] == [1, 1, 1, 1] and len(node.args) == 11
+    assert not calls(result.graph_module, aten.mul.Tensor) and not calls(
+        result.graph_module, OPERATORS.group_norm.default
+    )
+
+
 def test_one_reader_with_factors_and_one_without():
     builder = GraphBuilder()
     x = group_norm(builder, builder.placeholder("x", (2, 32, 6, 5)), "norm")

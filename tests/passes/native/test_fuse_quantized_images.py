@@ -48,6 +48,36 @@ def test_does_not_fire_where_something_else_reads_the_bytes_or_vectors_do_not_fi
     assert unchanged(FuseQuantizedImages(), builder.build([*turned, once]))
 
 
+@pytest.mark.parametrize("order", ["scaled, padded", "padded, scaled", "padded, scaled, padded"])
+def test_factors_go_along_on_either_side_of_borders(order):
+    builder = GraphBuilder()
+    x = builder.placeholder("x", (2, 16, 4, 6))
+    for step in order.split(", "):
+        if step == "scaled":
+            x = builder.call(aten.mul.Tensor, x, builder.buffer("factors", torch.linspace(0.1, 3, 16)[:, None, None]))
+        else:
+            x = builder.call(aten.constant_pad_nd.default, x, [1, 0, 2, 0], 0.0)
+    graph_module = builder.build(conv(builder, x, "conv", 16, padding=0))
+    LowerIntegerConvs()(graph_module)
+    result = assert_pass_contract(FuseQuantizedImages, graph_module, (torch.randn(2, 16, 4, 6),), exact=True)
+    (node,) = calls(result.graph_module, IMAGE)
+    count = order.count("padded")
+    assert node.args[4] == [2 * count, count, 0, 0] and len(node.args) == 6
+    assert not calls(result.graph_module, aten.mul.Tensor)
+
+
+def test_of_two_factors_one_goes_along():
+    builder = GraphBuilder()
+    x = builder.placeholder("x", (2, 16, 4, 6))
+    for name in ("first", "second"):
+        x = builder.call(aten.mul.Tensor, x, builder.buffer(name, torch.linspace(0.1, 3, 16)[:, None, None]))
+    graph_module = builder.build(conv(builder, x, "conv", 16))
+    LowerIntegerConvs()(graph_module)
+    result = assert_pass_contract(FuseQuantizedImages, graph_module, (torch.randn(2, 16, 4, 6),), exact=True)
+    (left,) = calls(result.graph_module, aten.mul.Tensor)
+    assert left.args[1].target == "first"
+
+
 @pytest.mark.parametrize(
     "other", [torch.ones(1, 1), torch.ones(16, 1, 6), torch.ones(16, 1, 1, dtype=torch.float64), None]
 )
