@@ -42,8 +42,8 @@ def test_the_integers_are_those_of_the_paper(columns):
     moments = InputMoments(weight[None])
     moments.add(correlated(600, columns)[None], None)
     expected = by_the_inverse(weight, moments.hessian[0], scale.double(), low, high, 0.01)
-    found = round_columns(moments, *(x.reshape(1, 5, 1) for x in (scale, low, high)), 0.01)
-    assert torch.equal(found[0], expected)
+    found, scales = round_columns(moments, *(x.reshape(1, 5, 1) for x in (scale, low, high)), 0.01)
+    assert torch.equal(found[0], expected) and torch.equal(scales[0, :, 0], scale)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -54,7 +54,7 @@ def test_in_float32_it_is_as_good(exact, monkeypatch):
     assert moments.hessian.dtype == (torch.float64 if exact else torch.float32)
     moments.add(rows[None], None)
     scale = weight.abs().amax(1).reshape(1, 4, 1) / 7
-    levels = round_columns(moments, scale, torch.full_like(scale, -7), torch.full_like(scale, 7), 0.01)[0]
+    levels = round_columns(moments, scale, torch.full_like(scale, -7), torch.full_like(scale, 7), 0.01)[0][0]
     other, nearest = correlated(500, 60, seed=5), (weight / scale[0]).round()
     error, before = ((other @ (q * scale[0] - weight).T).square().mean() for q in (levels, nearest))
     assert error < 0.5 * before
@@ -66,7 +66,7 @@ def test_columns_that_are_never_seen_are_rounded_to_nearest():
         moments = InputMoments(weight)
         moments.add(seen, None)
         one = torch.full((1, 4, 1), 0.2)
-        levels = round_columns(moments, one, -50 * one, 50 * one, 0.01)
+        levels, _ = round_columns(moments, one, -50 * one, 50 * one, 0.01)
         assert torch.equal(levels[:, :, 3:], (weight / one).round().clamp(-10, 10)[:, :, 3:])
 
 
@@ -77,9 +77,28 @@ def test_a_part_of_the_error_of_the_input_is_made_up_for():
     moments = InputMoments(weight, corrected=1.0)
     moments.add(quantized, original)
     scale = torch.full((1, 3, 1), 1e-5)
-    found = round_columns(moments, scale, -1e9 * scale.sign(), 1e9 * scale.sign(), 1e-9) * scale
+    found = round_columns(moments, scale, -1e9 * scale.sign(), 1e9 * scale.sign(), 1e-9)[0] * scale
     best = torch.linalg.lstsq(quantized[0], original[0] @ weight[0].T).solution.T
     assert torch.allclose(found[0], best, atol=1e-3)
+
+
+def test_each_channel_takes_the_scale_that_leaves_it_least():
+    weight, rows = torch.randn(6, 40, generator=generator(8)), correlated(500, 40)[None]
+    scale = (weight.abs().amax(1) / 7).reshape(1, 6, 1) * torch.tensor([0.4, 0.6, 0.8, 1.0, 1.4, 2.0]).reshape(1, 6, 1)
+    low, high = torch.full_like(scale, -7), torch.full_like(scale, 7)
+
+    def rounded(tried):
+        moments = InputMoments(weight[None])
+        moments.add(rows, None)
+        levels, scales = round_columns(moments, scale, low, high, 1e-6, tried)
+        assert bool((levels.abs() <= 7).all()) and torch.equal(levels, levels.round())
+        return scales / scale, (rows @ (levels * scales - weight).mT).square().sum(1)[0]
+
+    tried = (0.5, 1.0, 2.0)
+    each = torch.stack([rounded((share,))[1] for share in tried])
+    chosen, errors = rounded(tried)
+    assert torch.equal(chosen[0, :, 0], torch.tensor(tried)[each.argmin(0)])
+    assert torch.allclose(errors, each.amin(0)) and len(set(chosen.flatten().tolist())) > 1
 
 
 def test_inputs_whose_squares_overflow_are_refused():

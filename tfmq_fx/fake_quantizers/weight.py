@@ -14,8 +14,8 @@ class AdaRoundQuantizer(PerChannelWeightObserver):
     """Quantizes a constant weight per channel, each value to a grid point that is chosen for it.
 
     Starts as rounding to nearest. :class:`tfmq_fx.reconstruction.rounding.RoundingTrainer` learns whether it is the
-    point below or above; :func:`tfmq_fx.reconstruction.gptq.round_columns` takes any. Scales and zero points are those
-    of the observer that it replaces, and stay.
+    point below or above; :func:`tfmq_fx.reconstruction.gptq.round_columns` takes any, and other scales where
+    these leave less error. Zero points are those of the observer that it replaces, and stay.
 
     Args:
         observer: The observer that chose the range.

@@ -21,16 +21,21 @@ integers: Chen et al., arXiv 2507.18553); Li et al., *GPTAQ*, arXiv 2504.02692, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from tfmq_fx.errors import ReconstructionError
 
-__all__ = ["CORRECTED", "InputMoments", "nearest_plane", "round_columns"]
+__all__ = ["CORRECTED", "TRIED", "InputMoments", "nearest_plane", "round_columns"]
 
 #: How much of the input's error a layer makes up for: of 0, 0.3 and 1, 0.3 gave the best images in one run each, of two
 #: models (the second without 1) at W4A8.
 CORRECTED = 0.3
+#: Scales that are tried for each channel, relative to those of rounding to nearest. At W4A8 on the emoji model they
+#: left 20 % less error of a prediction, and images 1.1 dB nearer (one run).
+TRIED = (0.78, 0.85, 0.92, 1.0, 1.08, 1.16)
 #: Columns whose corrections of all columns before them are summed in one matrix product.
 BLOCK = 128
 #: Layers up to this many input columns are solved in float64; beyond, the matrix alone would have gigabytes.
@@ -77,8 +82,12 @@ class InputMoments:
             self.shift += self.corrected * ((original - quantized) @ self.weight.mT).mT @ quantized
 
 
-def round_columns(moments: InputMoments, scale: Tensor, low: Tensor, high: Tensor, damping: float) -> Tensor:
-    """The integers of a layer.
+def round_columns(
+    moments: InputMoments, scale: Tensor, low: Tensor, high: Tensor, damping: float, tried: Sequence[float] = (1.0,)
+) -> tuple[Tensor, Tensor]:
+    """The integers of a layer, and of the scales that are tried those that leave each channel the least error.
+
+    The range that suits rounding to nearest need not suit rounding that makes up for its errors.
 
     Args:
         moments: Of its inputs; its ``hessian`` is given up for the memory.
@@ -86,9 +95,10 @@ def round_columns(moments: InputMoments, scale: Tensor, low: Tensor, high: Tenso
         low: Smallest integer of each channel, counted from its zero point, ``[G, C, 1]``.
         high: Largest.
         damping: What is added to the diagonal, relative to its mean.
+        tried: What ``scale`` is multiplied by.
 
     Returns:
-        Integers counted from the zero point, float32 ``[G, C, n]``.
+        Integers counted from the zero point, float32 ``[G, C, n]``, and their scales, ``[G, C, 1]``.
 
     Raises:
         ReconstructionError: The inputs are not finite, or so large that their squares are not.
@@ -107,13 +117,23 @@ def round_columns(moments: InputMoments, scale: Tensor, low: Tensor, high: Tenso
         group.copy_(group.index_select(0, columns).index_select(1, columns))
     factor = _factor(hessian, mean * damping)
     del hessian
-    scale, low, high = scale.to(dtype), low.to(dtype), high.to(dtype)
+    low, high = low.to(dtype), high.to(dtype)
     positions = order[:, None, :].expand(moments.shift.shape)
     shift = moments.shift.gather(2, positions)
     target = moments.weight.to(dtype).gather(2, positions)
-    target = (target + torch.cholesky_solve(shift.mT, factor).mT) / scale
-    rounded = nearest_plane(target, factor, low, high)
-    return torch.empty_like(rounded).scatter_(2, positions, rounded).to(torch.float32)
+    target += torch.cholesky_solve(shift.mT, factor).mT
+    del shift
+    rounded, chosen = torch.empty_like(target), scale.clone()
+    least = torch.full_like(chosen, torch.inf, dtype=dtype)
+    for share in tried:
+        own = (scale * share).to(dtype)
+        found = nearest_plane(target / own, factor, low, high)
+        error = ((found * own - target) @ factor).square().sum(2, keepdim=True)
+        better = ~(error >= least)  # not NaN either: the first one is always taken
+        rounded, least = torch.where(better, found, rounded), torch.where(better, error, least)
+        chosen = torch.where(better, scale * share, chosen)
+    levels = torch.empty_like(rounded).scatter_(2, positions, rounded).to(torch.float32)
+    return levels, chosen
 
 
 def _factor(hessian: Tensor, damping: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer, float_mode, quantizers_of
 from tfmq_fx.passes.support.predicates import is_linear, is_weighted
-from tfmq_fx.reconstruction.gptq import CORRECTED, InputMoments, round_columns
+from tfmq_fx.reconstruction.gptq import CORRECTED, TRIED, InputMoments, round_columns
 from tfmq_fx.reconstruction.layer_inputs import grouped_weight, input_position, input_rows, takes_rows
 from tfmq_fx.reconstruction.propagation import Propagation
 
@@ -59,12 +59,13 @@ class LayerRounding:
             self.moments.add(*rows)
 
     def finish(self, damping: float) -> None:
-        """Round the weight."""
+        """Round the weight, and choose the scales of its channels."""
         groups, channels, _ = self.moments.weight.shape
         scale = self.quantizer.scale.reshape(groups, channels, 1)
         zero = self.quantizer.zero_point.reshape(groups, channels, 1)
         low, high = self.quantizer.bounds
-        levels = round_columns(self.moments, scale, low - zero, high - zero, damping)
+        levels, chosen = round_columns(self.moments, scale, low - zero, high - zero, damping, TRIED)
+        self.quantizer.scale = chosen.reshape(self.quantizer.scale.shape)
         self.quantizer.put(levels.reshape(self.shape).movedim(0, self.quantizer.axis))
 
 
