@@ -64,4 +64,5 @@ def _squares(entries: Tensor) -> Tensor:
     """Sums of squares of the channels of ``[N, C, n]``, float64 ``[C]``: in float32 along the rows of memory alone."""
     if entries.shape[2] == 1:
         return entries[..., 0].square().sum(0).double()
-    return torch.linalg.vector_norm(entries, dim=2).double().square().sum(0)
+    norms: Tensor = torch.linalg.vector_norm(entries, dim=2)
+    return norms.double().square().sum(0)
