@@ -49,7 +49,7 @@ class ChannelStatistics(nn.Module):
         moved = x.detach().to(torch.float32).movedim(self.axis, 1)
         entries = moved.reshape(*moved.shape[:2], -1)
         rows = self.rows.to(groups.device)[groups]
-        present = rows.unique().tolist()
+        present = torch.bincount(rows).nonzero()[:, 0].tolist()
         for row in present:
             of_row = entries if len(present) == 1 else entries[rows == row]
             # Each by itself: torch's aminmax along an axis is several times slower than both of its halves.
