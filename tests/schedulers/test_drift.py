@@ -1,6 +1,7 @@
 """The correction of drift: a known error is undone, what it is worth is said, and what it does not fit is refused."""
 
 import copy
+import dataclasses
 import inspect
 import warnings
 
@@ -13,7 +14,7 @@ import tfmq_fx
 from tests.models import ClassDenoiser
 from tfmq_fx import ConfigError, TimestepError
 from tfmq_fx.schedulers import DriftCorrectedScheduler, DriftCorrection, collect_drift_correction
-from tfmq_fx.schedulers.drift import corrected
+from tfmq_fx.schedulers.drift import corrected, sampling_config
 
 STEPS = 5
 SLOPE, SHARE, BIAS = 0.15, 0.1, (0.3, -0.2)
@@ -112,7 +113,8 @@ def test_json_round_trip(tmp_path):
     again = DriftCorrection.load(found.save(tmp_path / "drift.json"))
     assert torch.equal(again.coefficients, found.coefficients) and again.coefficients.shape == (STEPS, 2, 3)
     assert torch.equal(again.timesteps, found.timesteps)
-    assert (again.scheduler, again.prediction, again.eta, again.gain) == ("DDIMScheduler", "epsilon", 0.5, found.gain)
+    assert (again.scheduler, again.config, again.eta, again.gain) == ("DDIMScheduler", found.config, 0.5, found.gain)
+    DriftCorrectedScheduler(diffusers.DDIMScheduler(), again)
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"bad\.json does not hold a drift correction: it has no 'scheduler'"):
         DriftCorrection.load(tmp_path / "bad.json")
@@ -123,7 +125,7 @@ def test_a_timestep_that_is_visited_twice_has_two_rows():
     correction = fitted(scheduler)
     assert len(correction.timesteps) == 2 * STEPS - 1 > len(correction.timesteps.unique())
     rows = torch.arange(len(correction.timesteps), dtype=torch.float64)[:, None, None]
-    counted = DriftCorrection("HeunDiscreteScheduler", "epsilon", 0.0, correction.timesteps, rows.expand(-1, 2, 3), 0.0)
+    counted = dataclasses.replace(correction, coefficients=rows.expand(-1, 2, 3))
     wrapper = DriftCorrectedScheduler(scheduler, counted)
     for _ in range(2):  # a second walk starts at the first row again
         wrapper.set_timesteps(STEPS)
@@ -171,8 +173,9 @@ def test_it_stands_in_a_pipeline():
     times = torch.tensor([800.0, 600.0, 400.0, 200.0, 0.0], dtype=torch.float64)
     coefficients = torch.zeros(STEPS, 1, 3, dtype=torch.float64)
     coefficients[-1, 0, 2] = 0.2  # a bias of the last state
+    config = sampling_config(pipe.scheduler)
     pipe.scheduler = DriftCorrectedScheduler(
-        pipe.scheduler, DriftCorrection("DDIMScheduler", "epsilon", 0.0, times, coefficients, 0.0)
+        pipe.scheduler, DriftCorrection("DDIMScheduler", config, 0.0, times, coefficients, 0.0)
     )
     after = pipe(generator=torch.Generator().manual_seed(0), **run).images
     # Pipelines map [-1, 1] to [0, 1].
@@ -202,13 +205,20 @@ def test_what_the_correction_is_not_of_is_refused():
         wrapper.step(x, 800, x, eta=1.0)
     with pytest.raises(ConfigError, match=r"state has shape \[1, 3, 4, 4\], but the drift correction is of 2 channels"):
         wrapper.step(x[:, :1].expand(1, 3, 4, 4), 800, x[:, :1].expand(1, 3, 4, 4))
-    with pytest.raises(ConfigError, match=r"of DDIMScheduler .prediction_type 'epsilon'., not of DDPMScheduler"):
+    with pytest.raises(ConfigError, match=r"of DDIMScheduler, not of DDPMScheduler"):
         DriftCorrectedScheduler(diffusers.DDPMScheduler(), correction)
     with pytest.raises(ConfigError, match="not around a DriftCorrectedScheduler"):
         DriftCorrectedScheduler(wrapper, correction)
-    shifted = diffusers.DDIMScheduler(timestep_spacing="trailing")
-    with pytest.raises(TimestepError, match="is not in the drift correction"):
-        DriftCorrectedScheduler(shifted, correction).set_timesteps(STEPS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("timestep_spacing", "trailing"), ("beta_end", 0.03), ("clip_sample", False), ("prediction_type", "v_prediction")],
+)
+def test_a_scheduler_with_another_configuration_is_refused(field, value):
+    correction = fitted(diffusers.DDIMScheduler())
+    with pytest.raises(ConfigError, match=f"of DDIMScheduler with {field}=.*, not {value!r}: collect it for"):
+        DriftCorrectedScheduler(diffusers.DDIMScheduler(**{field: value}), correction)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +228,8 @@ def test_what_the_correction_is_not_of_is_refused():
         (diffusers.DDIMScheduler(), {"steps": 0}, "steps=0 must be a whole number of at least 1"),
         (diffusers.DDIMScheduler(), {"steps": 5000}, "cannot make 5000 steps"),
         (diffusers.EulerDiscreteScheduler(), {"eta": 0.5}, "an option of DDIMScheduler, and this is a EulerDiscrete"),
+        (diffusers.DDIMScheduler(), {"eta": -1.0}, "eta=-1.0 must be a number from 0 on"),
+        (diffusers.DDIMScheduler(), {"eta": float("nan")}, "eta=nan must be a number from 0 on"),
         (object(), {}, "is no scheduler"),
     ],
 )

@@ -8,7 +8,6 @@ step leads to, :math:`\hat x_{t-1}`, each channel of the state is moved by an af
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tfmq_fx.schedulers.timestep_rows import read_json, write_json
+from tfmq_fx.data.protocols import Scheduler
+from tfmq_fx.frontend.plain_config import plain_config
+from tfmq_fx.schedulers.json_tables import TableField, read_json, write_json
 
-__all__ = ["DriftCorrection", "corrected", "terms"]
+__all__ = ["DriftCorrection", "corrected", "sampling_config", "terms"]
 
-TENSORS = ("timesteps", "coefficients")
+FIELDS: Mapping[str, type | TableField] = {
+    "scheduler": str, "config": dict, "eta": float, "gain": float,
+    "timesteps": TableField(("S",)), "coefficients": TableField(("S", "C", 3)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +34,7 @@ class DriftCorrection:
 
     Attributes:
         scheduler: Class name of the diffusers scheduler.
-        prediction: What the model predicts, the scheduler's ``prediction_type``; ``""`` where it has none.
+        config: Its configuration: noise schedule, clipping, what the model predicts (:func:`sampling_config`).
         eta: How stochastic DDIM is; 0 for the other schedulers, which have no such option.
         timesteps: The schedule in order, as often as it visits each, float64 ``[S]``.
         coefficients: ``u_t``, ``v_t`` and ``w_t`` of each channel, float64 ``[S, C, 3]``.
@@ -39,7 +43,7 @@ class DriftCorrection:
     """
 
     scheduler: str
-    prediction: str
+    config: Mapping[str, Any]
     eta: float
     timesteps: Tensor
     coefficients: Tensor
@@ -47,8 +51,7 @@ class DriftCorrection:
 
     def save(self, file: str | Path) -> Path:
         """Write the correction as JSON."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return write_json(file, {name: v.tolist() if name in TENSORS else v for name, v in values.items()})
+        return write_json(file, {name: getattr(self, name) for name in FIELDS})
 
     @classmethod
     def load(cls, file: str | Path) -> DriftCorrection:
@@ -57,9 +60,12 @@ class DriftCorrection:
         Raises:
             ConfigError: The file does not hold such a correction.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        values: Mapping[str, Any] = read_json(file, names, "a drift correction")
-        return cls(**{**values, **{name: torch.tensor(values[name], dtype=torch.float64) for name in TENSORS}})
+        return cls(**read_json(file, FIELDS, "a drift correction"))
+
+
+def sampling_config(scheduler: Scheduler) -> dict[str, Any]:
+    """What of a scheduler's configuration decides what it does; the rest says where it came from."""
+    return {name: value for name, value in plain_config(scheduler).items() if not name.startswith("_")}
 
 
 def terms(state: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -25,7 +25,7 @@ from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.data.trajectory_batch import Step, TrajectoryBatch, started_copy
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.frontend.surroundings import evaluation_mode, in_plain_surroundings
-from tfmq_fx.schedulers.drift import DriftCorrection, corrected, terms
+from tfmq_fx.schedulers.drift import DriftCorrection, corrected, sampling_config, terms
 from tfmq_fx.schedulers.drift_scheduler import DDIM, check_eta, check_unwrapped
 
 __all__ = ["collect_drift_correction"]
@@ -132,7 +132,7 @@ def collect_drift_correction(
         warnings.warn(msg, stacklevel=4)  # behind two decorators
     return DriftCorrection(
         scheduler=type(scheduler).__name__,
-        prediction=str(scheduler.config.get("prediction_type", "")),
+        config=sampling_config(scheduler),
         eta=float(eta),
         timesteps=schedule.double().cpu(),
         coefficients=torch.stack(coefficients),

@@ -9,7 +9,7 @@ from torch import Tensor
 from tfmq_fx.data.protocols import Scheduler
 from tfmq_fx.errors import ConfigError, TimestepError
 from tfmq_fx.passes.support.timestep_values import distinct_timesteps
-from tfmq_fx.schedulers.drift import DriftCorrection, corrected
+from tfmq_fx.schedulers.drift import DriftCorrection, corrected, sampling_config
 from tfmq_fx.schedulers.timestep_rows import find_row
 from tfmq_fx.schedulers.wrapper import SchedulerWrapper, with_sample
 
@@ -17,6 +17,7 @@ __all__ = ["DriftCorrectedScheduler", "check_eta", "check_unwrapped"]
 
 DDIM = "DDIMScheduler"
 WHAT = "the drift correction"
+COLLECT = "collect it for the scheduler that you sample with"
 
 
 class DriftCorrectedScheduler(SchedulerWrapper):
@@ -41,12 +42,14 @@ class DriftCorrectedScheduler(SchedulerWrapper):
     def __init__(self, scheduler: Scheduler, correction: DriftCorrection) -> None:
         super().__init__(scheduler)
         check_unwrapped(scheduler)
-        name, prediction = type(scheduler).__name__, str(scheduler.config.get("prediction_type", ""))
-        if (name, prediction) != (correction.scheduler, correction.prediction):
-            msg = (
-                f"{WHAT} is of {correction.scheduler} (prediction_type {correction.prediction!r}), not of {name} "
-                f"(prediction_type {prediction!r}): collect it for the scheduler that you sample with"
-            )
+        name, own = type(scheduler).__name__, sampling_config(scheduler)
+        if name != correction.scheduler:
+            msg = f"{WHAT} is of {correction.scheduler}, not of {name}: {COLLECT}"
+            raise ConfigError(msg)
+        other = sorted(key for key in {*own, *correction.config} if own.get(key) != correction.config.get(key))
+        if other:
+            was, now = (config.get(other[0]) for config in (correction.config, own))
+            msg = f"{WHAT} is of {name} with {other[0]}={was!r}, not {now!r}: {COLLECT}"
             raise ConfigError(msg)
         self.correction = correction
         self._distinct = distinct_timesteps(correction.timesteps)
@@ -108,8 +111,11 @@ def check_unwrapped(scheduler: Scheduler) -> None:
 
 
 def check_eta(scheduler: Scheduler, eta: float) -> None:
-    """Raise :class:`ConfigError` where a scheduler other than DDIM is given an eta."""
+    """Raise :class:`ConfigError` where an eta is negative, or given to a scheduler other than DDIM."""
     name = type(scheduler).__name__
+    if not 0 <= eta < float("inf"):
+        msg = f"eta={eta!r} must be a number from 0 on: 0 is deterministic, 1 as stochastic as DDPM"
+        raise ConfigError(msg)
     if eta != 0 and name != DDIM:
         msg = f"eta={eta:g} is an option of DDIMScheduler, and this is a {name}: leave eta out"
         raise ConfigError(msg)

@@ -8,7 +8,6 @@ takes the quantization noise apart into what follows the output and a rest that 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,16 @@ from tfmq_fx.data.prediction import predicted
 from tfmq_fx.data.protocols import RecordedBatch, Scheduler
 from tfmq_fx.errors import CalibrationError
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
-from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, read_json, schedule_of, write_json
+from tfmq_fx.schedulers.json_tables import TableField, read_json, write_json
+from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, schedule_of
 
 __all__ = ["NoiseStatistics", "collect_noise_statistics"]
 
-TENSORS = ("timesteps", "slope", "bias", "variance")
+FIELDS: Mapping[str, type | TableField] = {
+    "scheduler": str, "prediction": str, "steps": int, "eta": float,
+    "timesteps": TableField(("K",)), "slope": TableField(("K",)),
+    "bias": TableField(("K", "C")), "variance": TableField(("K",)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +58,8 @@ class NoiseStatistics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value.tolist() if name in TENSORS else value for name, value in values.items()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> NoiseStatistics:
-        """The inverse of :meth:`to_dict`."""
-        tensors = {name: torch.tensor(values[name], dtype=torch.float64) for name in TENSORS}
-        return cls(**{**values, **tensors})
+        values = {name: getattr(self, name) for name in FIELDS}
+        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
 
     def save(self, file: str | Path) -> Path:
         """Write the statistics as JSON."""
@@ -74,8 +72,7 @@ class NoiseStatistics:
         Raises:
             ConfigError: The file does not hold such statistics.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls.from_dict(read_json(file, names, "noise statistics"))
+        return cls(**read_json(file, FIELDS, "noise statistics"))
 
 
 class _Moments:

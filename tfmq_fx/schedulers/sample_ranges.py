@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +15,16 @@ from tfmq_fx.errors import CalibrationError
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.observers import MSEObserver
 from tfmq_fx.passes.support.timestep_values import ValueSearch
-from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, read_json, schedule_of, write_json
+from tfmq_fx.schedulers.json_tables import TableField, read_json, write_json
+from tfmq_fx.schedulers.timestep_rows import grouped_by_timestep, known_row, schedule_of
 
 __all__ = ["SampleRanges", "collect_sample_ranges"]
 
 BITS = tuple(range(2, 9))
+FIELDS: Mapping[str, type | TableField] = {
+    "scheduler": str, "steps": int, "bits": int,
+    "timesteps": TableField(("K",)), "scale": TableField(("K",)), "zero_point": TableField(("K",), torch.int64),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +49,7 @@ class SampleRanges:
 
     def save(self, file: str | Path) -> Path:
         """Write the ranges as JSON."""
-        about = {"scheduler": self.scheduler, "steps": self.steps, "bits": self.bits}
-        tensors = {"timesteps": self.timesteps, "scale": self.scale, "zero_point": self.zero_point}
-        return write_json(file, {**about, **{name: tensor.tolist() for name, tensor in tensors.items()}})
+        return write_json(file, {name: getattr(self, name) for name in FIELDS})
 
     @classmethod
     def load(cls, file: str | Path) -> SampleRanges:
@@ -55,10 +58,7 @@ class SampleRanges:
         Raises:
             ConfigError: The file does not hold such ranges.
         """
-        tensors = {"timesteps": torch.float64, "scale": torch.float64, "zero_point": torch.int64}
-        values = read_json(file, ("scheduler", "steps", "bits", *tensors), "ranges of a sampler's state")
-        made = {name: torch.tensor(values[name], dtype=dtype) for name, dtype in tensors.items()}
-        return cls(values["scheduler"], values["steps"], values["bits"], **made)
+        return cls(**read_json(file, FIELDS, "ranges of a sampler's state"))
 
 
 @in_plain_surroundings

@@ -1,21 +1,18 @@
-"""Tables by timestep that are kept as JSON: rows by value, files in and out, batches taken apart."""
+"""Tables by timestep: rows by value, batches taken apart."""
 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tfmq_fx.data.protocols import RecordedBatch, Scheduler
-from tfmq_fx.errors import CalibrationError, ConfigError, TimestepError
+from tfmq_fx.errors import CalibrationError, TimestepError
 from tfmq_fx.passes.support.timestep_values import ValueSearch, distinct_timesteps
 
-__all__ = ["check_schedule", "find_row", "grouped_by_timestep", "known_row", "read_json", "schedule_of", "write_json"]
+__all__ = ["check_schedule", "find_row", "grouped_by_timestep", "known_row", "schedule_of"]
 
 
 def schedule_of(scheduler: Scheduler, steps: int) -> Tensor:
@@ -93,28 +90,3 @@ def grouped_by_timestep(
         sample = next(value for name, value in batch.items() if name != timestep and isinstance(value, Tensor))
         times = torch.as_tensor(batch[timestep]).detach().cpu().reshape(-1).expand(len(sample))
         yield batch, sample, [(value, times == value) for value in torch.unique(times)]
-
-
-def write_json(file: str | Path, values: Mapping[str, Any]) -> Path:
-    """Write a JSON file and return its path."""
-    file = Path(file)
-    file.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    return file
-
-
-def read_json(file: str | Path, names: Iterable[str], what: str) -> dict[str, Any]:
-    """Read a JSON file that :func:`write_json` wrote.
-
-    Raises:
-        ConfigError: The file is not JSON, or lacks one of ``names``.
-    """
-    try:
-        values: Any = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"{file} does not hold {what}: it is no JSON ({error})"
-        raise ConfigError(msg) from error
-    missing = [name for name in names if not isinstance(values, dict) or name not in values]
-    if missing:
-        msg = f"{file} does not hold {what}: it has no {missing[0]!r}"
-        raise ConfigError(msg)
-    return {name: values[name] for name in names}
