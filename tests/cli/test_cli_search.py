@@ -53,6 +53,7 @@ def test_a_file_may_leave_fields_out(model, tmp_path):
     [
         (None, "cannot be read"),
         ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
         ('{"weight_bit": 4}', "unknown configuration field 'weight_bit'"),
         ("[1]", "instead of a dictionary"),
         ('{"weight_bits": 9}', "weight_bits=9"),

@@ -27,7 +27,7 @@ def read_configuration(path: Path) -> QuantizationConfig:
     except OSError as error:
         msg = f"the configuration {path} cannot be read: {error.strerror}"
         raise ConfigError(msg) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         msg = f"the configuration {path} is no JSON: {error}"
         raise ConfigError(msg) from error
     return QuantizationConfig.from_dict(values)
