@@ -206,7 +206,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                     "scale_channels": True,
                     "reconstruction": "tfmq-dm",
                 },
-                limitations="scales that are learned, with losses weighted by timestep (here powers of two from what "
+                limitations="scales that are learned, with losses weighted by timestep (here from what "
                 "calibration saw of each channel), and one range for all timesteps",
             ),
             Preset(

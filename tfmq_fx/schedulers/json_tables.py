@@ -64,7 +64,7 @@ def read_json(file: str | Path, fields: Mapping[str, type | TableField], what: s
             raise ConfigError(msg)
         value = _table(values[name], field, sizes) if isinstance(field, TableField) else _value(values[name], field)
         if value is None:
-            wanted = f"a table of {field.axes}" if isinstance(field, TableField) else field.__name__
+            wanted = f"table of {field.axes}" if isinstance(field, TableField) else field.__name__
             msg = f"{file} does not hold {what}: its {name!r} is no {wanted}"
             raise ConfigError(msg)
         found[name] = value
