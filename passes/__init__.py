@@ -32,6 +32,7 @@ from tfmq_fx.passes.native.fuse_residual_adds import FuseResidualAdds
 from tfmq_fx.passes.native.lower_indexed_convs import LowerIndexedConvs
 from tfmq_fx.passes.native.lower_integer_attention import LowerIntegerAttention
 from tfmq_fx.passes.native.lower_integer_convs import LowerIntegerConvs
+from tfmq_fx.passes.native.lower_pointwise_convs import LowerPointwiseConvs
 from tfmq_fx.passes.observation import PassApplication, observe_passes
 from tfmq_fx.passes.pipeline import Pipeline, run_pipeline
 from tfmq_fx.passes.pipelines import (
@@ -96,6 +97,7 @@ __all__ = [
     "LowerIndexedConvs",
     "LowerIntegerAttention",
     "LowerIntegerConvs",
+    "LowerPointwiseConvs",
     "MergeEqualNodes",
     "NarrowActivations",
     "NormalizeArguments",

@@ -29,6 +29,7 @@ from tfmq_fx.passes.native.fuse_quantized_images import FuseQuantizedImages
 from tfmq_fx.passes.native.fuse_residual_adds import FuseResidualAdds
 from tfmq_fx.passes.native.lower_integer_attention import LowerIntegerAttention
 from tfmq_fx.passes.native.lower_integer_convs import LowerIntegerConvs
+from tfmq_fx.passes.native.lower_pointwise_convs import LowerPointwiseConvs
 from tfmq_fx.passes.pipeline import Pipeline
 from tfmq_fx.passes.precision.narrow_activations import NarrowActivations
 from tfmq_fx.passes.quantized.fold_weight_zero_points import FoldWeightZeroPoints
@@ -100,6 +101,7 @@ NATIVE_KERNELS = Pipeline(
     (
         MergeEqualNodes,
         LowerIntegerConvs,
+        LowerPointwiseConvs,
         LowerIntegerAttention,
         MergeEqualNodes,
         FuseGroupNorms,

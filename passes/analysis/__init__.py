@@ -9,6 +9,7 @@ from tfmq_fx.passes.analysis.conditional_part import (
 from tfmq_fx.passes.analysis.dependence import data_arguments, data_dependence
 from tfmq_fx.passes.analysis.layer_names import layer_name, weight_source
 from tfmq_fx.passes.analysis.reconstruction_units import ReconstructionUnit, find_units
+from tfmq_fx.passes.analysis.shortcuts import find_shortcuts
 from tfmq_fx.passes.analysis.table_row import (
     find_row,
     row_columns,
@@ -32,6 +33,7 @@ __all__ = [
     "evaluate_temporal_nodes",
     "find_conditional_part",
     "find_row",
+    "find_shortcuts",
     "find_temporal_block",
     "find_units",
     "layer_name",

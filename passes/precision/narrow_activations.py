@@ -11,7 +11,7 @@ from tfmq_fx.kernels import OPERATORS
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_list, argument_node, called_operator
 from tfmq_fx.passes.support.channels_last import RELABELLINGS
-from tfmq_fx.passes.support.integer_convs import DTYPE, RESIDUAL
+from tfmq_fx.passes.support.integer_convs import DTYPE, READS_FLOATS, RESIDUAL
 from tfmq_fx.passes.support.nodes import insert_call, replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
@@ -63,6 +63,8 @@ class NarrowActivations(GraphPass):
                 place = RESIDUAL[node.target]
                 if arguments[place] is not None:
                     arguments[place] = self._narrowed(graph, arguments[place], narrow, node)
+                if is_call(node, *READS_FLOATS) and arguments[0] in narrow:
+                    arguments[0] = narrow[argument_node(node, 0)]
                 arguments[DTYPE[node.target]] = torch.bfloat16
                 self._replace(graph, node, tuple(arguments), narrow)
             elif is_call(node, *RELABELLINGS) and node.args[0] in narrow:

@@ -91,10 +91,15 @@ def byte_quantizer(node: Any) -> ByteQuantizer | None:
     return None if table is None else ByteQuantizer(node, None, table)
 
 
-def row_table(node: Any) -> RowTable | None:
-    """The table of bytes' parameters that ``node`` quantizes or dequantizes by, one row for each item."""
+def row_table(node: Any, integers: tuple[int, int, torch.dtype] = RANGE) -> RowTable | None:
+    """The table of parameters that ``node`` quantizes to, or dequantizes, integers by, one row for each item.
+
+    Args:
+        node: Any argument of a node.
+        integers: Smallest and largest integer, which zero points lie between, and their dtype.
+    """
     by_channel = (decomposed.quantize_per_channel.default, decomposed.dequantize_per_channel.default)
-    if not is_call(node, *by_channel) or node.args[3] != 0 or node.args[6] != torch.uint8:
+    if not is_call(node, *by_channel) or node.args[3] != 0 or node.args[6] != integers[2]:
         return None
     scales, zero_points = (_gathered(node.args[position]) for position in (1, 2))
     if scales is None or zero_points is None or scales[1] is not zero_points[1]:
@@ -103,7 +108,7 @@ def row_table(node: Any) -> RowTable | None:
     scale, zero_point = table.values()
     fits = scale.dtype == torch.float32 and zero_point.dtype == torch.int64 and scale.shape == zero_point.shape
     fits = fits and bool((scale > 0).all()) and bool(scale.isfinite().all())
-    return table if fits and bool(((zero_point >= 0) & (zero_point <= 255)).all()) else None
+    return table if fits and bool(((zero_point >= 0) & (zero_point <= integers[1])).all()) else None
 
 
 def dequantized_bytes(node: Any) -> ByteQuantizer | None:

@@ -61,7 +61,7 @@ def test_values_go_on_top():
         name for name in PRESETS if QuantizationConfig.preset(name, weight_bits=4).resolved_reconstruction is None
     ]
     assert nearest == ["ptq4dm", "tdq", "adp-dm"], "these methods round to nearest at any width"
-    plain = {"activation_groups": 1, "scale_channels": False, "defer_softmax": False}
+    plain = {"activation_groups": 1, "scale_channels": False, "defer_softmax": False, "shortcut_bits": None}
     assert QuantizationConfig.preset("shared") == QuantizationConfig(temporal="shared", **plain)
     scaled = [name for name in PRESETS if QuantizationConfig.preset(name).scale_channels]
     assert scaled == ["dmq"], "the only published method here that scales channels"

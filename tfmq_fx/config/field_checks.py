@@ -45,6 +45,7 @@ FIELD_CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "symmetric_activations": check_switch,
     "symmetric_attention": check_switch,
     "defer_softmax": check_switch,
+    "shortcut_bits": partial(check_choice, choices=(None, 8, 16)),
     "softmax_bits": partial(check_choice, choices=(None, 8, 16)),
     "output_bits": partial(check_bits, optional=True),
     "keep_float": check_names,

@@ -13,9 +13,9 @@ from tfmq_fx.errors import ConfigError
 __all__ = ["OVERRIDABLE", "ROLES", "checked_overrides", "names_layer"]
 
 #: What ``keep_float`` and ``overrides`` name beside patterns: layers by what they touch.
-ROLES = ("input", "output", "attention")
+ROLES = ("input", "output", "attention", "shortcut")
 #: The fields that an override may have.
-OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights", "low_rank")
+OVERRIDABLE = ("weight_bits", "activation_bits", "weight_range", "symmetric_weights", "low_rank", "shortcut_bits")
 
 
 def names_layer(entry: str, fqn: str, roles: frozenset[str]) -> bool:

@@ -24,8 +24,10 @@ TFMQ_DM: dict[str, Any] = {"temporal_objective": "features"}
 EVERY_TIMESTEP = 10_000
 
 #: What published methods do not do unless they say so: ranges by timestep, channels that are scaled, a softmax that is
-#: quantized before it is divided.
-PLAIN: dict[str, Any] = {"activation_groups": 1, "scale_channels": False, "defer_softmax": False}
+#: quantized before it is divided, shortcuts of more bits.
+PLAIN: dict[str, Any] = {
+    "activation_groups": 1, "scale_channels": False, "defer_softmax": False, "shortcut_bits": None,
+}  # fmt: skip
 
 #: The released code of TFMQ-DM leaves out modules by parts of their names. These are the same layers by the names that
 #: diffusers, guided diffusion and the DDPM repository give them; the code's bare ``op`` also hits unrelated ones.
@@ -185,6 +187,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                     "temporal": "cache",
                     "activation_range": "mse",
                     "scale_channels": False,
+                    "shortcut_bits": None,
                     "low_rank": 32,
                     "overrides": {
                         "attention": {"activation_bits": 8},
@@ -204,6 +207,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                     "temporal": "fsc",
                     "weight_range": "mse",
                     "scale_channels": True,
+                    "shortcut_bits": None,
                     "reconstruction": "tfmq-dm",
                 },
                 limitations="scales that are learned, with losses weighted by timestep (here from what "
@@ -219,6 +223,7 @@ PRESETS: Mapping[str, Preset] = FrozenMapping(
                     "weight_range": "mse",
                     "activation_range": "mse",
                     "scale_channels": False,
+                    "shortcut_bits": None,
                     "reconstruction": "efficientdm",
                 },
                 limitations="scales of weights that learn, its 160 epochs (here 1,000 iterations behind GPTQ), and a "

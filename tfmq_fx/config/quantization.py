@@ -66,16 +66,22 @@ class QuantizationConfig:
         softmax_bits: Width of the attention weights (the softmax output that multiplies the values): 8, or 16,
             which is computed in float; None takes ``activation_bits``. Where ``keep_float`` has ``"attention"`` or
             activations are float, it stands unused. Source: Q-Diffusion (ICCV 2023), section 4.
+        shortcut_bits: Width of the activations that projection shortcuts read (the role ``"shortcut"``: pointwise
+            convolutions beside a residual branch), where they are quantized and ``activation_bits`` is less. No norm
+            bounds a residual stream, and what rounding it loses goes into the sum as it is; such layers have few
+            products, and our kernels multiply both bytes. Other engines compute them in float. None takes
+            ``activation_bits``.
         output_bits: Width of the model's result, rounded by a quantize/dequantize at the end of the graph, one range
             per tensor: 2 to 8 or 16; None leaves it float. Source: PTQ4DM (CVPR 2023), which quantizes the network's
             noise, mean and variance.
         keep_float: What stays float: roles (``"input"``, ``"output"``: the layers that touch the model's
-            sample and its result; ``"attention"``: the two matrix products of attention), or patterns of
-            fully qualified names such as ``"mid_block.*"``.
+            sample and its result; ``"attention"``: the two matrix products of attention; ``"shortcut"``), or patterns
+            of fully qualified names such as ``"mid_block.*"``.
         overrides: Per role or pattern of fully qualified names, as in ``keep_float``, other values of
-            ``weight_bits``, ``activation_bits``, ``weight_range``, ``symmetric_weights`` or ``low_rank``; the first
-            match holds. ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}`` with ``keep_float=()`` is the
-            first and last layer at 8 bits. What ``keep_float`` names stays float all the same.
+            ``weight_bits``, ``activation_bits``, ``weight_range``, ``symmetric_weights``, ``low_rank`` or
+            ``shortcut_bits``; the first match holds. ``{"input": {"weight_bits": 8}, "output": {"weight_bits": 8}}``
+            with ``keep_float=()`` is the first and last layer at 8 bits. What ``keep_float`` names stays float all the
+            same.
         scale_channels: Whether channels of an activation that do not share a range are scaled, by factors that the
             weights behind them take back, where that leaves less rounding noise in the layer's output; the float
             function stays as it is. It needs ranges by timestep (``activation_groups``), ``"ema"`` or ``"minmax"``.
@@ -110,6 +116,7 @@ class QuantizationConfig:
     symmetric_attention: bool = False
     defer_softmax: bool = True
     softmax_bits: int | None = None
+    shortcut_bits: int | None = 16
     output_bits: int | None = None
     keep_float: tuple[str, ...] = ("input", "output")
     overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=FrozenMapping)
@@ -165,10 +172,14 @@ class QuantizationConfig:
 
     def for_layer(self, fqn: str, roles: frozenset[str] = frozenset()) -> QuantizationConfig:
         """This configuration with the first override applied that matches a layer of this name and these roles."""
-        for entry, values in self.overrides.items():
-            if names_layer(entry, fqn, roles):
-                return dataclasses.replace(self, overrides={}, **values)
-        return self
+        values = next((own for entry, own in self.overrides.items() if names_layer(entry, fqn, roles)), None)
+        layer = self if values is None else dataclasses.replace(self, overrides={}, **values)
+        wide = layer.activation_bits if "shortcut" not in roles else layer.of_shortcuts(layer.activation_bits)
+        return layer if wide == layer.activation_bits else dataclasses.replace(layer, activation_bits=wide)
+
+    def of_shortcuts(self, activation_bits: int) -> int:
+        """The width of what a shortcut reads, where its activations would have this one."""
+        return max(activation_bits, self.shortcut_bits or 0)
 
     @property
     def quantizes_attention(self) -> bool:

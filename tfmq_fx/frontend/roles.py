@@ -1,4 +1,4 @@
-"""Roles of layers, read off the graph: which ones touch the model's sample, and which its result.
+"""Roles of layers, read off the graph: which ones touch the model's sample, and which its result or a residual stream.
 
 A role is a matter of data flow, not of a position in a list of modules.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from tfmq_fx._torch import pytree
-from tfmq_fx.passes.analysis import data_arguments
+from tfmq_fx.passes.analysis import data_arguments, find_shortcuts
 from tfmq_fx.passes.support.predicates import is_matmul, is_weighted, node_value
 
 __all__ = ["find_roles", "output_nodes", "sample_inputs"]
@@ -27,7 +27,8 @@ def find_roles(graph_module: fx.GraphModule, timestep: str = "timestep") -> dict
     Returns:
         ``"input"`` for weighted nodes that the sample reaches without passing another weighted node,
         ``"output"`` for weighted nodes that reach the result without passing another, ``"attention"``
-        for products of two computed tensors. The sample is the input whose shape agrees with the
+        for products of two computed tensors, ``"shortcut"`` for pointwise convolutions beside a residual
+        branch (:func:`~tfmq_fx.passes.analysis.find_shortcuts`). The sample is the input whose shape agrees with the
         result's everywhere but in the channels; when none does, every input but the timestep is.
     """
     roles: dict[fx.Node, set[str]] = {}
@@ -38,6 +39,8 @@ def find_roles(graph_module: fx.GraphModule, timestep: str = "timestep") -> dict
     for node in graph_module.graph.nodes:
         if is_matmul(node):
             roles.setdefault(node, set()).add("attention")
+    for node in find_shortcuts(graph_module.graph):
+        roles.setdefault(node, set()).add("shortcut")
     return {node: frozenset(names) for node, names in roles.items()}
 
 

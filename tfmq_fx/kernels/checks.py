@@ -18,10 +18,12 @@ __all__ = [
     "MAX_BYTE_PRODUCTS",
     "MAX_SIGNED_PRODUCTS",
     "MAX_TAPS",
+    "MOST_WORD",
     "check_attention",
     "check_conv",
     "check_image",
     "check_norm",
+    "check_pointwise",
     "common_size",
     "has_native_kernels",
     "weights_fit",
@@ -30,6 +32,8 @@ __all__ = [
 FLOATS = (torch.float32, torch.bfloat16)
 #: Offsets of a kernel's places, for which the convolution has a table of this length.
 MAX_TAPS = 64
+#: The largest integers of 8 and of 16 bits.
+MOST_BYTE, MOST_WORD = 2**8 - 1, 2**16 - 1
 #: How many products an int32 holds the sum of: of a byte and a signed byte, and of two bytes less their zero points.
 MAX_SIGNED_PRODUCTS, MAX_BYTE_PRODUCTS = (2**31 - 1) // (255 * 128), (2**31 - 1) // (255 * 255)
 
@@ -74,11 +78,12 @@ def common_size(sizes: Sequence[Any]) -> Any:
     return None if any(not _same_size(size, actual_sizes[0]) for size in actual_sizes) else next(iter(actual_sizes), 1)
 
 
-def _check_affine(operator: str, scales: Sequence[float], zero_points: Sequence[int]) -> None:
+def _check_affine(operator: str, scales: Sequence[float], zero_points: Sequence[int], most: int = MOST_BYTE) -> None:
     for scale in scales:
         _require(0.0 < scale < float("inf"), operator, f"a scale is {scale}, where a positive finite number is needed")
     for zero in zero_points:
-        _require(0 <= zero <= 255, operator, f"the zero point {zero} is no byte")
+        kind = "byte" if most == MOST_BYTE else f"number from 0 to {most}"
+        _require(0 <= zero <= most, operator, f"the zero point {zero} is no {kind}")
 
 
 def _check_constant(operator: str, name: str, value: Tensor, channels: int) -> None:
@@ -106,8 +111,21 @@ def check_conv(
     dtype: torch.dtype,
 ) -> None:
     """Raise LoweringError for arguments of ``integer_conv`` that its kernel would read or write wrongly."""
-    name = "integer_conv"
-    _check_image(name, x, (torch.uint8,), DEPTH)
+    _check_image("integer_conv", x, (torch.uint8,), DEPTH)
+    _check_products("integer_conv", x, weight, (scale, bias), residual, kernel, stride, dtype)
+
+
+def _check_products(
+    name: str,
+    x: Tensor,
+    weight: Tensor,
+    constants: tuple[Tensor, Tensor],
+    residual: Tensor | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dtype: torch.dtype,
+) -> None:
+    """What a convolution's kernel takes beside its image: the weight, scale and bias, what is added."""
     depth, taps = x.shape[3], kernel[0] * kernel[1]
     packed = weight.ndim == 5 and weight.dtype == torch.int8
     expected = [taps, depth // DEPTH, DEPTH]
@@ -123,7 +141,7 @@ def check_conv(
     room = all(_at_least(size, k) for size, k in zip(x.shape[1:3], kernel, strict=True))
     _require(room, name, f"a kernel of {list(kernel)} does not fit into {list(x.shape[1:3])}")
     channels = weight.shape[0] * weight.shape[3]
-    for label, value in (("scale", scale), ("bias", bias)):
+    for label, value in zip(("scale", "bias"), constants, strict=True):
         _check_constant(name, label, value, channels)
     _require(dtype in FLOATS, name, f"the result cannot be {dtype}")
     if residual is not None:
@@ -131,6 +149,27 @@ def check_conv(
         fits = residual.dtype == dtype and residual.ndim == 4
         fits = fits and all(_same_size(a, b) for a, b in zip(residual.shape, size, strict=True))
         _require(fits, name, f"the residual is {residual.dtype} {list(residual.shape)}, not {dtype} {size}")
+
+
+def check_pointwise(
+    x: Tensor,
+    weight: Tensor,
+    constants: tuple[Tensor, Tensor, Tensor],
+    residual: Tensor | None,
+    scale: float,
+    zero_point: int,
+    dtype: torch.dtype,
+    factors: Tensor | None,
+) -> None:
+    """Raise LoweringError for arguments of ``integer_pointwise_conv`` that its kernel would read or write wrongly."""
+    name, (weight_scale, sums, bias) = "integer_pointwise_conv", constants
+    _check_image(name, x, FLOATS, LANES)
+    _check_products(name, x, weight, (weight_scale, bias), residual, (1, 1), (1, 1), dtype)
+    fits = sums.dtype == torch.int32 and sums.shape == weight_scale.shape
+    _require(fits, name, f"the sums are {sums.dtype} {list(sums.shape)}, not int32 {list(weight_scale.shape)}")
+    _check_affine(name, (scale,), (zero_point,), MOST_WORD)
+    if factors is not None:
+        _check_constant(name, "factors", factors, x.shape[3])
 
 
 def check_norm(

@@ -16,7 +16,8 @@ from tfmq_fx._torch import inductor as inductor_ir
 from tfmq_fx._torch.inductor import register_inductor_lowering
 from tfmq_fx.kernels.inductor_attention import attention, attention_rows
 from tfmq_fx.kernels.inductor_calls import CPP_TYPES, Number, Quantizer, kernel_call, numbers
-from tfmq_fx.kernels.row_operators import OPERATORS
+from tfmq_fx.kernels.inductor_pointwise import pointwise, pointwise_rows
+from tfmq_fx.kernels.pointwise import OPERATORS
 
 __all__ = ["register_native_kernels"]
 
@@ -196,6 +197,8 @@ def register_native_kernels() -> None:
         (OPERATORS.quantized_group_norm.rows, _quantized_norm_rows),
         (OPERATORS.quantized_image.default, _image),
         (OPERATORS.quantized_image.rows, _image_rows),
+        (OPERATORS.integer_pointwise_conv.default, pointwise),
+        (OPERATORS.integer_pointwise_conv.rows, pointwise_rows),
         (OPERATORS.integer_attention.default, attention),
         (OPERATORS.integer_attention.rows, attention_rows),
     ):

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from tfmq_fx.errors import LoweringError
-from tfmq_fx.kernels.checks import check_attention, check_conv, check_image
+from tfmq_fx.kernels.checks import check_attention, check_conv, check_image, check_pointwise
 
-__all__ = ["check_attention_rows", "check_conv_rows", "check_image_rows"]
+__all__ = ["check_attention_rows", "check_conv_rows", "check_image_rows", "check_pointwise_rows"]
 
 #: Scales and zero points of a table, float32 and int64, and the row of each item, int64.
 Table = tuple[Tensor, Tensor, Tensor]
@@ -67,6 +67,20 @@ def check_image_rows(
     """Raise LoweringError for what scales, quantizes, enlarges and pads ``x`` where a kernel would do it wrongly."""
     check_image(operator, x, enlarge, 1.0, 0, padding, factors)
     _check_table(operator, table, (), x[0].shape[0])
+
+
+def check_pointwise_rows(
+    x: Tensor,
+    weight: Tensor,
+    constants: Constants,
+    residual: Tensor | None,
+    table: Table,
+    dtype: torch.dtype,
+    factors: Tensor | None,
+) -> None:
+    """Raise LoweringError for arguments of ``integer_pointwise_conv.rows`` that its kernel would take wrongly."""
+    check_pointwise(x, weight, constants, residual, 1.0, 0, dtype, factors)
+    _check_table("integer_pointwise_conv", table, (), x.shape[0])
 
 
 def check_attention_rows(

@@ -13,6 +13,7 @@ from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.fake_quantizers import AdaRoundQuantizer
 from tfmq_fx.fake_quantizers.insertion import activation_quantizer
 from tfmq_fx.observers import PerChannelWeightObserver
+from tfmq_fx.passes.analysis import find_shortcuts
 from tfmq_fx.passes.support.nodes import read_attribute
 from tfmq_fx.passes.support.predicates import is_softmax_output
 from tfmq_fx.search.layers import Operand, SearchLayer
@@ -31,6 +32,7 @@ class OperandQuantizers:
 
     def __init__(self, prepared: fx.GraphModule, config: QuantizationConfig) -> None:
         self.prepared, self.config = prepared, config
+        self.shortcuts = frozenset(find_shortcuts(prepared.graph))
         self._activations: dict[tuple[fx.Node, int], Callable[..., Tensor]] = {}
         self._weights: dict[tuple[fx.Node, int], AdaRoundQuantizer] = {}
 
@@ -62,6 +64,8 @@ class OperandQuantizers:
         """That of an activation: called with the value and what else the observer is called with."""
         if self.config.softmax_bits is not None and is_softmax_output(operand.observed.args[0]):
             bits = self.config.softmax_bits
+        elif operand.reader in self.shortcuts:
+            bits = self.config.of_shortcuts(bits)
         key = operand.observed, bits
         if key not in self._activations:
             # The copy shares what was observed; from its bounds the quantizer knows its width.

@@ -51,7 +51,7 @@ class InductorBackend(CompilerBackend):
         if one_group and HAS_INTEGER_CONVS:
             LowerIndexedConvs()(graph_module)
             StripDeadState()(graph_module)
-        entries = native.with_table_rows(graph_module, entries)
+        entries = native.with_native_layers(graph_module, entries)
         exact = native.sums_bytes_exactly()
         DequantizeWeights(_computed_in_float if exact else is_weighted)(graph_module)
         StripDeadState()(graph_module)

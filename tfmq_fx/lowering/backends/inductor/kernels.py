@@ -14,7 +14,7 @@ from tfmq_fx.passes.support.predicates import module_path
 __all__ = ["KernelCounter"]
 
 #: Inductor's post-grad graph calls integer kernels through functions with these names in them.
-INTEGER_KERNELS = ("qconv", "qlinear", "integer_conv")
+INTEGER_KERNELS = ("qconv", "qlinear", "integer_conv", "integer_pointwise_conv")
 #: Our kernel of attention computes both of its products.
 BOTH_PRODUCTS = "integer_attention"
 PREPACK = "prepack"

@@ -11,12 +11,13 @@ from torch import fx
 from tfmq_fx._torch.processor import has_vnni
 from tfmq_fx.kernels import has_native_kernels
 from tfmq_fx.lowering.report.eligibility import layers
-from tfmq_fx.lowering.report.reasons import PER_ROW, ROWS_UNCOVERED
+from tfmq_fx.lowering.report.reasons import PER_ROW, ROWS_UNCOVERED, WIDE
 from tfmq_fx.lowering.report.report import ReportEntry
 from tfmq_fx.passes import NARROW_ACTIVATIONS, NATIVE_KERNELS
 from tfmq_fx.passes.native.lower_integer_convs import find_integer_layer
+from tfmq_fx.passes.native.lower_pointwise_convs import find_pointwise_layer
 
-__all__ = ["describe_kernels", "on_native_kernels", "precisions", "sums_bytes_exactly", "with_table_rows"]
+__all__ = ["describe_kernels", "on_native_kernels", "precisions", "sums_bytes_exactly", "with_native_layers"]
 
 
 def sums_bytes_exactly() -> bool:
@@ -36,22 +37,22 @@ def describe_kernels(precision: str | None) -> str:
     return f"tfmq_fx (AVX-512 VNNI, {precision or precisions()[0]} between them)"
 
 
-def with_table_rows(graph_module: fx.GraphModule, entries: tuple[ReportEntry, ...]) -> tuple[ReportEntry, ...]:
-    """The entries of ``graph_module``'s layers; those whose items have rows of a table are our kernels' too.
+def with_native_layers(graph_module: fx.GraphModule, entries: tuple[ReportEntry, ...]) -> tuple[ReportEntry, ...]:
+    """The entries of ``graph_module``'s layers; rows of a table and pointwise layers of 16 bits are our kernels' too.
 
     What our kernels do not cover of them (channels in no multiple of 16) is computed in float.
     """
     if not has_native_kernels():
         return entries
     return tuple(
-        _with_rows(graph_module, node, entry) if entry.reason == PER_ROW else entry
+        _covered(graph_module, node, entry) if entry.reason in (PER_ROW, WIDE) else entry
         for node, entry in zip(layers(graph_module), entries, strict=True)
     )
 
 
-def _with_rows(graph_module: fx.GraphModule, node: fx.Node, entry: ReportEntry) -> ReportEntry:
-    if find_integer_layer(graph_module, node) is None:
-        return replace(entry, reason=ROWS_UNCOVERED)
+def _covered(graph_module: fx.GraphModule, node: fx.Node, entry: ReportEntry) -> ReportEntry:
+    if find_integer_layer(graph_module, node) is None and find_pointwise_layer(graph_module, node) is None:
+        return replace(entry, reason=ROWS_UNCOVERED if entry.reason == PER_ROW else entry.reason)
     return replace(entry, kernel="integer", reason="", eligible=True)
 
 
