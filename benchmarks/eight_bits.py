@@ -37,8 +37,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "one range for all timesteps": {"activation_groups": 1},
     "channels not scaled": {"scale_channels": False},
     "softmax divided before": {"defer_softmax": False},
-    "none of the three": {"activation_groups": 1, "scale_channels": False, "defer_softmax": False},
-}
+    "shortcuts at 8 bits": {"shortcut_bits": None},
+    "none of the four": {
+        "activation_groups": 1, "scale_channels": False, "defer_softmax": False, "shortcut_bits": None,
+    },
+    "weights rounded by GPTQ": {"reconstruction": "gptq"},
+}  # fmt: skip
 MODELS = {"bundled": load_model, "emoji": load_emoji_model}
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx._torch.operators import decomposed
+from tfmq_fx.passes.analysis.layer_names import seen_through_observers
 from tfmq_fx.passes.analysis.reachability import Reachability
 from tfmq_fx.passes.analysis.residual_joins import is_sum, is_sum_of_parts
 from tfmq_fx.passes.support.predicates import is_call, is_conv, node_value
@@ -41,7 +42,7 @@ def find_shortcuts(graph: fx.Graph) -> list[fx.Node]:
 
 def _is_pointwise(conv: fx.Node) -> bool:
     weight = conv.args[1]
-    value = node_value(weight) if isinstance(weight, fx.Node) else None
+    value = node_value(seen_through_observers(weight)) if isinstance(weight, fx.Node) else None
     return isinstance(value, Tensor) and all(size == 1 for size in value.shape[2:])
 
 

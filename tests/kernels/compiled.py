@@ -125,6 +125,21 @@ def quantized_image(x, enlarge, scale, zero_point, padding, factors=None, *, thr
     return out.value()
 
 
+def pointwise_conv(
+    x, weight, weight_scale, weight_sum, bias, residual, scale, zero_point, factors=None, *, threads=1, rows=None
+):
+    """As the operator; the result has the type of ``x``. A table of tensors where there are ``rows``."""
+    library().threads(threads)
+    batch, height, width, depth = x.shape
+    out = Guarded((batch, height, width, weight_scale.numel()), x.dtype)
+    shape = numbers(batch, height * width, depth, weight_scale.numel())
+    by = Quantizers.of(*((scale, zero_point) if rows is not None else ([scale], [zero_point])), rows, batch)
+    operands = [pointer(tensor) for tensor in (x, factors, weight, weight_scale, weight_sum, bias, residual)]
+    kind = (int(x.dtype == torch.bfloat16), weight.shape[3] // 16)
+    library().pointwise_conv(*kind, *operands, out.pointer, shape, ctypes.byref(by))
+    return out.value()
+
+
 def integer_attention(query, key, value, factor, scales, zero_points, *, threads=1, rows=None, deferred=False):
     """``scales`` of four and ``zero_points`` of three; tables ``[rows, 4]`` of both where there are ``rows``."""
     library().threads(threads)

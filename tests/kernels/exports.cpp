@@ -3,6 +3,7 @@
 #include "conv.h"
 #include "image.h"
 #include "norm.h"
+#include "pointwise.h"
 
 using tfmq::bf16;
 
@@ -25,6 +26,18 @@ void conv(int vectors, const uint8_t* x, const int8_t* weight, const Scales& sca
     case 2: return tfmq::integer_conv<2, Out>(x, weight, scales, residual, out, shape);
     case 3: return tfmq::integer_conv<3, Out>(x, weight, scales, residual, out, shape);
     default: return tfmq::integer_conv<4, Out>(x, weight, scales, residual, out, shape);
+  }
+}
+
+template <class In>
+void pointwise(int vectors, const In* x, const float* by, const int8_t* weight, const float* scale, const int32_t* sums,
+               const float* bias, const In* residual, In* out, const tfmq::PointwiseShape& shape,
+               const tfmq::Quantizers& quantizers) {
+  switch (vectors) {
+    case 1: return tfmq::pointwise_conv<1>(x, by, weight, scale, sums, bias, residual, out, shape, quantizers);
+    case 2: return tfmq::pointwise_conv<2>(x, by, weight, scale, sums, bias, residual, out, shape, quantizers);
+    case 3: return tfmq::pointwise_conv<3>(x, by, weight, scale, sums, bias, residual, out, shape, quantizers);
+    default: return tfmq::pointwise_conv<4>(x, by, weight, scale, sums, bias, residual, out, shape, quantizers);
   }
 }
 
@@ -76,6 +89,17 @@ void quantize_image(int narrow, const void* x, const float* by, uint8_t* out, co
   with_type(narrow, [&](auto* type) {
     using In = std::remove_pointer_t<decltype(type)>;
     tfmq::quantize_image(static_cast<const In*>(x), by, out, *shape, *quantizers);
+  });
+}
+
+// The result and the residual have the type of the input.
+void pointwise_conv(int narrow, int vectors, const void* x, const float* by, const int8_t* weight, const float* scale,
+                    const int32_t* sums, const float* bias, const void* residual, void* out,
+                    const tfmq::PointwiseShape* shape, const tfmq::Quantizers* quantizers) {
+  with_type(narrow, [&](auto* type) {
+    using In = std::remove_pointer_t<decltype(type)>;
+    pointwise(vectors, static_cast<const In*>(x), by, weight, scale, sums, bias, static_cast<const In*>(residual),
+              static_cast<In*>(out), *shape, *quantizers);
   });
 }
 

@@ -15,11 +15,11 @@ def rounded(exact, error, dtype):
     return exact, error + (NARROW * (exact.abs() + error) + 1e-38 if dtype == torch.bfloat16 else 0)
 
 
-def steps(value, scale, zero_point):
+def steps(value, scale, zero_point, most=255):
     """``value`` in steps of a quantizer: rounded as torch does it, in float32."""
     inverse = torch.tensor(1.0 / scale, dtype=torch.float32)
     counted = torch.round(value.float() * inverse).double() + zero_point
-    return torch.where(counted.isnan(), 0.0, counted.clamp(0, 255))
+    return torch.where(counted.isnan(), 0.0, counted.clamp(0, most))
 
 
 def padded(value, zero_point, padding):
@@ -41,6 +41,20 @@ def integer_conv(x, plain, scale, bias, residual, stride, dtype):
     parts = [total * scale.double(), bias.double().expand_as(total)]
     parts += [] if residual is None else [residual.double()]
     return rounded(sum(parts), 4 * EPSILON * sum(part.abs() for part in parts), dtype)
+
+
+def pointwise_conv(x, plain, weight_scale, bias, residual, scale, zero_point, factors, dtype):
+    """Of one quantizer; ``plain`` is the weight ``[K, C]`` before it was packed."""
+    words = steps(scaled(x, factors), scale, zero_point, 65535)
+    total = (words - zero_point) @ plain.double().T  # below 2^53, so exact
+    factor = float(torch.tensor(scale, dtype=torch.float32)) * weight_scale.double()
+    # The sums of the bytes are rounded one by one: that of the high bytes counts 256 times.
+    high, low = torch.div(words, 256, rounding_mode="floor"), words % 256
+    of_high = (high - zero_point // 256) @ plain.double().T
+    of_low = (low - zero_point % 256) @ plain.double().T
+    size = (256 * of_high.abs() + of_low.abs()) * factor
+    parts = [total * factor, bias.double().expand_as(total)] + ([] if residual is None else [residual.double()])
+    return rounded(sum(parts), 4 * EPSILON * (size + sum(part.abs() for part in parts)), dtype)
 
 
 def group_norm(x, shift, weight, bias, groups, eps, silu):

@@ -90,12 +90,12 @@ class Memory {
 // A table of quantizers and the rows of a batch, some of them outside it.
 class Table {
  public:
-  Table(int64_t images, int64_t columns)
+  Table(int64_t images, int64_t columns, int64_t most = 255)
       : count_(draw(1, 4)), items_(images > 0 && draw(0, 1) ? images : 1), each_(images > 0 ? images / items_ : 1),
         scales_(4 * count_ * columns), zeros_(8 * count_ * columns), rows_(8 * items_), used_(int(draw(0, 2))) {
     for (int64_t i = 0; i < count_ * columns; ++i) {
       scales_.as<float>()[i] = 0.02f;
-      zeros_.as<int64_t>()[i] = columns == 4 && i % 4 == 2 ? 0 : draw(0, 255);
+      zeros_.as<int64_t>()[i] = columns == 4 && i % 4 == 2 ? 0 : draw(0, most);
     }
     for (int64_t i = 0; i < items_; ++i) rows_.as<int64_t>()[i] = draw(-2, count_ + 1);
   }
@@ -168,6 +168,24 @@ void run_image() {
   quantize_image(narrow, x.as<void>(), draw(0, 1) ? by_channel.as<float>() : nullptr, out.as<uint8_t>(), &s, &by);
 }
 
+void run_pointwise() {
+  const int narrow = int(draw(0, 1)), vectors = int(draw(1, 4));
+  const tfmq::PointwiseShape s{draw(0, 3), draw(1, 70), 16 * draw(1, 12), 16 * vectors * draw(1, 3)};
+  const int64_t pixels = s.batch * s.pixels, bytes = narrow ? 2 : 4;
+  const Memory x(pixels * s.in_channels * bytes), by_channel(4 * s.in_channels);
+  const Memory weight(s.out_channels * s.in_channels);
+  const Memory scale(4 * s.out_channels), bias(4 * s.out_channels), sums(4 * s.out_channels);
+  for (int64_t i = 0; i < s.out_channels; ++i) sums.as<int32_t>()[i] = int32_t(draw(-100000, 100000));
+  const Memory residual(pixels * s.out_channels * bytes), out(pixels * s.out_channels * bytes);
+  if (draw(0, 3)) x.floats(narrow), by_channel.floats(false);
+  scale.floats(false), bias.floats(false), residual.floats(narrow);
+  const Table table(s.batch, 1, 65535);
+  const tfmq::Quantizers by = table.quantizers();
+  pointwise_conv(narrow, vectors, x.as<void>(), draw(0, 1) ? by_channel.as<float>() : nullptr, weight.as<int8_t>(),
+                 scale.as<float>(), sums.as<int32_t>(), bias.as<float>(), draw(0, 1) ? residual.as<void>() : nullptr,
+                 out.as<void>(), &s, &by);
+}
+
 void run_attention() {
   const int narrow = int(draw(0, 1));
   tfmq::AttentionShape s{};
@@ -201,16 +219,17 @@ void run_attention() {
 int main(int, char** arguments) {
   const int64_t count = std::atoll(arguments[1]);
   source.seed(std::strtoull(arguments[2], nullptr, 10));
-  void (*const kernels[])() = {run_conv, run_norm, run_image, run_attention};
+  void (*const kernels[])() = {run_conv, run_norm, run_image, run_pointwise, run_attention};
+  constexpr int kernel_count = int(std::size(kernels));
   for (int64_t i = 0; i < count; ++i) {
     threads(any<int>({1, 2, 3, 7}));
-    kernels[i % 4]();
+    kernels[i % kernel_count]();
   }
   // From threads of a caller's own, as two denoisers at once: each call is then a team of one.
 #pragma omp parallel for num_threads(2)
   for (int i = 0; i < 2; ++i) {
 #pragma omp critical
-    for (int again = 0; again < 4; ++again) kernels[again]();
+    for (int again = 0; again < kernel_count; ++again) kernels[again]();
   }
   std::printf("%lld\n", static_cast<long long>(count));
 }

@@ -42,7 +42,7 @@ def test_no_shape_leads_out_of_bounds_once_optimized():
     run(path, 2)
 
 
-@pytest.mark.parametrize("header", ["vnni.h", "conv.h", "image.h", "norm.h", "attention.h"])
+@pytest.mark.parametrize("header", ["vnni.h", "conv.h", "image.h", "norm.h", "pointwise.h", "attention.h"])
 def test_each_header_stands_alone(header):
     """An Inductor kernel includes one of them, behind nothing that it could borrow from."""
     command = [compiler(), "-std=c++20", "-fopenmp", *PROCESSOR, "-fsyntax-only", "-x", "c++", "-"]

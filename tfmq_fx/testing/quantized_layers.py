@@ -55,6 +55,7 @@ def quantized_by_rows(
     *,
     each: int | None = None,
     bounds: tuple[int, int] = (0, 255),
+    dtype: torch.dtype = torch.uint8,
 ) -> fx.Node:
     """The quantize node of ``node`` by a row of a table for each item, as timestep groups have it.
 
@@ -66,6 +67,7 @@ def quantized_by_rows(
         zero_points: Its zero points.
         each: How many entries of the first axis each item has, one behind the other; None for one.
         bounds: The least and the largest integer.
+        dtype: Theirs.
     """
     number = sum(entry.op == "get_attr" for entry in builder.graph.nodes)
     index = rows
@@ -77,7 +79,7 @@ def quantized_by_rows(
         builder.call(aten.index_select.default, builder.buffer(f"table_{number}_{name}", value), 0, index)
         for name, value in zip(("scales", "zero_points"), values, strict=True)
     ]
-    return builder.call(QUANTIZE_BY_ROWS, node, *gathered, 0, *bounds, torch.uint8)
+    return builder.call(QUANTIZE_BY_ROWS, node, *gathered, 0, *bounds, dtype)
 
 
 def dequantized(builder: GraphBuilder, node: fx.Node) -> fx.Node:
