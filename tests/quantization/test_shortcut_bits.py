@@ -68,10 +68,10 @@ def test_other_widths_are_refused(bits):
 
 
 def test_it_loses_less_than_8_bits():
-    """With outliers in the stream, which the shortcut reads and a norm hides from everything else."""
+    """Where most of the result comes through the shortcut, most of the error does."""
     model = small_denoiser()
     with torch.no_grad():
-        model.enter.weight[3] *= 40
+        model.up.shortcut.weight *= 20
     inputs = batch(seed=7)
     with torch.no_grad():
         wanted = model(*inputs)
