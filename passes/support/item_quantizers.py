@@ -18,6 +18,7 @@ __all__ = ["ItemQuantizer", "constant_weight_of", "item_quantizer", "sums_of"]
 
 aten = torch.ops.aten
 QUANTIZE, DEQUANTIZE = decomposed.quantize_per_channel.default, decomposed.dequantize_per_channel.default
+BYTES = (torch.uint8, torch.int8)
 #: Layers whose result is linear in their input; the weight is their second argument, the bias the third.
 CONVS = (aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
 LAYERS = (*CONVS, aten.linear.default)
@@ -143,6 +144,7 @@ def item_quantizer(restored: fx.Node) -> ItemQuantizer | None:
         return None
     quantize = argument_node(restored, 0)
     constant, readers = _constant_zero(quantize), list(restored.users)
-    factored = tuple(reader for reader in readers if _is_factored(reader, restored, constant))
+    narrow = quantize.args[6] in BYTES  # engines have integer layers of bytes alone; float32 loses sums of more
+    factored = tuple(reader for reader in readers if narrow and _is_factored(reader, restored, constant))
     others = tuple(reader for reader in readers if reader not in factored)
     return ItemQuantizer(quantize, restored, *_tables(quantize), constant, factored, others)

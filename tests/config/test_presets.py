@@ -147,7 +147,8 @@ def quantize_nodes(program):
 
 @pytest.mark.parametrize("range_", ["ema", "minmax", "mse"])
 def test_symmetric_activations_have_their_zero_in_the_middle(range_):
-    graph, data = prepared(symmetric_activations=True, activation_range=range_, temporal="shared", defer_softmax=False)
+    eight = {"defer_softmax": False, "shortcut_bits": None}
+    graph, data = prepared(symmetric_activations=True, activation_range=range_, temporal="shared", **eight)
     softmax = next(n for n in graph.graph.nodes if n.target is torch.ops.aten.softmax.int)
     program = tfmq_fx.convert(graph)
     zeros = {node: node.args[2] for node in quantize_nodes(program)}

@@ -72,7 +72,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def program():
-    config = QuantizationConfig(activation_groups=1)
+    config = QuantizationConfig(activation_groups=1, shortcut_bits=None)
     return tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
 
 

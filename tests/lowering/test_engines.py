@@ -29,7 +29,7 @@ INSTALLED = [
 
 @pytest.fixture(scope="module")
 def program():
-    config = QuantizationConfig(unknown_timestep="error")
+    config = QuantizationConfig(unknown_timestep="error", shortcut_bits=None)
     return tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
 
 
@@ -87,7 +87,7 @@ def test_configurations(backend, config):
 
 @pytest.fixture(scope="module")
 def program_by_timestep():
-    config = QuantizationConfig(activation_groups=len(TIMESTEPS), unknown_timestep="error")
+    config = QuantizationConfig(activation_groups=len(TIMESTEPS), unknown_timestep="error", shortcut_bits=None)
     return tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
 
 
@@ -116,7 +116,7 @@ def test_ranges_by_timestep_take_mixed_timesteps_on_integer_kernels(backend, pro
 @pytest.mark.parametrize("backend", INSTALLED)
 @pytest.mark.parametrize("tabulated", ["cache", "float"])
 def test_ranges_by_timestep_with_stored_rows_and_without_a_table(backend, tabulated):
-    config = QuantizationConfig(activation_groups=3, temporal=tabulated)
+    config = QuantizationConfig(activation_groups=3, temporal=tabulated, shortcut_bits=None)
     program = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
     denoiser = tfmq_fx.lower(program, backend)
     x, t = batch(3)

@@ -175,7 +175,7 @@ def test_a_package_holds_them(program, tmp_path):
 def test_without_vnni_nothing_saturates_silently(monkeypatch):
     monkeypatch.setattr(native, "has_native_kernels", lambda: False)
     monkeypatch.setattr(native, "sums_bytes_exactly", lambda: False)
-    config = tfmq_fx.QuantizationConfig(activation_groups=1)
+    config = tfmq_fx.QuantizationConfig(activation_groups=1, shortcut_bits=None)
     program = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
     denoiser = tfmq_fx.lower(program)
     assert denoiser.report.integer_kernels == 0 and denoiser.report.kernels == ""

@@ -20,7 +20,7 @@ from tfmq_fx.lowering.report.report import ReportEntry
 
 @pytest.fixture(scope="module")
 def program():
-    config = QuantizationConfig(unknown_timestep="error", activation_groups=1)
+    config = QuantizationConfig(unknown_timestep="error", activation_groups=1, shortcut_bits=None)
     return tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
 
 
@@ -209,10 +209,8 @@ def test_a_file_of_somebody_else_is_refused_before_anything_is_compiled(program,
 
 def test_asymmetric_4_bit_weights_reach_the_kernels_exactly():
     """The kernels ignore weight zero points; folded weights must not depend on them."""
-    program = tfmq_fx.quantize(
-        small_denoiser(), QuantizationConfig(weight_bits=4, activation_groups=1), [batch()], timesteps=TIMESTEPS,
-        progress=False,
-    )  # fmt: skip
+    config = QuantizationConfig(weight_bits=4, activation_groups=1, shortcut_bits=None)
+    program = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
     denoiser = tfmq_fx.lower(program, "inductor")
     assert denoiser.report.integer_kernels == denoiser.report.eligible == 7
     x, t = batch()

@@ -63,7 +63,7 @@ def unconditional():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(3)
     calibration = [(torch.randn(4, 1, 8, 8, generator=generator) * loudness(t), t.expand(4)) for t in TIMESTEPS]
-    config = QuantizationConfig(**MANY, activation_range="minmax")
+    config = QuantizationConfig(**MANY, activation_range="minmax", shortcut_bits=None)
     return tfmq_fx.quantize(LoudDenoiser().eval(), config, calibration, timesteps=TIMESTEPS, progress=False)
 
 

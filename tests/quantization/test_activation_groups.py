@@ -45,7 +45,9 @@ class Unnormalized(SmallDenoiser):
 @functools.cache
 def program(groups=10, model=SmallDenoiser, **config):
     torch.manual_seed(0)
-    config = QuantizationConfig(**{"activation_groups": groups, "activation_range": "minmax", **config})
+    config = QuantizationConfig(
+        **{"activation_groups": groups, "activation_range": "minmax", "shortcut_bits": None, **config}
+    )
     return tfmq_fx.quantize(model().eval(), config, noisy(TIMESTEPS), timesteps=TIMESTEPS, progress=False)
 
 
@@ -62,7 +64,7 @@ def test_a_range_per_group_serves_timesteps_that_one_range_does_not():
 
 @pytest.mark.parametrize("activation_range", ["ema", "minmax", "mse"])
 def test_one_range_per_timestep_is_that_of_a_program_for_this_timestep_alone(activation_range):
-    alike = {"activation_range": activation_range, "weight_bits": 32, "scale_channels": False}
+    alike = {"activation_range": activation_range, "weight_bits": 32, "scale_channels": False, "shortcut_bits": None}
     every = program(10, **alike)
     torch.manual_seed(0)
     captured = tfmq_fx.capture(SmallDenoiser().eval(), batch())

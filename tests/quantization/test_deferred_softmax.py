@@ -59,12 +59,10 @@ def test_the_softmax_stays_where_it_is_not_asked_for_or_not_quantized(config):
 def test_a_uniform_attention_keeps_its_levels():
     """Over many keys a softmax has small values; its numerators are near 1."""
     x, t = batch(seed=7)
-    model = small_denoiser()
+    model, narrow = small_denoiser(), {"activation_bits": 5, "shortcut_bits": None}
     with torch.no_grad():
         errors = [
-            relative(
-                tfmq_fx.convert(prepared(defer_softmax=deferred, activation_bits=5)).graph_module(x, t), model(x, t)
-            )
+            relative(tfmq_fx.convert(prepared(defer_softmax=deferred, **narrow)).graph_module(x, t), model(x, t))
             for deferred in (True, False)
         ]
     assert errors[0] < errors[1]

@@ -18,7 +18,7 @@ from tfmq_fx.quantization.fidelity import TimestepFidelity
 from tfmq_fx.quantization.probes import MOST_PROBES, probes_of
 
 BATCHES = [batch(8, seed) for seed in range(4)]
-COARSE = QuantizationConfig(weight_bits=2, activation_bits=3)
+COARSE = QuantizationConfig(weight_bits=2, activation_bits=3, shortcut_bits=None)
 
 
 def prepared(config=None, model=None, timesteps=TIMESTEPS):

@@ -76,7 +76,8 @@ def test_branches_leave_the_float_function_and_help_what_is_quantized():
     assert set(found) == {"qkv", "down.conv1", "down.conv2", "up.conv1", "up.conv2", "up.shortcut"}
     tfmq_fx.calibrate(prepared, noisy(TIMESTEPS)[:1], progress=False)
     assert branches(prepared) == found, "a layer has one branch however often it is calibrated"
-    assert error(quantized(low_rank=4)) < 0.9 * error(quantized())
+    narrow = {"shortcut_bits": None}
+    assert error(quantized(low_rank=4, **narrow)) < 0.9 * error(quantized(**narrow))
 
 
 def test_overrides_say_which_layers_have_one():

@@ -90,13 +90,14 @@ def test_a_denoiser_has_the_models_type(case, backend):
         assert found.dtype is dtype and found.shape == x[:size].shape
         assert relative(found.float(), program(x.to(dtype), t)[:size].float()) < 0.02 + ROUNDING[dtype]
     assert relative(denoiser(x.to(dtype), t).float(), wanted) < like + 0.01 + ROUNDING[dtype]
-    assert backend == "reference" or denoiser.report.integer_kernels >= 7
+    assert backend == "reference" or denoiser.report.integer_kernels >= 5
 
 
 def test_inductor_and_a_package_have_the_models_type(tmp_path):
     model, (x, t) = Mixed(torch.bfloat16), batch()
     x = x.to(torch.bfloat16)
-    config = QuantizationConfig(activation_groups=1)  # with more, layers this narrow are integers on AMX alone
+    # With more groups, layers this narrow are integers on AMX alone.
+    config = QuantizationConfig(activation_groups=1, shortcut_bits=None)
     program = tfmq_fx.quantize(model, config, [(x, t)], timesteps=TIMESTEPS, progress=False)
     tfmq_fx.lower(program, "aot", path=tmp_path / "denoiser.pt2")
     denoiser = tfmq_fx.load_denoiser(tmp_path / "denoiser.pt2")

@@ -16,10 +16,13 @@ __all__ = ["QUANTIZED_LAYERS", "quantized_graphs"]
 aten = torch.ops.aten
 CHANNELS = (16, 32, 48, 24)  # the last is none that the kernels take
 SIZE = 4
+#: A step of 16 bits that fits numbers of a standard normal distribution.
+WORD_SCALE = 2e-4
 #: The kinds of layers.
 QUANTIZED_LAYERS = (
     "conv",
     "residual",
+    "shortcut",
     "norm",
     "shift",
     "concatenate",
@@ -96,6 +99,13 @@ class _Stack:
     def residual(self, name: str) -> fx.Node:
         total = (self.image, conv(self.builder, self.image, name, self.channels()))
         return self.builder.call(aten.add.Tensor, *(total if self.draw(st.booleans()) else total[::-1]))
+
+    def shortcut(self, name: str) -> fx.Node:
+        """A residual block whose projection reads 16 bits."""
+        channels = self.draw(st.sampled_from(CHANNELS))
+        words = quantized(self.builder, self.image, WORD_SCALE, 32768, 0, 65535, torch.int32)
+        projected = conv(self.builder, words, f"{name}.projection", channels, kernel=1)
+        return self.builder.call(aten.add.Tensor, projected, conv(self.builder, self.image, name, channels))
 
     def norm(self, name: str) -> fx.Node:
         source = self.image

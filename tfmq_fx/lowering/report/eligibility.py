@@ -38,7 +38,7 @@ from tfmq_fx.passes.support.predicates import (
     node_value,
 )
 
-__all__ = ["classify", "layers", "reads_one_channel", "sums_may_overflow"]
+__all__ = ["classify", "layers", "reads_one_channel", "reads_wide_integers", "sums_may_overflow"]
 
 aten = torch.ops.aten
 WEIGHT = decomposed.dequantize_per_channel.default
@@ -53,6 +53,17 @@ def reads_one_channel(node: fx.Node) -> bool:
     """Whether ``node`` is a convolution of a one-channel input: channels last and first are one layout there."""
     source = node.args[0]
     return is_conv(node) and isinstance(source, fx.Node) and node_value(source).shape[1] == 1
+
+
+def reads_wide_integers(node: fx.Node) -> bool:
+    """Whether ``node`` is a layer whose activation was quantized to more than 8 bits."""
+    source = node.args[0]
+    return is_weighted(node) and is_call(source, *PER_TENSOR, PER_ITEM) and _integers(source) not in INTEGER_DTYPES
+
+
+def _integers(dequantize: fx.Node) -> Any:
+    """The dtype that ``dequantize`` reads."""
+    return dequantize.args[6 if is_call(dequantize, PER_ITEM) else 5]
 
 
 def sums_may_overflow(node: fx.Node) -> bool:

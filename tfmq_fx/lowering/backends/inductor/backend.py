@@ -14,7 +14,7 @@ from tfmq_fx.lowering.backends.inductor import native
 from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor, compiler_errors
 from tfmq_fx.lowering.options import BackendSupport
 from tfmq_fx.lowering.plan import LoweringPlan
-from tfmq_fx.lowering.report.eligibility import reads_one_channel, sums_may_overflow
+from tfmq_fx.lowering.report.eligibility import reads_one_channel, reads_wide_integers, sums_may_overflow
 from tfmq_fx.lowering.report.matching import KernelsByModule, in_float
 from tfmq_fx.lowering.report.reasons import NO_EXACT_BYTES
 from tfmq_fx.lowering.report.report import ReportEntry
@@ -71,4 +71,5 @@ class InductorBackend(CompilerBackend):
 
 def _computed_in_float(layer: fx.Node) -> bool:
     """Whether a layer has quantized operands that Inductor's own integer kernels would get wrong."""
-    return reads_one_channel(layer) or sums_may_overflow(layer)
+    wide = reads_wide_integers(layer) and not native.reads_words(layer)
+    return wide or reads_one_channel(layer) or sums_may_overflow(layer)

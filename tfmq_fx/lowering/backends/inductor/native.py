@@ -17,7 +17,8 @@ from tfmq_fx.passes import NARROW_ACTIVATIONS, NATIVE_KERNELS
 from tfmq_fx.passes.native.lower_integer_convs import find_integer_layer
 from tfmq_fx.passes.native.lower_pointwise_convs import find_pointwise_layer
 
-__all__ = ["describe_kernels", "on_native_kernels", "precisions", "sums_bytes_exactly", "with_native_layers"]
+__all__ = ["describe_kernels", "on_native_kernels", "precisions", "reads_words", "sums_bytes_exactly",
+           "with_native_layers"]  # fmt: skip
 
 
 def sums_bytes_exactly() -> bool:
@@ -54,6 +55,12 @@ def _covered(graph_module: fx.GraphModule, node: fx.Node, entry: ReportEntry) ->
     if find_integer_layer(graph_module, node) is None and find_pointwise_layer(graph_module, node) is None:
         return replace(entry, reason=ROWS_UNCOVERED if entry.reason == PER_ROW else entry.reason)
     return replace(entry, kernel="integer", reason="", eligible=True)
+
+
+def reads_words(layer: fx.Node) -> bool:
+    """Whether our kernel for pointwise convolutions of 16 bits takes ``layer`` here."""
+    owner = layer.graph.owning_module
+    return has_native_kernels() and owner is not None and find_pointwise_layer(owner, layer) is not None
 
 
 def on_native_kernels(graph_module: fx.GraphModule, precision: str | None) -> fx.GraphModule:

@@ -21,6 +21,8 @@ from tfmq_fx.lowering.translation.translator import Operator, Translator
 
 __all__ = ["OPERATORS"]
 
+#: Steps of the range of a byte.
+MOST_LEVELS = 255
 #: Ranges below this are scaled.
 SMALLEST_RANGE = 2.0**-10
 #: The inverse of the factor stays a normal number.
@@ -62,13 +64,16 @@ def dequantize(context: Translator, input: Any, scale: Any, zero_point: Any, qua
     """One ``FakeQuantize`` for the pair, with the real values of the lowest and highest integer as its range.
 
     A small range is brought near 1 by a power of two, which a product takes back: the engine compares the ends of a
-    range with 1e-6, and where a processor has signed activations (AMX) takes smaller ones for one-sided.
+    range with 1e-6, and where a processor has signed activations (AMX) takes smaller ones for one-sided. More than 8
+    bits are rounded in float: a ``FakeQuantize`` of so many levels is off by percents (2026.1).
     """
     parameters = _fixed(context, scale, zero_point, quant_min, quant_max)
     if not isinstance(input, Quantized) or input.parameters != parameters:
         msg = f"{context.engine} cannot dequantize {context.node.args[0]} with parameters of its own"
         raise LoweringError(msg)
     step, zero, low, high = parameters
+    if high - low > MOST_LEVELS:
+        return _in_float(input.source, *parameters)
     ends = [(level - zero) * step for level in (low, high)]
     bounds = [opset.constant(end, dtype=Type.f32) for end in ends]
     largest = max(map(abs, ends))
@@ -78,6 +83,14 @@ def dequantize(context: Translator, input: Any, scale: Any, zero_point: Any, qua
     results = [opset.constant(end * factor, dtype=Type.f32) for end in ends]
     scaled = opset.fake_quantize(input.source, *bounds, *results, levels=high - low + 1)
     return opset.multiply(scaled, opset.constant(1 / factor, dtype=Type.f32)).output(0)
+
+
+def _in_float(source: Any, step: float, zero: int, low: int, high: int) -> Any:
+    """What the pair does, step by step."""
+    inverse, scale = (opset.constant(number, dtype=Type.f32) for number in (1.0 / step, step))
+    lowest, highest = float(low - zero), float(high - zero)
+    steps = opset.clamp(opset.round(opset.multiply(source, inverse), "half_to_even"), lowest, highest)
+    return opset.multiply(steps, scale).output(0)
 
 
 def dequantize_weight(context: Translator, input: Tensor, scales: Tensor, zero_points: Tensor | None, axis: int,
