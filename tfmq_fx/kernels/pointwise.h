@@ -16,6 +16,14 @@ constexpr int kTilePixels = 3;
 // Bytes that are quantized before they are multiplied: all blocks of columns read them from the nearest cache.
 constexpr int64_t kQuantizedBytes = 1 << 16;
 
+// As many tiles as the nearest cache has room for, but so that the chunks of all images share out among the threads.
+inline int64_t tiles_of_chunk(int64_t batch, int64_t tiles, int64_t depth, int64_t threads) {
+  const int64_t most = std::min<int64_t>(16, std::max<int64_t>(1, kQuantizedBytes / (2 * kTilePixels * depth)));
+  int64_t chunks = (tiles + most - 1) / most;
+  if (batch % threads != 0) chunks = (chunks + threads - 1) / threads * threads;
+  return std::max<int64_t>(1, (tiles + chunks - 1) / chunks);
+}
+
 // round(value * inverse_scale) + zero_point, in 0..65535, its high and low bytes; NaN becomes 0.
 TFMQ_INLINE void quantize_words(__m512 value, __m512 inverse_scale, __m512i zero_point, uint8_t* high, uint8_t* low) {
   const __m512 steps = at_most(_mm512_set1_ps(65535.0f), _mm512_mul_ps(value, inverse_scale));
@@ -84,9 +92,9 @@ void pointwise_conv(const In* x, const float* by, const int8_t* weight, const fl
                     const PointwiseShape& s, const Quantizers& quantizers) {
   const int64_t depth = s.in_channels, channels = s.out_channels, columns = NB * kLanes;
   // Chunks of neighbouring tiles: never of two images, so that a chunk has one quantizer.
-  const int64_t chunk_pixels =
-      kTilePixels * std::min<int64_t>(16, std::max<int64_t>(1, kQuantizedBytes / (2 * kTilePixels * depth)));
-  const int64_t chunks = (s.pixels + chunk_pixels - 1) / chunk_pixels;
+  const int64_t tiles = (s.pixels + kTilePixels - 1) / kTilePixels;
+  const int64_t chunk_tiles = tiles_of_chunk(s.batch, tiles, depth, omp_get_max_threads());
+  const int64_t chunk_pixels = kTilePixels * chunk_tiles, chunks = (tiles + chunk_tiles - 1) / chunk_tiles;
 #pragma omp parallel
   {
     std::unique_ptr<uint8_t[]> bytes(new uint8_t[2 * chunk_pixels * depth]);
