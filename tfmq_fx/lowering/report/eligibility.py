@@ -97,7 +97,7 @@ def _reason(graph_module: fx.GraphModule, node: fx.Node, kept_float: Mapping[str
     if not quantized_left:
         return BRANCH if is_branch(node) else NO_ACTIVATION
     if is_call(left, PER_ITEM):
-        return PER_ROW
+        return PER_ROW if _integers(left) in INTEGER_DTYPES else WIDE
     if not is_call(right, WEIGHT) or not _weight_fits(graph_module, right) or left.args[5] not in INTEGER_DTYPES:
         return WIDE
     if node.target not in INTEGER_OPERATORS:
