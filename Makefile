@@ -34,13 +34,15 @@ types: venv layout
 docs: venv layout
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Each worker takes neighbouring tests (worksteal), so that what a file shares is made by one of them and not by both.
+# A worker for each processor, up to eight of 1.3 GB. Each takes neighbouring tests (worksteal), so that what a file shares
+# is made by one of them and not by all.
+WORKERS := -n logical --maxprocesses 8
 pytest: venv
-	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci $(BIN)/pytest -n 2 --dist worksteal --durations=15
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci $(BIN)/pytest $(WORKERS) --dist worksteal --durations=15
 
 # What draws its cases draws thousands of them instead of dozens, new ones each time. It takes hours.
 nightly: venv
-	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/pytest -n 2 --dist worksteal --durations=15 tests/kernels tests/properties
+	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=nightly $(BIN)/pytest $(WORKERS) --dist worksteal --durations=15 tests/kernels tests/properties
 
 # The tests on the newest torch that installs, whatever pyproject.toml admits: it says what the next version will break.
 canary:
