@@ -34,9 +34,9 @@ types: venv layout
 docs: venv layout
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# A worker for each processor, up to eight of 1.3 GB. Each takes neighbouring tests (worksteal), so that what a file shares
+# A worker for each processor, up to four of 1.3 GB. Each takes neighbouring tests (worksteal), so that what a file shares
 # is made by one of them and not by all.
-WORKERS := -n logical --maxprocesses 8
+WORKERS := -n logical --maxprocesses 4
 pytest: venv
 	OMP_NUM_THREADS=1 HYPOTHESIS_PROFILE=ci $(BIN)/pytest $(WORKERS) --dist worksteal --durations=15
 
