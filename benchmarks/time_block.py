@@ -126,14 +126,15 @@ class Measure:
 
 
 def rounded(name: str, method: str, draw: int, captured: fx.GraphModule, ddim: Any, batches: Any) -> dict[str, Any]:
-    """The integers that a method chooses under FSC, and the seconds that it takes."""
+    """The integers and scales that a method chooses under FSC, and the seconds that it takes."""
     prepared = calibrated(captured, ddim, batches, "fsc", BITS.get(method, 4))
     began = time.perf_counter()
     if (config := METHODS[method]) is not None:
         tfmq_fx.reconstruct(prepared, batches, {**config, "seed": draw}, progress=False)
     seconds = time.perf_counter() - began
     insert_fake_quantizers(prepared)
-    return {"seconds": seconds, "up": [quantizer.up for quantizer in temporal_weights(prepared)]}
+    weights = temporal_weights(prepared)
+    return {"seconds": seconds, "up": [weight.up for weight in weights], "scales": [weight.scale for weight in weights]}
 
 
 def measure_cell(name: str, method: str, draw: int, ranges: str) -> None:
@@ -152,8 +153,8 @@ def measure_cell(name: str, method: str, draw: int, ranges: str) -> None:
     )
     prepared = calibrated(captured, ddim, batches, ranges, BITS.get(method, 4))
     insert_fake_quantizers(prepared)
-    for quantizer, up in zip(temporal_weights(prepared), chosen["up"], strict=True):
-        quantizer.up = up
+    for quantizer, up, scale in zip(temporal_weights(prepared), chosen["up"], chosen["scales"], strict=True):
+        quantizer.up, quantizer.scale = up, scale
     domain = schedule_domain(prepared, "timestep", distinct_timesteps(ddim.timesteps))
     temporal_unit(prepared, domain).observe(prepared)
     measure = Measure(name, captured, ddim, unconditional_inputs(model)["sample"].shape[1])
