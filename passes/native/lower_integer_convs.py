@@ -14,7 +14,8 @@ from tfmq_fx.kernels import MAX_SIGNED_PRODUCTS, MAX_TAPS, OPERATORS, block_colu
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.byte_quantizers import RowTable, row_table
-from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
+from tfmq_fx.passes.support.integer_convs import integer_weight, pair_of, stored_tensor
+from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, replace_node
 from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
 
 __all__ = ["LowerIntegerConvs"]
@@ -40,19 +41,6 @@ class IntegerLayer:
     padding: tuple[int, int]
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
-    numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    numbers = numbers * 2 if len(numbers) == 1 else numbers
-    return numbers if len(numbers) == 2 and all(isinstance(n, int) for n in numbers) else None
-
-
-def _constant(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
-    if not (isinstance(node, fx.Node) and node.op == "get_attr"):
-        return None
-    value = read_attribute(graph_module, str(node.target))
-    return value.detach() if isinstance(value, Tensor) else None
-
-
 def find_integer_layer(graph_module: fx.GraphModule, node: fx.Node) -> IntegerLayer | None:
     """``node`` as a layer of the integer kernel, or None where the kernel does not cover it."""
     if not is_call(node, aten.conv2d.default, aten.linear.default) or node.kwargs:
@@ -62,13 +50,11 @@ def find_integer_layer(graph_module: fx.GraphModule, node: fx.Node) -> IntegerLa
     one, table = _shared_quantizer(activation), row_table(activation)
     if one is None and table is None:
         return None
-    if not is_call(matrix, decomposed.dequantize_per_channel.default) or matrix.args[3] != 0:
+    if (constants := integer_weight(graph_module, matrix)) is None:
         return None
-    weight, weight_scale, zeros = (_constant(graph_module, argument) for argument in matrix.args[:3])
-    if weight is None or weight_scale is None or zeros is None or weight.dtype != torch.int8 or bool(zeros.any()):
-        return None
-    bias = None if bias_node is None else _constant(graph_module, bias_node)
-    stride, padding, dilation, groups = _pair(geometry[0]), _pair(geometry[1]), _pair(geometry[2]), geometry[3]
+    weight, weight_scale = constants
+    bias = None if bias_node is None else stored_tensor(graph_module, bias_node)
+    stride, padding, dilation, groups = pair_of(geometry[0]), pair_of(geometry[1]), pair_of(geometry[2]), geometry[3]
     if (bias is None) != (bias_node is None) or stride is None or padding is None or (dilation, groups) != ((1, 1), 1):
         return None
     value = node_value(argument_node(activation, 0))

@@ -14,14 +14,15 @@ from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.byte_quantizers import row_table
 from tfmq_fx.passes.support.channels_last import FIRST, LAST, channel_factors, flat_factors
-from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, read_attribute, replace_node
+from tfmq_fx.passes.support.integer_convs import integer_weight, pair_of, stored_tensor
+from tfmq_fx.passes.support.nodes import add_buffer, insert_call, insert_get_attr, replace_node
 from tfmq_fx.passes.support.predicates import fqn, is_call, node_value
 
 __all__ = ["LowerPointwiseConvs"]
 
 aten = torch.ops.aten
 #: What a convolution's arguments are when left out, behind input and weight.
-DEFAULTS = (None, [1, 1], [0, 0], [1, 1], 1)
+DEFAULTS = (None, 1, 0, 1, 1)
 #: The kernel walks input channels by this many values.
 CHANNELS = 16
 WORDS = (0, MOST_WORD, torch.int32)
@@ -33,17 +34,14 @@ class PointwiseLayer:
 
     image: fx.Node
     quantizer: tuple[Any, ...]
-    by_row: bool
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor
 
-
-def _constant(graph_module: fx.GraphModule, node: Any) -> Tensor | None:
-    if not (isinstance(node, fx.Node) and node.op == "get_attr"):
-        return None
-    value = read_attribute(graph_module, str(node.target))
-    return value.detach() if isinstance(value, Tensor) else None
+    @property
+    def by_row(self) -> bool:
+        """Whether the quantizer is a table and rows, not one pair of numbers."""
+        return len(self.quantizer) > 2
 
 
 def _quantizer(activation: Any) -> tuple[Any, ...] | None:
@@ -70,22 +68,21 @@ def find_pointwise_layer(graph_module: fx.GraphModule, node: fx.Node) -> Pointwi
         return None
     arguments: list[Any] = list(node.args) + list(DEFAULTS[len(node.args) - 2 :])
     activation, matrix, bias_node, stride, padding, dilation, groups = arguments
-    if [list(stride), list(padding), list(dilation), groups] != [[1, 1], [0, 0], [1, 1], 1]:
+    geometry = (pair_of(stride), pair_of(padding), pair_of(dilation), groups)
+    if geometry != ((1, 1), (0, 0), (1, 1), 1):
         return None
-    quantizer = _quantizer(activation)
-    if quantizer is None or not is_call(matrix, decomposed.dequantize_per_channel.default) or matrix.args[3] != 0:
+    quantizer, constants = _quantizer(activation), integer_weight(graph_module, matrix)
+    if quantizer is None or constants is None:
         return None
-    weight, weight_scale, zeros = (_constant(graph_module, argument) for argument in matrix.args[:3])
-    if weight is None or weight_scale is None or zeros is None or weight.dtype != torch.int8 or bool(zeros.any()):
-        return None
-    bias = torch.zeros(len(weight)) if bias_node is None else _constant(graph_module, bias_node)
+    weight, weight_scale = constants
+    bias = torch.zeros(len(weight)) if bias_node is None else stored_tensor(graph_module, bias_node)
     image = argument_node(argument_node(activation, 0), 0)
     fits = node_value(node).dtype == node_value(image).dtype == torch.float32
     fits = fits and list(weight.shape[2:]) == [1, 1] and block_columns(len(weight)) != 0
     fits = fits and weight.shape[1] % CHANNELS == 0 and weight.shape[1] <= MAX_SIGNED_PRODUCTS
     if bias is None or not fits or not bool(weight_scale.isfinite().all() and bias.isfinite().all()):
         return None
-    return PointwiseLayer(image, quantizer, len(quantizer) > 2, weight, weight_scale.float(), bias.float())
+    return PointwiseLayer(image, quantizer, weight, weight_scale.float(), bias.float())
 
 
 class LowerPointwiseConvs(GraphPass):
