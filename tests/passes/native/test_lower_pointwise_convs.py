@@ -108,3 +108,11 @@ def test_it_adds_the_residual_and_reads_bfloat16():
     *_, last = calls(graph_module, KERNEL.default)
     assert last.args[0].meta["val"].dtype == last.meta["val"].dtype == torch.bfloat16
     torch.testing.assert_close(graph_module(images()), wanted, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("geometry, fires", [((1, 0, 1, 1), True), (([1], [0], [1], 1), True), ((2, 0, 1, 1), False)])
+def test_settings_may_be_numbers(geometry, fires):
+    graph_module = one_conv()
+    (node,) = calls(graph_module, aten.conv2d.default)
+    node.args = (*node.args[:3], *geometry)
+    assert LowerPointwiseConvs()(graph_module).modified is fires
