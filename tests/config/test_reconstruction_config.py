@@ -197,7 +197,7 @@ def test_anything_else_is_refused(value, words):
 @st.composite
 def configurations(draw):
     granularity = draw(st.sampled_from(["block", "layer", "none"]))
-    method = draw(st.sampled_from(["adaround", "gptq", "adapters", "nearest"]))
+    method = draw(st.sampled_from(["adaround", "gptq", "adapters", "distillation", "nearest"]))
     share = st.floats(0, 1)
     return ReconstructionConfig(
         method=method,

@@ -34,7 +34,7 @@ UnknownTimestep = Literal["extend", "error", "nearest"]
 Lookup = Literal["error", "nearest"]
 
 #: How weights are rounded.
-RoundingMethod = Literal["adaround", "gptq", "adapters", "nearest"]
+RoundingMethod = Literal["adaround", "gptq", "adapters", "distillation", "nearest"]
 #: What is reconstructed as one unit.
 Granularity = Literal["block", "layer", "none"]
 #: What the temporal block is reconstructed against.

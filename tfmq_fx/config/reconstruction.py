@@ -31,8 +31,9 @@ __all__ = ["RECONSTRUCTIONS", "ReconstructionConfig"]
 #: The paper's length of training; other lengths scale the step size with it (``learning_rate=None``).
 PAPER_ITERATIONS = 20_000
 PAPER_LEARNING_RATE = 1e-3
-#: Of adapters: Adam moves a weight by some hundredths of its step at a time.
-ADAPTER_LEARNING_RATE = 3e-3
+#: Where all weights are trained together. Adapters move a weight by some hundredths of its step at a time; weights that
+#: are trained themselves cross from one integer to the next all at once if it is much larger.
+WHOLE_MODEL_RATES = {"adapters": 3e-3, "distillation": 7e-4}
 #: Above this, Adam's steps are a tenth of the way between two integers and the schedule turns noisy.
 LARGEST_LEARNING_RATE = 3e-2
 
@@ -87,8 +88,9 @@ class ReconstructionConfig:
             ``temporal_objective``, ``damping``, ``held_back`` and ``seed``. ``"adapters"`` does the same, then trains
             all weights together, each as ``Q(W + B A)``, and the activations' step sizes, against the float model's
             prediction (EfficientDM, ICLR 2024); it takes ``iterations``, ``batch_size``, ``learning_rate`` (of
-            adapters, in steps of their weights), ``step_learning_rate`` and ``adapter_rank`` too. ``"nearest"`` rounds
-            every weight to nearest: no reconstruction.
+            adapters, in steps of their weights), ``step_learning_rate`` and ``adapter_rank`` too.
+            ``"distillation"`` trains every weight itself and the scales of weights in the same way, with
+            ``learning_rate`` in steps of weights. ``"nearest"`` rounds every weight to nearest: no reconstruction.
         granularity: ``"block"``: residual and transformer blocks as a whole, single layers between them
             (BRECQ, ICLR 2021); ``"layer"``: every layer alone (AdaRound, ICML 2020); ``"none"``: only
             the temporal block learns.
@@ -190,12 +192,17 @@ class ReconstructionConfig:
     @property
     def rounds_columns(self) -> bool:
         """Whether GPTQ rounds the layers."""
-        return self.method in ("gptq", "adapters")
+        return self.method in ("gptq", *WHOLE_MODEL_RATES)
 
     @property
-    def adapter_rate(self) -> float:
-        """The step size of adapters."""
-        return ADAPTER_LEARNING_RATE if self.learning_rate is None else self.learning_rate
+    def trains_whole_model(self) -> bool:
+        """Whether all weights are trained together behind GPTQ."""
+        return self.method in WHOLE_MODEL_RATES
+
+    @property
+    def whole_model_rate(self) -> float:
+        """The step size of what is trained of weights where the whole model is, in steps of these weights."""
+        return WHOLE_MODEL_RATES[self.method] if self.learning_rate is None else self.learning_rate
 
     def rate(self, iterations: int) -> float:
         """The step size of the rounding variables for a training of this many iterations."""
@@ -208,7 +215,8 @@ class ReconstructionConfig:
         """Read what a user may write for ``QuantizationConfig.reconstruction``.
 
         ``None`` leaves the choice to ``QuantizationConfig.resolved_reconstruction``; ``"nearest"`` (or ``"none"``)
-        rounds to nearest; ``"gptq"`` trains nothing; ``"efficientdm"`` trains all weights together behind it;
+        rounds to nearest; ``"gptq"`` trains nothing; ``"efficientdm"`` trains all weights together behind it, by
+        adapters of low rank, and ``"distillation"`` every weight itself;
         ``"tfmq-dm"`` is the default of this class, ``"brecq"`` the same without a temporal objective of its own,
         ``"adaround"`` layer by layer, ``"tiar"`` the temporal block alone.
 
@@ -232,6 +240,7 @@ RECONSTRUCTIONS: dict[str, ReconstructionConfig] = {
     "none": ReconstructionConfig(method="nearest"),
     "gptq": ReconstructionConfig(method="gptq"),
     "efficientdm": ReconstructionConfig(method="adapters", iterations=1000, batch_size=16, step_learning_rate=5e-3),
+    "distillation": ReconstructionConfig(method="distillation", iterations=3000, step_learning_rate=5e-3),
     "tfmq-dm": ReconstructionConfig(),
     "brecq": ReconstructionConfig(temporal="blocks"),
     "adaround": ReconstructionConfig(granularity="layer", temporal="blocks"),

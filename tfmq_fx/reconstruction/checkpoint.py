@@ -20,7 +20,7 @@ from tfmq_fx.errors import ReconstructionError
 from tfmq_fx.frontend.tensors import contiguous
 from tfmq_fx.reconstruction.report import UnitResult
 
-__all__ = ["Checkpoint", "fingerprint"]
+__all__ = ["Checkpoint", "TrainingState", "fingerprint"]
 
 PLAN = "plan.json"
 
@@ -73,7 +73,7 @@ class Checkpoint:
         except OSError as error:
             msg = f"the directory {folder} cannot be made: {error.strerror}"
             raise ReconstructionError(msg) from error
-        self._write(PLAN, json.dumps({"fingerprints": dict(fingerprints)}).encode())
+        self.write(PLAN, json.dumps({"fingerprints": dict(fingerprints)}).encode())
 
     def load(self, index: int) -> tuple[UnitResult, dict[str, Tensor]] | None:
         """The result and the state of a finished unit, or None.
@@ -85,13 +85,11 @@ class Checkpoint:
         if path is None or not path.is_file():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                result = UnitResult(**json.loads(file.metadata()["result"]))
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            metadata, state = _read(path)
+            return UnitResult(**json.loads(metadata["result"])), state
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
             msg = f"the state of a finished unit in {path} cannot be read; remove that file to train the unit again"
             raise ReconstructionError(msg) from error
-        return result, state
 
     def save(self, index: int, result: UnitResult, state: dict[str, Tensor]) -> None:
         """Keep a finished unit.
@@ -101,9 +99,14 @@ class Checkpoint:
         """
         if self.folder is not None:
             tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-            self._write(_name(index), save(tensors, {"result": json.dumps(dataclasses.asdict(result))}))
+            self.write(_name(index), save(tensors, {"result": json.dumps(dataclasses.asdict(result))}))
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
+        """Put a file into the folder, whole or not at all.
+
+        Raises:
+            ReconstructionError: It cannot be written.
+        """
         assert self.folder is not None
         try:
             with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f".{name}.", delete=False) as file:
@@ -118,6 +121,53 @@ class Checkpoint:
         except OSError as error:
             msg = f"the state of reconstruction could not be written to {self.folder}: {error.strerror or error}"
             raise ReconstructionError(msg) from error
+
+
+class TrainingState:
+    """The state of a unit whose training takes long, while it lasts; a file like those of finished units.
+
+    Args:
+        checkpoint: Where it lies.
+        index: The unit's number.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, index: int) -> None:
+        self.checkpoint, self.name = checkpoint, f"training-{index:04d}.safetensors"
+
+    def load(self) -> dict[str, Tensor] | None:
+        """What :meth:`save` kept last, or None.
+
+        Raises:
+            ReconstructionError: Its file cannot be read.
+        """
+        path = None if self.checkpoint.folder is None else self.checkpoint.folder / self.name
+        if path is None or not path.is_file():
+            return None
+        try:
+            return _read(path)[1]
+        except (SafetensorError, OSError, ValueError) as error:
+            msg = f"the state of a training in {path} cannot be read; remove that file to start the training again"
+            raise ReconstructionError(msg) from error
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """Keep a state in place of the one before.
+
+        Raises:
+            ReconstructionError: It cannot be written.
+        """
+        if self.checkpoint.folder is not None:
+            self.checkpoint.write(self.name, save({name: tensor.contiguous() for name, tensor in state.items()}))
+
+    def remove(self) -> None:
+        """Drop it: the unit is finished, and kept as such."""
+        if self.checkpoint.folder is not None:
+            (self.checkpoint.folder / self.name).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a file."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
 
 
 def _recorded(plan: Path) -> Mapping[str, Any]:

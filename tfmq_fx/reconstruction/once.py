@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tfmq_fx.fake_quantizers import FakeQuantizer
-from tfmq_fx.reconstruction.checkpoint import Checkpoint
+from tfmq_fx.reconstruction.checkpoint import Checkpoint, TrainingState
 from tfmq_fx.reconstruction.progress import ReconstructionProgress
 from tfmq_fx.reconstruction.report import UnitResult
 from tfmq_fx.reconstruction.unit import load_state, state_of
@@ -28,6 +28,10 @@ class OnceEach:
     def __init__(self, checkpoint: Checkpoint, bar: ReconstructionProgress) -> None:
         self.checkpoint, self.bar = checkpoint, bar
         self.resumed, self.earlier_seconds = 0, 0.0
+
+    def training(self, index: int) -> TrainingState:
+        """Where the state of a unit lies while it is trained."""
+        return TrainingState(self.checkpoint, index)
 
     def run(
         self, index: int, name: str, quantizers: dict[str, FakeQuantizer], compute: Callable[[], UnitResult]

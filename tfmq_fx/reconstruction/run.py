@@ -17,7 +17,6 @@ from tfmq_fx.frontend.batches import Batch
 from tfmq_fx.passes import PartitionUnits
 from tfmq_fx.passes.analysis.reconstruction_units import EARLY
 from tfmq_fx.passes.support.predicates import is_weighted
-from tfmq_fx.reconstruction.adapters import train_adapters
 from tfmq_fx.reconstruction.finite_targets import require_finite_targets
 from tfmq_fx.reconstruction.fisher import fisher_information
 from tfmq_fx.reconstruction.layer_rounding import weight_quantizer
@@ -32,6 +31,7 @@ from tfmq_fx.reconstruction.time_path_prediction import SWEEPS, round_for_predic
 from tfmq_fx.reconstruction.time_path_units import find_time_path_units
 from tfmq_fx.reconstruction.training import WORTH_COMPILING
 from tfmq_fx.reconstruction.unit import reconstruct_unit, trainable_weights
+from tfmq_fx.reconstruction.whole_model import train_whole_model
 
 __all__ = ["ReconstructionRun"]
 
@@ -92,8 +92,8 @@ class ReconstructionRun:
 
     def _trains(self, node: fx.Node) -> bool:
         """Whether a unit's rounding is learned by its own output's error over calibration samples."""
-        own = self.config.granularity != "none" and node.meta["tfmq_fx.unit"][1] not in EARLY
-        return own and bool(self._weights(node)) and (not self.config.rounds_columns or self._rounds(node))
+        own = self.config.granularity != "none" and node.meta["tfmq_fx.unit"][1] not in EARLY and self._weights(node)
+        return bool(own) and (not self.config.rounds_columns or self._rounds(node))
 
     def _rounds(self, node: fx.Node) -> bool:
         """Whether GPTQ knows the layers of a unit."""
@@ -107,7 +107,7 @@ class ReconstructionRun:
         learning = [unit for unit in self._learning() if unit is not self.for_prediction]
         count = SWEEPS * (len(self._learning()) - len(learning))
         if config.rounds_columns:
-            return count + len(self._layers()) + units + config.iterations * (config.method == "adapters")
+            return count + len(self._layers()) + units + config.iterations * config.trains_whole_model
         count += (config.iterations + config.step_iterations(config.iterations)) * units
         temporal = config.temporal_iterations + config.step_iterations(config.temporal_iterations)
         return count + temporal * len(learning)
@@ -133,7 +133,7 @@ class ReconstructionRun:
             results += self._conditional_results(1 + kinds.index("conditional"))
         if samples is not None and self.config.granularity != "none":
             results += self._other_units(samples, store)
-            results += [self._whole(samples)] if self.config.method == "adapters" else []
+            results += [self._whole(samples)] if self.config.trains_whole_model else []
         return results
 
     def _block_results(self, block: TimePathUnit, samples: Samples | None) -> list[UnitResult]:
@@ -220,11 +220,11 @@ class ReconstructionRun:
 
     def _whole(self, samples: Samples) -> UnitResult:
         """Train what lies outside the time path together; behind its layers' numbers it has the next one."""
-        fixed = self.time_path.modules()
+        fixed, index = self.time_path.modules(), 1 + len(self.units) + len(self._layers())
         trained = {name: module for name, module in quantizers_of(self.prepared).items() if module not in fixed}
-        arguments = self.prepared, samples, list(trained.values()), self.config, self._once.bar.advance
-        index = 1 + len(self.units) + len(self._layers())
-        return self._once.run(index, "whole model", trained, partial(train_adapters, *arguments))[0]
+        arguments = self.prepared, samples, [*trained.values()], self.config, self._once.bar.advance
+        train = partial(train_whole_model, *arguments, self._once.training(index))
+        return self._once.run(index, "whole model", trained, train)[0]
 
     def _unit(
         self, propagation: Propagation, node: fx.Node, index: int, fisher: list[Tensor | None] | None
