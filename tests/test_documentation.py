@@ -28,6 +28,7 @@ SMALLER = (
     ("steps=50, samples=32", "steps=4, samples=8"),
     ("batch_size=4, num_inference_steps=50", "batch_size=1, num_inference_steps=4"),
     ("iterations=400, temporal_iterations=400", "iterations=3, temporal_iterations=3"),
+    ('lower="inductor"', 'lower="reference"'),
     ("max_examples=5,", "max_examples=2,"),
     ("max_examples=20,", "max_examples=5,"),
 )
@@ -69,6 +70,7 @@ def run_page(page):
 def as_a_reader(tmp_path, monkeypatch):
     """An empty folder, and no C++ compilation."""
     monkeypatch.setattr(tfmq_fx, "lower", partial(tfmq_fx.lower, backend="reference"))
+    monkeypatch.setattr("tfmq_fx.diffusers.served.lower", tfmq_fx.lower)
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
 

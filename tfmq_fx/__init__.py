@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tfmq_fx.diffusers.registration import announce as _announce
 from tfmq_fx.errors import (
     ArtefactError,
     CalibrationError,
@@ -23,6 +24,7 @@ from tfmq_fx.errors import (
     ReconstructionError,
     TfmqError,
     TimestepError,
+    UnsupportedError,
 )
 
 #: The one place for the version: the build reads it here.
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
         config,
         data,
         diagnostics,
+        diffusers,
         errors,
         fake_quantizers,
         frontend,
@@ -100,6 +103,7 @@ __all__ = [
     "TimestepError",
     "TimestepSampler",
     "UniformTimesteps",
+    "UnsupportedError",
     "add_timesteps",
     "artefact",
     "bundled_model_path",
@@ -110,6 +114,7 @@ __all__ = [
     "convert",
     "data",
     "diagnostics",
+    "diffusers",
     "errors",
     "fake_quantizers",
     "find_temporal_block",
@@ -138,6 +143,7 @@ _ROOMS = (
     "config",
     "data",
     "diagnostics",
+    "diffusers",
     "errors",
     "fake_quantizers",
     "frontend",
@@ -194,3 +200,6 @@ if not TYPE_CHECKING:  # a type checker that saw this function would take any na
 def __dir__() -> list[str]:
     """The public names, imported by now or not, and those that every module has."""
     return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
+_announce()  # so that diffusers loads what was saved, with no import but that of this package

@@ -16,6 +16,7 @@ __all__ = [
     "ReconstructionError",
     "TfmqError",
     "TimestepError",
+    "UnsupportedError",
 ]
 
 
@@ -93,3 +94,7 @@ class LoweringError(TfmqError, RuntimeError):
 
 class InputError(LoweringError, ValueError):
     """The inputs of a call do not fit what the program was captured with."""
+
+
+class UnsupportedError(TfmqError, ValueError):
+    """A quantized model cannot do what its float model can; the message says what to do instead."""

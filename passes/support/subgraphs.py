@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -45,8 +46,8 @@ def extract_subgraph(
     Returns:
         The module, and the nodes outside that are its inputs, in order. It *shares* parameters, buffers and
         submodules with ``graph_module``, under the same names. Metadata is copied, that of its placeholders too. A
-        symbolic size from outside is read off an input that has it, so the module runs on a batch of any size by
-        itself; only a size that no input has stays an input.
+        symbolic size from outside is read off an input that has it or divides it, so the module runs on a batch of any
+        size by itself; only a size that no input leads to stays an input.
     """
     members = set(nodes)
     ordered = [node for node in graph_module.graph.nodes if node in members]
@@ -83,14 +84,19 @@ def extract_subgraph(
 # -- sizes -------------------------------------------------------------------------------------------------------
 
 
-def _axis(size: SymInt, tensors: Sequence[fx.Node], values: Sequence[Any]) -> tuple[fx.Node, int] | None:
-    """The first of ``tensors`` that has ``size``, and along which axis."""
+def _axis(size: SymInt, tensors: Sequence[fx.Node], values: Sequence[Any]) -> tuple[fx.Node, int, int] | None:
+    """The first of ``tensors`` that has ``size``, along which axis, and 1; else the same for a size that divides it."""
+    found = None
     for node, value in zip(tensors, values, strict=True):
-        if isinstance(value, Tensor):
-            for axis, candidate in enumerate(value.shape):
-                if isinstance(candidate, SymInt) and candidate.node.expr == size.node.expr:
-                    return node, axis
-    return None
+        for axis, candidate in enumerate(value.shape if isinstance(value, Tensor) else ()):
+            if not isinstance(candidate, SymInt):
+                continue
+            times = size.node.expr / candidate.node.expr
+            if times == 1:
+                return node, axis, 1
+            if found is None and times.is_Integer and times > 1:  # tokens of all items in one axis
+                found = node, axis, int(times)
+    return found
 
 
 def _is_arithmetic(node: fx.Node) -> bool:
@@ -112,9 +118,15 @@ def _recompute_size(inner: fx.Graph, node: fx.Node, tensors: Sequence[fx.Node], 
         return
     place = _axis(node_value(node), tensors, [copies[tensor].meta["val"] for tensor in tensors])
     if place is not None:
-        copy = inner.create_node("call_function", aten.sym_size.int, (copies[place[0]], place[1]), name=node.name)
+        source, axis, times = place
+        name = node.name if times == 1 else None
+        copy = inner.create_node("call_function", aten.sym_size.int, (copies[source], axis), name=name)
         inherit(copy, node)
-        copy.meta["val"] = node.meta["val"]
+        copy.meta["val"] = copies[source].meta["val"].shape[axis]
+        if times > 1:
+            copy = inner.create_node("call_function", operator.mul, (copy, times))
+            inherit(copy, node)
+            copy.meta["val"] = node.meta["val"]
     else:
         for source in node.all_input_nodes:
             _recompute_size(inner, source, tensors, copies)

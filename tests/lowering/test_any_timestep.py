@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tfmq_fx
-from tests.models import TIMESTEPS, batch, relative, small_denoiser
+from tests.models import TIMESTEPS, batch, relative, small_denoiser, tiny_unet
 from tests.temporal.test_inputs import inputs as labelled
 from tests.temporal.test_inputs import quantized as with_labels
 from tfmq_fx import QuantizationConfig
@@ -55,6 +55,17 @@ def test_a_new_timestep_is_served_as_if_it_had_been_added(made, backend):
     assert torch.equal(denoiser(x, 55), denoiser(x, NEW[:1].expand(4)))
     with pytest.raises(TimestepError, match="nan is no finite number"):
         denoiser(x, float("nan"))
+
+
+def test_attention_with_one_timestep_for_the_whole_batch_is_lowered():
+    """As pipelines call it: linears then get one row for all tokens of all items, whose number no input has."""
+    model, timestep = tiny_unet(), torch.tensor(100)
+    sample = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    made = tfmq_fx.quantize(model, None, [(sample, timestep)], timesteps=TIMESTEPS, progress=False)
+    denoiser = tfmq_fx.lower(made, "reference")
+    wanted = made(sample, timestep).sample
+    assert torch.equal(denoiser(sample, timestep).sample, wanted)
+    assert denoiser(torch.cat([sample, sample, sample[:1]]), timestep).sample.shape == (5, 1, 8, 8)
 
 
 def test_with_timestep_groups_a_new_one_joins_its_nearest():

@@ -220,6 +220,20 @@ def test_arithmetic_of_sizes_is_recomputed():
     assert submodule(torch.randn(5, 2, 4)).shape == (10, 4)
 
 
+def test_a_multiple_of_a_size_is_computed_from_it():
+    """The tokens of all items in one axis: the sizes of what was reshaped stand outside of the part."""
+    builder = GraphBuilder(dynamic_batch=True)
+    x = builder.placeholder("sample", (builder.batch, 2, 4))
+    rows = builder.call(operator.mul, builder.call(aten.sym_size.int, x, 0), 2)
+    flat = builder.call(aten.reshape.default, x, [rows, 4])
+    tokens = builder.call(aten.sym_size.int, flat, 0)
+    part = builder.call(aten.reshape.default, x, [tokens, 2, 2])
+    graph_module = builder.build(builder.call(aten.relu.default, part))
+    submodule, inputs = extract_subgraph(graph_module, [part], [part])
+    assert inputs == [x]
+    assert submodule(torch.randn(5, 2, 4)).shape == (10, 2, 2)
+
+
 def test_writes_in_place_stay_in_order():
     class Block(nn.Module):
         def __init__(self):
