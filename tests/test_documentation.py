@@ -26,6 +26,7 @@ WRITTEN = ["README.md", "CONTRIBUTING.md", "SECURITY.md", *PAGES]
 SMALLER = (
     ("set_timesteps(50)", "set_timesteps(4)"),
     ("steps=50, samples=32", "steps=4, samples=8"),
+    ("steps=50, calls=32", "steps=4, calls=2"),
     ("batch_size=4, num_inference_steps=50", "batch_size=1, num_inference_steps=4"),
     ("iterations=400, temporal_iterations=400", "iterations=3, temporal_iterations=3"),
     ('lower="inductor"', 'lower="reference"'),

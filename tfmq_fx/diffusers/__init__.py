@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tfmq_fx.diffusers.configuration import TFMQConfig
     from tfmq_fx.diffusers.convert import to_diffusers
+    from tfmq_fx.diffusers.quantize_pipeline import quantize_pipeline
     from tfmq_fx.diffusers.quantizer import TFMQDiffusersQuantizer
 
-__all__ = ["TFMQConfig", "TFMQDiffusersQuantizer", "to_diffusers"]
+__all__ = ["TFMQConfig", "TFMQDiffusersQuantizer", "quantize_pipeline", "to_diffusers"]
 
-_MODULES = {"TFMQConfig": "configuration", "TFMQDiffusersQuantizer": "quantizer", "to_diffusers": "convert"}
+_MODULES = {
+    "TFMQConfig": "configuration",
+    "TFMQDiffusersQuantizer": "quantizer",
+    "quantize_pipeline": "quantize_pipeline",
+    "to_diffusers": "convert",
+}
 _MODULE_OF = {name: f"{__name__}.{module}" for name, module in _MODULES.items()}
 
 if not TYPE_CHECKING:  # a type checker that saw this function would take any name for an attribute

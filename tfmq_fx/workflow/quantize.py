@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -38,6 +39,8 @@ def quantize(
     timestep: str = "timestep",
     finite: FiniteInputs = (),
     batched: Batched | None = None,
+    dynamic_batch: bool = True,
+    dynamic_shapes: Any = None,
     directory: str | Path | None = None,
     max_error: float | None = None,
     progress: bool = True,
@@ -54,6 +57,9 @@ def quantize(
         timestep: Name of the model's timestep input.
         finite: Further inputs from a finite set (:func:`tfmq_fx.prepare`), e.g. ``("class_labels",)``.
         batched: The names of the inputs that have the batch, as for :func:`tfmq_fx.capture`.
+        dynamic_batch: Whether the program serves any batch size, as for :func:`tfmq_fx.capture`; without it, that of
+            the first batch alone.
+        dynamic_shapes: As for :func:`tfmq_fx.capture`.
         directory: Where reconstruction keeps the state of finished units, to go on after an interrupt.
         max_error: The largest relative error of a timestep that is accepted (:func:`tfmq_fx.convert`); None accepts
             all, and warns.
@@ -75,7 +81,10 @@ def quantize(
         raise CalibrationError(msg)
     log.info("capturing %s", type(model).__name__)
     args, kwargs = batch_arguments(batches[0])
-    program = capture(model, args, example_kwargs=kwargs, batched=batched, timestep=timestep)
+    program = capture(
+        model, args, example_kwargs=kwargs, dynamic_batch=dynamic_batch, batched=batched, dynamic_shapes=dynamic_shapes,
+        timestep=timestep,
+    )  # fmt: skip
     chosen = QuantizationConfig.of(config)
     prepared = prepare(program, chosen, timesteps=timesteps, timestep=timestep, finite=finite)
     log.info("calibrating on %d batches", len(batches))
