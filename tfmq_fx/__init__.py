@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from tfmq_fx.data.recording import record_trajectories
     from tfmq_fx.data.sampling import sample_trajectories
     from tfmq_fx.data.timestep_samplers import NormalTimesteps, TimestepSampler, UniformTimesteps
-    from tfmq_fx.diffusers.quantize_pipeline import quantize_pipeline
+    from tfmq_fx.diffusers.pipeline_quantization import quantize_pipeline
     from tfmq_fx.frontend.capture import capture
     from tfmq_fx.lowering.lower import load_denoiser, lower
     from tfmq_fx.lowering.report.report import LoweringReport
@@ -164,7 +164,7 @@ _MODULES = {
     "data.recording": ("record_trajectories",),
     "data.sampling": ("sample_trajectories",),
     "data.timestep_samplers": ("NormalTimesteps", "TimestepSampler", "UniformTimesteps"),
-    "diffusers.quantize_pipeline": ("quantize_pipeline",),
+    "diffusers.pipeline_quantization": ("quantize_pipeline",),
     "frontend.capture": ("capture",),
     "lowering.lower": ("load_denoiser", "lower"),
     "lowering.report.report": ("LoweringReport",),

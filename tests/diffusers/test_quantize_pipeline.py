@@ -8,7 +8,7 @@ from tests.diffusers.pipelines import CASES
 from tests.models import relative
 from tfmq_fx import CalibrationError, ConfigError, QuantizationConfig, UnsupportedError
 from tfmq_fx.diffusers import quantize_pipeline
-from tfmq_fx.diffusers.quantize_pipeline import _shares
+from tfmq_fx.diffusers.pipeline_quantization import _shares
 
 #: The way that takes least time.
 FAST = QuantizationConfig(activation_groups=1, scale_channels=False)
@@ -70,9 +70,6 @@ class Prompted:
     def __init__(self, case):
         self.inner, self.case, self.calls = case.pipeline(), case, []
         self.components, self.scheduler = {"unet": self.inner.unet}, self.inner.scheduler
-
-    def set_progress_bar_config(self, **bars):
-        self.bars = bars
 
     def register_modules(self, **modules):
         self.inner.unet = modules["unet"]

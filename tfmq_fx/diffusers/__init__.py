@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tfmq_fx.diffusers.configuration import TFMQConfig
     from tfmq_fx.diffusers.convert import to_diffusers
-    from tfmq_fx.diffusers.quantize_pipeline import quantize_pipeline
+    from tfmq_fx.diffusers.pipeline_quantization import quantize_pipeline
     from tfmq_fx.diffusers.quantizer import TFMQDiffusersQuantizer
 
 __all__ = ["TFMQConfig", "TFMQDiffusersQuantizer", "quantize_pipeline", "to_diffusers"]
@@ -18,7 +18,7 @@ __all__ = ["TFMQConfig", "TFMQDiffusersQuantizer", "quantize_pipeline", "to_diff
 _MODULES = {
     "TFMQConfig": "configuration",
     "TFMQDiffusersQuantizer": "quantizer",
-    "quantize_pipeline": "quantize_pipeline",
+    "quantize_pipeline": "pipeline_quantization",
     "to_diffusers": "convert",
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for name, module in _MODULES.items()}

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from rich.progress import track
 from torch import Tensor
 
-from tfmq_fx.config.progress import draws_progress, progress_console
 from tfmq_fx.config.quantization import QuantizationConfig
 from tfmq_fx.data.recorded_calls import CallRecorder, check_call, select_samples
 from tfmq_fx.data.timestep_samplers import UniformTimesteps
@@ -82,7 +80,8 @@ def quantize_pipeline(
         lower: What runs it, as for :func:`tfmq_fx.diffusers.to_diffusers`; None compiles when it is first called.
         directory: Where reconstruction keeps its state, in a folder for each component.
         max_error: As for :func:`tfmq_fx.quantize`.
-        progress: Whether to draw progress bars; the pipeline's own are off meanwhile.
+        progress: Whether to draw progress bars of calibration and reconstruction. While it is recorded the pipeline
+            draws its own (``pipeline.set_progress_bar_config``).
         **arguments: Further arguments of every call of the pipeline: ``guidance_scale``, ``height``, ``image`` …
 
     Returns:
@@ -105,7 +104,7 @@ def quantize_pipeline(
     decodes = any(part.timestep is None for part in parts)
     prompts = [prompts] if isinstance(prompts, str) else prompts
     runs = PipelineCalls(pipeline, prompts, calls, steps, seed, arguments, decodes=decodes)
-    recorded = _record(pipeline, parts, runs, keep, (batched,) if isinstance(batched, str) else batched, progress)
+    recorded = _record(pipeline, parts, runs, keep, (batched,) if isinstance(batched, str) else batched)
     programs: dict[str, QuantizedProgram] = {}
     for part in parts:
         log.info("quantizing %s", part.name)
@@ -141,34 +140,27 @@ def _timesteps(batches: Batches, part: Component) -> Tensor | None:
 
 @torch.no_grad()
 def _record(
-    pipeline: Any, parts: Sequence[Component], runs: PipelineCalls, keep: int, batched: Batched | None, progress: bool
+    pipeline: Any, parts: Sequence[Component], runs: PipelineCalls, keep: int, batched: Batched | None
 ) -> dict[str, Batches]:
     """Batches of each component, thinned out after each call of the pipeline."""
     scheduler = getattr(pipeline, "scheduler", None)
     horizon = int(getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000))
     generator = torch.Generator().manual_seed(runs.seed)
     kept: dict[str, Batches] = {part.name: [] for part in parts}
-    bars = getattr(pipeline, "_progress_bar_config", {})
-    pipeline.set_progress_bar_config(disable=True)
-    try:
-        for index in track(
-            range(runs.count), "recording", console=progress_console(), disable=not draws_progress(progress),
-            transient=True,
-        ):  # fmt: skip
-            with ExitStack() as stack:
-                for part in parts:
-                    stack.enter_context(evaluation_mode(part.module))
-                recorders = [stack.enter_context(CallRecorder(part.module, part.timestep)) for part in parts]
-                runs.run(index)
-            for part, recorder in zip(parts, recorders, strict=True):
-                for number, call in enumerate(recorder.calls):
-                    check_call(number, call, part.timestep)
-                for share, chosen in _shares(recorder.calls, index, runs.count, keep).items():
-                    kept[part.name] += select_samples(
-                        chosen, part.timestep, batched, UniformTimesteps(), share, horizon, generator
-                    )
-    finally:
-        pipeline.set_progress_bar_config(**bars)
+    for index in range(runs.count):
+        log.info("recording call %d of %d", index + 1, runs.count)
+        with ExitStack() as stack:
+            for part in parts:
+                stack.enter_context(evaluation_mode(part.module))
+            recorders = [stack.enter_context(CallRecorder(part.module, part.timestep)) for part in parts]
+            runs.run(index)
+        for part, recorder in zip(parts, recorders, strict=True):
+            for number, call in enumerate(recorder.calls):
+                check_call(number, call, part.timestep)
+            for share, chosen in _shares(recorder.calls, index, runs.count, keep).items():
+                kept[part.name] += select_samples(
+                    chosen, part.timestep, batched, UniformTimesteps(), share, horizon, generator
+                )
     for name, batches in kept.items():
         if not batches:
             msg = f"the pipeline never called its {name!r}; leave it out of components="
