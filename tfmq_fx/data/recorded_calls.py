@@ -40,8 +40,9 @@ class CallRecorder:
             if parameter.kind is parameter.VAR_KEYWORD:
                 bound.update(bound.pop(name, {}))
         inputs = {name: value for name, value in bound.items() if value is not None and name != "return_dict"}
-        if isinstance(inputs.get(self.timestep), (int, float)):  # a number could not be an input of a graph
-            inputs[str(self.timestep)] = torch.tensor(inputs[self.timestep])
+        name = self.timestep
+        if name is not None and isinstance(inputs.get(name), (int, float)):  # a number could not be a graph's input
+            inputs[name] = torch.tensor(inputs[name])
         self.calls.append(pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs))
 
     def __enter__(self) -> CallRecorder:
