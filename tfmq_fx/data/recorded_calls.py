@@ -40,9 +40,9 @@ class CallRecorder:
             if parameter.kind is parameter.VAR_KEYWORD:
                 bound.update(bound.pop(name, {}))
         inputs = {name: value for name, value in bound.items() if value is not None and name != "return_dict"}
-        name = self.timestep
-        if name is not None and isinstance(inputs.get(name), (int, float)):  # a number could not be a graph's input
-            inputs[name] = torch.tensor(inputs[name])
+        known = self.timestep
+        if known is not None and isinstance(inputs.get(known), (int, float)):  # a number could not be a graph's input
+            inputs[known] = torch.tensor(inputs[known])
         self.calls.append(pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs))
 
     def __enter__(self) -> CallRecorder:
