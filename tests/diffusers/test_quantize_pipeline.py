@@ -64,6 +64,23 @@ def test_the_same_call_gives_the_same_program():
     assert torch.equal(images[0], images[1]) and not torch.equal(images[0], images[2])
 
 
+def test_both_experts_of_a_pipeline_are_quantized_over_the_timesteps_that_each_saw():
+    case = CASES["wan"]
+    first, second = case.pipeline(), case.pipeline()
+    with torch.no_grad():
+        second.transformer.patch_embedding.weight *= 1.1
+    pipeline = type(first)(
+        None, None, first.vae, first.scheduler,
+        transformer=first.transformer, transformer_2=second.transformer, boundary_ratio=0.9,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    wanted = case.sample(pipeline, num_inference_steps=4)
+    quantize_pipeline(pipeline, config=FAST, **{**QUIET, "steps": 4, "calls": 1}, **case.arguments)
+    tables = [module.served.denoiser.timesteps for module in (pipeline.transformer, pipeline.transformer_2)]
+    assert len(tables[0]) + len(tables[1]) == 4 and min(tables[0]) > 900 > max(tables[1])
+    assert relative(case.sample(pipeline, num_inference_steps=4).double(), wanted.double()) < 0.1
+
+
 class Prompted:
     """A pipeline whose prompts are counted, on the UNet of another one."""
 
