@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from tfmq_fx.search.search_bits import search_bits
     from tfmq_fx.temporal.values import recorded_timesteps
     from tfmq_fx.workflow.quantize import quantize
+    from tfmq_fx.workflow.requantize import requantize
 
 __all__ = [
     "ArtefactError",
@@ -125,6 +126,7 @@ __all__ = [
     "reconstruct",
     "record_trajectories",
     "recorded_timesteps",
+    "requantize",
     "sample_trajectories",
     "save",
     "schedulers",
@@ -174,6 +176,7 @@ _MODULES = {
     "search.search_bits": ("search_bits",),
     "temporal.values": ("recorded_timesteps",),
     "workflow.quantize": ("quantize",),
+    "workflow.requantize": ("requantize",),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 
