@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from tfmq_fx.config.quantization import QuantizationConfig
     from tfmq_fx.config.reconstruction import ReconstructionConfig
     from tfmq_fx.data.bundled_model import bundled_model_path
+    from tfmq_fx.data.lora import fuse_lora
     from tfmq_fx.data.recording import record_trajectories
     from tfmq_fx.data.sampling import sample_trajectories
     from tfmq_fx.data.timestep_samplers import NormalTimesteps, TimestepSampler, UniformTimesteps
@@ -115,6 +116,7 @@ __all__ = [
     "fake_quantizers",
     "find_temporal_block",
     "frontend",
+    "fuse_lora",
     "load",
     "load_denoiser",
     "lower",
@@ -155,6 +157,7 @@ _MODULES = {
     "config.quantization": ("QuantizationConfig",),
     "config.reconstruction": ("ReconstructionConfig",),
     "data.bundled_model": ("bundled_model_path",),
+    "data.lora": ("fuse_lora",),
     "data.recording": ("record_trajectories",),
     "data.sampling": ("sample_trajectories",),
     "data.timestep_samplers": ("NormalTimesteps", "TimestepSampler", "UniformTimesteps"),

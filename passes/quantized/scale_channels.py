@@ -83,9 +83,9 @@ class ScaleChannels(GraphPass):
 
     Legality: a layer is linear in each input channel. Numerics are preserved up to float rounding; where all factors
     are powers of two to the bit, short of the ends of the float range. The weights are multiplied by the inverse of
-    what the graph keeps, so that the same can be done to other weights (:meth:`by_inverse`). A weight that something else reads
-    stays, and so does its activation (:func:`scalable_weights`); an observer is scaled for once. Source: equivalent
-    scaling, SmoothQuant (ICML 2023), eq. 3.
+    what the graph keeps, so that the same can be done to other weights (:meth:`by_inverse`). A weight that something
+    else reads stays, and so does its activation (:func:`scalable_weights`); an observer is scaled for once. Source:
+    equivalent scaling, SmoothQuant (ICML 2023), eq. 3.
     Meta: what is new takes the module stack of the layers that read it. The observer's range is to be set anew.
 
     Args:

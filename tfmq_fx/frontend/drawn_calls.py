@@ -1,4 +1,4 @@
-"""Calls that can be made up for a captured program: noise, and the noisiest half of the timesteps that it serves."""
+"""A call that can be made up for a captured program: noise, at some of the timesteps that it serves."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def drawn_call(
 ) -> Call:
     """A call with normal noise in the place of samples and conditionings, and nothing masked.
 
-    Its items have timesteps of their own, from the noisiest on in equal distances, where the program takes one per item.
+    Where the program takes a timestep per item, the items have timesteps of their own, from the noisiest on in equal
+    distances.
 
     Args:
         graph_module: A captured graph, at any later stage.

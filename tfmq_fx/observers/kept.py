@@ -39,6 +39,7 @@ class KeptParameters:
     zero_point: Tensor
     quant_min: int
     quant_max: int
+    subject: str
     qscheme: torch.qscheme
 
     def keep(self, scale: Tensor, zero_point: Tensor) -> None:

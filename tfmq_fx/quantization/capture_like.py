@@ -57,8 +57,7 @@ def _batch_axes(program: QuantizedProgram) -> dict[str, int]:
     """By name, the batch axis of each input that has one; empty where the batch is fixed."""
     axes = {}
     for entry in program.interface.inputs:
-        axis = entry.batch_axis if isinstance(entry, TensorInput) else None
-        if axis is None:
+        if not isinstance(entry, TensorInput) or (axis := entry.batch_axis) is None:
             continue
         size = entry.sizes[axis]
         if isinstance(size, BatchSize) and size.times > 1:

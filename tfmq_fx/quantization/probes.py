@@ -162,9 +162,10 @@ def _last_results(results: Any, call: Call, item: Call) -> tuple[Tensor, ...]:
     kept = []
     for leaf, axis in zip(pytree.tree_leaves(results), axes, strict=True):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            cut = axis is not None and call.batch is not None and item.batch != call.batch
-            size = leaf.shape[axis] // call.batch if cut else 0
-            kept.append((leaf.narrow(axis, leaf.shape[axis] - size, size) if cut else leaf).detach().clone())
+            if axis is not None and call.batch is not None and item.batch != call.batch:
+                size = leaf.shape[axis] // call.batch
+                leaf = leaf.narrow(axis, leaf.shape[axis] - size, size)
+            kept.append(leaf.detach().clone())
     return tuple(kept)
 
 

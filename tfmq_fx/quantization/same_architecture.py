@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch import fx
 
 from tfmq_fx._torch import pytree
+from tfmq_fx._torch.operators import find_schema
 from tfmq_fx.errors import CaptureError
 from tfmq_fx.frontend.interface import ConstantInput, Interface
 from tfmq_fx.passes.analysis import TemporalBlock
@@ -92,15 +93,15 @@ def _weight_shapes(graph_module: fx.GraphModule) -> dict[Operation, tuple[fx.Nod
 def check_whole(requantized: QuantizedProgram, program: QuantizedProgram) -> None:
     """Refuse a model whose converted graph has other operators or tensors than the program's.
 
-    What layers and quantizers do not show is seen here: another activation function, another number of groups of a norm.
+    What layers and quantizers do not show is seen here: another activation function, other groups of a norm.
 
     Raises:
         CaptureError: Names a module and an operator that only one of the graphs has, or a tensor that differs.
     """
     here, there = _calls(requantized.graph_module), _calls(program.graph_module)
     for more, fewer, which in ((here, there, "this model"), (there, here, "the program")):
-        for module, operator, values in more - fewer:
-            given = f" with {', '.join(values)}" if values else ""
+        for module, operator, numbers in more - fewer:
+            given = f" with {numbers}" if numbers else ""
             refuse_architecture(f"only {which} computes {operator}{given} in {module or 'the model itself'!r}")
     actual, expected = (
         {name: (list(value.shape), value.dtype) for name, value in each.graph_module.state_dict().items()}
@@ -112,13 +113,28 @@ def check_whole(requantized: QuantizedProgram, program: QuantizedProgram) -> Non
             refuse_architecture(f"tensor {name!r} is {shapes[0]} here and {shapes[1]} there")
 
 
-def _calls(graph_module: fx.GraphModule) -> Counter[tuple[str, str, tuple[str, ...]]]:
-    """How often each module calls each operator, and with which numbers; None is as good as left out."""
-    calls: Counter[tuple[str, str, tuple[str, ...]]] = Counter()
+def _calls(graph_module: fx.GraphModule) -> Counter[tuple[str, str, str]]:
+    """How often each module calls each operator, and with which numbers."""
+    calls: Counter[tuple[str, str, str]] = Counter()
     for node in graph_module.graph.nodes:
         target = str(node.target)
         if node.op == "call_function" and target not in SIZES and not target.startswith("quantized_decomposed."):
-            leaves = pytree.tree_leaves((node.args, node.kwargs))
-            plain = tuple(str(leaf) for leaf in leaves if leaf is not None and not isinstance(leaf, fx.Node))
-            calls[module_path(node), target, plain] += 1
+            calls[module_path(node), target, _numbers(node)] += 1
     return calls
+
+
+def _numbers(call: fx.Node) -> str:
+    """The arguments of a call that are no nodes; those that are the operator's defaults may be left out."""
+    schema = find_schema(call.target)
+    defaults = [] if schema is None else [entry.default_value for entry in schema.arguments]
+    given = [value for n, value in enumerate(call.args) if n >= len(defaults) or not _equal(value, defaults[n])]
+    names = {} if schema is None else {entry.name: entry.default_value for entry in schema.arguments}
+    given += [value for name, value in call.kwargs.items() if not _equal(value, names.get(name))]
+    return ", ".join(str(leaf) for leaf in pytree.tree_leaves(given) if not isinstance(leaf, fx.Node))
+
+
+def _equal(value: Any, default: Any) -> bool:
+    """Whether an argument is its default; a graph has its lists as its own class."""
+    if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
+        return list(value) == list(default)
+    return not isinstance(value, fx.Node) and type(value) is type(default) and bool(value == default)

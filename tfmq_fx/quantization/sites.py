@@ -70,14 +70,15 @@ def numbered_operations(graph_module: fx.GraphModule) -> dict[fx.Node, Operation
 
 
 def read_at(sources: Iterable[fx.Node], operations: dict[fx.Node, Operation]) -> list[Site]:
-    """The sites that read any of ``sources``, in no order that counts.
+    """The sites that read any of ``sources``, which themselves are none.
 
     Args:
-        sources: An observer, or the dequantize nodes behind one quantizer.
+        sources: An observer, or the nodes that give floats behind one quantizer.
         operations: Those of their graph.
     """
     wanted = set(sources)
-    readers = dict.fromkeys(user for source in wanted for user in source.users if user in operations)
+    users = (user for source in wanted for user in source.users)
+    readers = dict.fromkeys(user for user in users if user in operations and user not in wanted)
     return [
         Site(operations[reader], position)
         for reader in readers

@@ -65,9 +65,9 @@ def requantize(
 
     A few calls are run to see whether activations leave the kept ranges, and ranges that are left are widened
     (``program.requantization`` says which, how much, and how far the result is from float). With ``batches`` these are
-    the calls, and what they see counts as it is. Without, there is only noise to draw, at the noisiest timestep and at
-    the middle of the schedule. At the first, noise is what sampling starts from; at others, and for conditionings, it is
-    not what the model will see. Ranges are then compared with those that the program's own weights have on the same
+    the calls, and what they see counts as it is. Without, there is only noise to draw, at the noisiest timestep and in
+    the middle of the schedule. At the first, noise is what sampling starts from; at others, and for conditionings, it
+    is not what the model will see. Ranges are then compared with those that the program's own weights have on the same
     noise, and grow in proportion; what a fine-tune changes only on real images or prompts stays unseen. An error that
     was measured on noise is none of real samples, so ``program.fidelity`` has it only with ``batches``.
 
@@ -89,7 +89,8 @@ def requantize(
 
     Raises:
         CaptureError: The model has another architecture, shapes or inputs, or its weights are quantized, or not finite.
-        ConfigError: The configuration's reconstruction needs batches and there are none, or ``quantized`` is no program.
+        ConfigError: The configuration's reconstruction needs batches and there are none, or ``quantized`` is no
+            program.
         CalibrationError: There are no batches in ``batches``, or they do not fit.
         ArtefactError: The artefact cannot be loaded.
         FidelityError: The program is further from the float model than ``max_error``.
@@ -129,8 +130,8 @@ def _check_batches(config: QuantizationConfig, batches: list[Batch] | None) -> N
     method = config.resolved_reconstruction
     if method is not None and batches is None:
         msg = (
-            f"the weights of this program were rounded with reconstruction={method.method!r}, which looks at data: pass "
-            "a few batches=, or round to nearest with reconstruction='nearest', which loses more"
+            f"this program's configuration rounds weights by reconstruction={method.method!r}, which looks at data: "
+            "pass a few batches=, or round to nearest with reconstruction='nearest', which loses more"
         )
         raise ConfigError(msg)
     if batches is not None and not batches:
