@@ -108,10 +108,10 @@ def test_classes_and_prompts_are_kept_too():
     model = PromptDenoiser().eval()
     program = tfmq_fx.quantize(model, None, BATCHES, timesteps=TIMESTEPS)
     again = tfmq_fx.requantize(program, model)
-    assert torch.equal(again(**BATCHES[0]), program(**BATCHES[0])) and not again.requantization.widened
+    assert torch.equal(again(*BATCHES[0]), program(*BATCHES[0])) and not again.requantization.widened
 
 
-def test_an_observer_that_is_not_registered_any_more_is_not_needed():
+def test_an_observer_that_is_not_registered_is_not_needed(tmp_path):
     class Foreign(MinMaxObserver):
         """A minimum and maximum of another package."""
 
@@ -121,7 +121,8 @@ def test_an_observer_that_is_not_registered_any_more_is_not_needed():
         program = tfmq_fx.quantize(small_denoiser(), config, DATA, timesteps=TIMESTEPS)
     finally:
         unregister_activation_observer("foreign")
-    assert_same(program, tfmq_fx.requantize(program, small_denoiser()))
+    tfmq_fx.save(program, tmp_path / "artefact")
+    assert_same(program, tfmq_fx.requantize(tmp_path / "artefact", small_denoiser()))
 
 
 def test_a_fixed_batch_and_fractional_timesteps_are_captured_alike():
@@ -216,7 +217,7 @@ def test_rounding_that_looks_at_data_needs_batches():
         tfmq_fx.requantize(program, tuned())
     rounded = tfmq_fx.requantize(program, tuned(), DATA, progress=False)
     nearest = tfmq_fx.requantize(program, tuned(), reconstruction="nearest")
-    assert rounded.config == config and nearest.config.reconstruction.method == "nearest"
+    assert rounded.config == program.config and nearest.config.reconstruction.method == "nearest"
     with torch.no_grad():
         errors = [relative(each(*DATA[0]), tuned()(*DATA[0])) for each in (rounded, nearest)]
     assert errors[0] < errors[1]
@@ -230,7 +231,7 @@ def test_what_belongs_to_the_program_goes_with_it_and_the_error_on_noise_does_no
     assert report.timesteps == (900.0, 400.0) and len(report.fidelity.timesteps) == 2
     assert "checked on noise, at 2 timesteps" in str(report) and report.to_dict()["drawn"]
     assert tfmq_fx.requantize(folder, tuned(), seed=1).requantization.fidelity != report.fidelity
-    with pytest.raises(tfmq_fx.FidelityError, match="more than max_error=0.0001"):
+    with pytest.raises(tfmq_fx.FidelityError, match=r"more than max_error=0\.0001"):
         tfmq_fx.requantize(folder, tuned(), max_error=1e-4)
 
 
@@ -253,7 +254,10 @@ class AnotherActivation(type(small_denoiser())):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: changed(lambda m: setattr(m.down, "conv1", nn.Conv2d(8, 8, 5, padding=2))), r"weight of down.conv1 .*5"),
+        (
+            lambda: changed(lambda m: setattr(m.down, "conv1", nn.Conv2d(8, 8, 5, padding=2))),
+            r"weight of down.conv1 .*5",
+        ),
         (lambda: changed(lambda m: setattr(m.up, "shortcut", nn.Identity())) and wide(), r"down.conv1"),
         (lambda: changed(lambda m: setattr(m.down, "norm", nn.GroupNorm(2, 8))), r"group_norm.* in 'down.norm'"),
         (lambda: AnotherActivation().eval(), r"only this model computes aten.tanh"),
@@ -298,5 +302,5 @@ def test_what_is_no_program_and_batches_that_are_none_are_refused():
         tfmq_fx.requantize(quantized(), small_denoiser(), [])
     with pytest.raises(tfmq_fx.CalibrationError, match="calibration batch 0 does not fit"):
         tfmq_fx.requantize(quantized(), small_denoiser(), [(torch.randn(2, 1, 9, 9), torch.tensor([0, 100]))])
-    with pytest.raises(tfmq_fx.NonFiniteError, match="NaN or infinite values in calibration batch 0, at timestep 100"):
+    with pytest.raises(tfmq_fx.NonFiniteError, match=r"NaN or infinite values in calibration batch 0"):
         tfmq_fx.requantize(quantized(), small_denoiser(), [(torch.full((1, 1, 8, 8), 3e38), torch.tensor([100]))])
