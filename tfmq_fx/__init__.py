@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from tfmq_fx.config.quantization import QuantizationConfig
     from tfmq_fx.config.reconstruction import ReconstructionConfig
     from tfmq_fx.data.bundled_model import bundled_model_path
+    from tfmq_fx.data.lora import fuse_lora
     from tfmq_fx.data.recording import record_trajectories
     from tfmq_fx.data.sampling import sample_trajectories
     from tfmq_fx.data.timestep_samplers import NormalTimesteps, TimestepSampler, UniformTimesteps
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from tfmq_fx.search.search_bits import search_bits
     from tfmq_fx.temporal.values import recorded_timesteps
     from tfmq_fx.workflow.quantize import quantize
+    from tfmq_fx.workflow.requantize import requantize
 
 __all__ = [
     "ArtefactError",
@@ -120,6 +122,7 @@ __all__ = [
     "fake_quantizers",
     "find_temporal_block",
     "frontend",
+    "fuse_lora",
     "load",
     "load_denoiser",
     "lower",
@@ -132,6 +135,7 @@ __all__ = [
     "reconstruct",
     "record_trajectories",
     "recorded_timesteps",
+    "requantize",
     "sample_trajectories",
     "save",
     "schedulers",
@@ -161,6 +165,7 @@ _MODULES = {
     "config.quantization": ("QuantizationConfig",),
     "config.reconstruction": ("ReconstructionConfig",),
     "data.bundled_model": ("bundled_model_path",),
+    "data.lora": ("fuse_lora",),
     "data.recording": ("record_trajectories",),
     "data.sampling": ("sample_trajectories",),
     "data.timestep_samplers": ("NormalTimesteps", "TimestepSampler", "UniformTimesteps"),
@@ -183,6 +188,7 @@ _MODULES = {
     "search.search_bits": ("search_bits",),
     "temporal.values": ("recorded_timesteps",),
     "workflow.quantize": ("quantize",),
+    "workflow.requantize": ("requantize",),
 }
 _MODULE_OF = {name: f"{__name__}.{module}" for module, names in _MODULES.items() for name in names}
 

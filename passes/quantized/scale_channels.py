@@ -19,7 +19,7 @@ from tfmq_fx.passes.support.nodes import (
 )
 from tfmq_fx.passes.support.predicates import is_call, is_conv, is_linear, node_value
 
-__all__ = ["ScaleChannels", "channel_axis", "scalable_weights"]
+__all__ = ["ScaleChannels", "channel_axis", "inverse_factors", "scalable_weights"]
 
 aten = torch.ops.aten
 #: Convolutions read channels along this axis; linears along the last.
@@ -61,6 +61,14 @@ def _is_scaled(observer: fx.Node) -> bool:
     return isinstance(inverse, fx.Node) and str(inverse.target) == f"{observer.target}{INVERSE}"
 
 
+def inverse_factors(activation: fx.Node) -> fx.Node | None:
+    """The buffer that a scaled activation is multiplied by, before its observer or quantizer; None for any other."""
+    buffer = activation.args[1] if is_call(activation, aten.mul.Tensor) else None
+    if isinstance(buffer, fx.Node) and buffer.op == "get_attr" and INVERSE in str(buffer.target):
+        return buffer
+    return None
+
+
 class ScaleChannels(GraphPass):
     """Divide the channels of observed activations by factors, and multiply the weights behind them.
 
@@ -74,9 +82,10 @@ class ScaleChannels(GraphPass):
         %y = conv2d(%o, weight_observer(%w * factors), %b)
 
     Legality: a layer is linear in each input channel. Numerics are preserved up to float rounding; where all factors
-    are powers of two to the bit, short of the ends of the float range. A weight that something else reads
-    stays, and so does its activation (:func:`scalable_weights`); an observer is scaled for once. Source: equivalent
-    scaling, SmoothQuant (ICML 2023), eq. 3.
+    are powers of two to the bit, short of the ends of the float range. The weights are multiplied by the inverse of
+    what the graph keeps, so that the same can be done to other weights (:meth:`by_inverse`). A weight that something
+    else reads stays, and so does its activation (:func:`scalable_weights`); an observer is scaled for once. Source:
+    equivalent scaling, SmoothQuant (ICML 2023), eq. 3.
     Meta: what is new takes the module stack of the layers that read it. The observer's range is to be set anew.
 
     Args:
@@ -92,29 +101,48 @@ class ScaleChannels(GraphPass):
     def __init__(self, factors: Mapping[str, Tensor]) -> None:
         super().__init__()
         for name, values in factors.items():
-            if not bool((values > 0).all()) or not bool(values.isfinite().all()):
-                msg = f"{self.id}: the factors of {name!r} must be positive and finite"
-                raise ValueError(msg)
-        self.factors = dict(factors)
+            self._check(name, values)
+        self.inverse = {name: 1.0 / values for name, values in factors.items()}
+
+    @classmethod
+    def by_inverse(cls, inverse: Mapping[str, Tensor]) -> ScaleChannels:
+        """The pass that multiplies activations by these, as another graph does.
+
+        Args:
+            inverse: By the target of an observer, float32 ``[C]``.
+
+        Raises:
+            ValueError: One is not positive and finite.
+        """
+        scale = cls({})
+        for name, values in inverse.items():
+            scale._check(name, values)
+        scale.inverse = dict(inverse)
+        return scale
+
+    def _check(self, name: str, values: Tensor) -> None:
+        if not bool((values > 0).all()) or not bool(values.isfinite().all()):
+            msg = f"{self.id}: the factors of {name!r} must be positive and finite"
+            raise ValueError(msg)
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Scale what each named observer reads."""
         modified = False
         for observer in list(graph_module.graph.find_nodes(op="call_module")):
-            factors = self.factors.get(str(observer.target))
-            if factors is None or _is_scaled(observer):
+            inverse = self.inverse.get(str(observer.target))
+            if inverse is None or _is_scaled(observer):
                 continue
             if weights := scalable_weights(observer):
-                self._scale(graph_module, observer, weights, factors)
+                self._scale(graph_module, observer, weights, inverse)
                 modified = True
         return modified
 
-    def _scale(self, graph_module: fx.GraphModule, observer: fx.Node, weights: list[fx.Node], factors: Tensor) -> None:
+    def _scale(self, graph_module: fx.GraphModule, observer: fx.Node, weights: list[fx.Node], inverse: Tensor) -> None:
         graph, layer = graph_module.graph, next(iter(observer.users))
         trailing = node_value(observer).ndim - 2 if is_conv(layer) else 0
-        inverse = (1.0 / factors).reshape([-1] + [1] * trailing)
+        factors, columns = 1.0 / inverse, inverse.reshape([-1] + [1] * trailing)
         with graph.inserting_before(observer):
-            name = add_buffer(graph_module, f"{observer.target}{INVERSE}", inverse)
+            name = add_buffer(graph_module, f"{observer.target}{INVERSE}", columns)
             read = insert_get_attr(graph_module, name, anchor=layer)
             scaled = insert_call(graph, aten.mul.Tensor, (argument_node(observer, 0), read), anchor=layer)
         observer.update_arg(0, scaled)

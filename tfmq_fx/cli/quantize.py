@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tfmq_fx.cli.console import console, size_text, stage
+from tfmq_fx.cli.console import console, stage
 from tfmq_fx.cli.float_models import require_no_artefact
 from tfmq_fx.cli.given_options import is_given, refuse_without_effect
 from tfmq_fx.cli.options import (
@@ -35,15 +35,12 @@ from tfmq_fx.cli.options import (
     UnknownTimestepOption,
     WeightBits,
 )
+from tfmq_fx.cli.requantize import LoraOption, LoraScale, RangesFrom, requantize
+from tfmq_fx.cli.summary import print_summary
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from torch import nn
-
     from tfmq_fx.config.presets import Preset
     from tfmq_fx.config.quantization import QuantizationConfig
-    from tfmq_fx.quantization.program import QuantizedProgram
 
 __all__ = ["quantize"]
 
@@ -70,10 +67,13 @@ def quantize(
     temporal_iterations: TemporalIterations = 20_000,
     cache_gib: CacheBytes = 2.0,
     max_error: MaxError = None,
+    ranges_from: RangesFrom = None,
+    lora: LoraOption = None,
+    lora_scale: LoraScale = 1.0,
     print_after: PrintAfter = [],  # noqa: B006
     seed: Seed = 0,
 ) -> None:
-    """Quantize an unconditional diffusion model and save it as an artefact.
+    """Quantize an unconditional diffusion model and save it as an artefact; with --ranges-from any model.
 
     Weights of 6 bits or fewer are rounded by GPTQ unless --reconstruction says otherwise. Finished units are kept
     beside the artefact until it is saved: the same command goes on where an interrupted one stopped.
@@ -84,6 +84,7 @@ def quantize(
     from tfmq_fx.cli.example_inputs import unconditional_inputs
     from tfmq_fx.config.presets import find_preset
     from tfmq_fx.data.bundled_model import load_model
+    from tfmq_fx.data.lora import fuse_lora
     from tfmq_fx.data.sampling import sample_trajectories
     from tfmq_fx.data.timestep_samplers import NormalTimesteps
     from tfmq_fx.diagnostics.comparison import ddim_scheduler
@@ -101,6 +102,20 @@ def quantize(
     check_target(out)
     check_max_error(max_error)
     require_no_artefact(model)
+    refuse_without_effect(context, {"lora_scale": None if lora is not None else "--lora"})
+    if ranges_from is not None:
+        requantize(
+            context,
+            model=model,
+            artefact=ranges_from,
+            out=out,
+            lora=lora,
+            lora_scale=lora_scale,
+            reconstruction=reconstruction,
+            max_error=max_error,
+            seed=seed,
+        )
+        return
     if preset is not None and config_file is not None:
         msg = "--preset and --config both say what is quantized: leave one of them out"
         raise ConfigError(msg)
@@ -128,6 +143,8 @@ def quantize(
     stage("loading the model")
     module, scheduler = load_model(model)
     inputs = unconditional_inputs(module)
+    if lora is not None:
+        stage(f"fusing {len(fuse_lora(module, lora, lora_scale))} layers of {lora}")
     ddim = ddim_scheduler(scheduler, steps)
     stage("capturing its graph and inserting observers")
     prepared = prepare(capture(module, example_kwargs=inputs), config, timesteps=ddim.timesteps)
@@ -157,7 +174,7 @@ def quantize(
     program.scheduler = {name: value for name, value in ddim.config.items() if not name.startswith("_")}
     save(program, out)
     shutil.rmtree(state, ignore_errors=True)
-    _print_summary(module, program, out)
+    print_summary(module, program, out)
     if method is not None:
         _print_remaining_steps(method)
 
@@ -201,23 +218,6 @@ def _configuration(
     return dataclasses.replace(
         config, reconstruction=dataclasses.replace(reconstruction, **iteration_counts, seed=seed)
     )
-
-
-def _print_summary(module: nn.Module, program: QuantizedProgram, out: Path) -> None:
-    from tfmq_fx.diagnostics.comparison import float_bytes, path_bytes
-
-    before, after = float_bytes(module), path_bytes(out)
-    timesteps = program.timesteps
-    timestep_count = 0 if timesteps is None else len(timesteps)
-    console().print(
-        f"[bold green]{out}[/]: {size_text(after)}, {after / before:.2f} × the fp32 weights ({size_text(before)}); "
-        f"{timestep_count} timesteps, {len(program.kept_float)} layers kept float",
-        soft_wrap=True,
-    )
-    if program.fidelity is not None:
-        console().print(f"  compared with float: {program.fidelity}", soft_wrap=True, markup=False, highlight=False)
-    for choice in program.temporal_choices:
-        console().print(f"  table: {choice}", soft_wrap=True, markup=False, highlight=False)
 
 
 def _print_remaining_steps(method: Preset) -> None:

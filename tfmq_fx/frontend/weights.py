@@ -9,7 +9,7 @@ from tfmq_fx._torch.modules import tensors_by_name
 from tfmq_fx._torch.tensors import FakeTensor
 from tfmq_fx.errors import CaptureError
 
-__all__ = ["check_weights", "detach_from_inference"]
+__all__ = ["check_float_weights", "check_weights", "detach_from_inference"]
 
 #: How to get weights from where they cannot be computed with.
 MOVES_TO_CPU = {"meta": "load them, for instance with low_cpu_mem_usage=False"}
@@ -30,6 +30,24 @@ def check_weights(model: nn.Module) -> None:
             raise CaptureError(msg)
         if tensor.is_floating_point() and not _is_finite(tensor):
             msg = f"weight {name!r} holds NaN or infinite values; repair or reload the model before quantizing it"
+            raise CaptureError(msg)
+
+
+def check_float_weights(model: nn.Module) -> None:
+    """Refuse a model whose weights were quantized before: what is lost cannot be rounded anew.
+
+    Raises:
+        CaptureError: Names the weight.
+    """
+    plain = (Tensor, nn.Parameter, nn.Buffer)
+    for name, tensor in model.named_parameters():
+        # Libraries keep integers in parameters, or make the parameter a class of their own.
+        if type(tensor) not in plain or not (tensor.is_floating_point() or tensor.is_complex()):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            msg = (
+                f"weight {name!r} is a {type(tensor).__name__} of {dtype}, so it is quantized already: load the model "
+                "with float weights"
+            )
             raise CaptureError(msg)
 
 

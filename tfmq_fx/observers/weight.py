@@ -114,11 +114,13 @@ class PerChannelWeightObserver(ObserverBase):  # type: ignore[misc]  # torchao h
         """The integers (int8 with zero points folded, or int16) and the scales."""
         weight, (scale, zero) = self.seen_weight(), self.calculate_qparams()
         shape = [-1 if i == self.axis else 1 for i in range(weight.ndim)]
-        ratio = weight.to(torch.float32) / scale.reshape(shape)
-        integers = (ratio.round() + zero.reshape(shape)).clamp(*self.bounds).to(torch.int64)
+        levels = (weight.to(torch.float32) / scale.reshape(shape)).round_().add_(zero.reshape(shape))
+        levels.clamp_(*self.bounds)
         if self.bits == 16:
-            return integers.to(torch.int16), scale
-        return self.folded(integers, zero), scale
+            return levels.to(torch.int16), scale
+        if self.symmetric:  # there is nothing to fold, and int64 would be most of the time
+            return levels.to(torch.int8), scale
+        return self.folded(levels.to(torch.int64), zero), scale
 
     def folded(self, integers: Tensor, zero: Tensor) -> Tensor:
         """The integers less their zero points, in int8.

@@ -69,9 +69,15 @@ class Probes:
         self._kept = {(probe.timestep, probe.place): probe for probe in probes_of(prepared)}
         self._calls = int(max((probe.place for probe in self._kept.values() if probe.timestep is None), default=0))
 
-    def add(self, calls: Iterable[tuple[Tensor | None, Call]]) -> None:
-        """Consider the calls of a batch, with the timesteps of each."""
-        for timesteps, call in calls:
+    def add(self, calls: Iterable[tuple[Tensor | None, Call]], results: Iterable[Any] | None = None) -> None:
+        """Consider the calls of a batch.
+
+        Args:
+            calls: With the timesteps of each.
+            results: What the float model returns for them, where that is known; else :meth:`attach` runs it.
+        """
+        calls = list(calls)
+        for (timesteps, call), result in zip(calls, [None] * len(calls) if results is None else results, strict=True):
             self._calls += 1
             distinct = [] if timesteps is None else list(dict.fromkeys(timesteps.reshape(-1).tolist()))
             timestep = float(distinct[0]) if len(distinct) == 1 else None
@@ -80,7 +86,8 @@ class Probes:
                 continue
             item = _last_item(call)
             if self._served(item):
-                self._kept[timestep, place] = Probe(place, timestep, item)
+                expected = () if result is None else _last_results(result, call, item)
+                self._kept[timestep, place] = Probe(place, timestep, item, expected)
                 self._thin()
 
     def attach(self) -> None:
@@ -147,6 +154,19 @@ def _last_item(call: Call) -> Call:
             item = call
     leaves: list[Any] = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in item.leaves]
     return replace(item, leaves=leaves)
+
+
+def _last_results(results: Any, call: Call, item: Call) -> tuple[Tensor, ...]:
+    """The floating-point results of a call for its last item, which ``item`` is, copied."""
+    axes = call.interface.results
+    kept = []
+    for leaf, axis in zip(pytree.tree_leaves(results), axes, strict=True):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            if axis is not None and call.batch is not None and item.batch != call.batch:
+                size = leaf.shape[axis] // call.batch
+                leaf = leaf.narrow(axis, leaf.shape[axis] - size, size)
+            kept.append(leaf.detach().clone())
+    return tuple(kept)
 
 
 def float_results(results: Any) -> list[Tensor]:

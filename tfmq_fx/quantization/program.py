@@ -18,6 +18,7 @@ from tfmq_fx.passes.analysis import row_lookups, row_values
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.timestep_values import ValueSearch
 from tfmq_fx.quantization.fidelity import Fidelity
+from tfmq_fx.quantization.requantization import Requantization
 from tfmq_fx.temporal.extended_graph import ExtendedGraph
 from tfmq_fx.temporal.table import TemporalChoice
 from tfmq_fx.temporal.ways_out import in_program
@@ -40,6 +41,7 @@ class QuantizedProgram:
         temporal_choices: With ``temporal="auto"``, whose rows the table holds, feature by feature, and both errors.
         fidelity: How far its results are from the float model's, on items that :func:`tfmq_fx.calibrate` kept; None
             where it kept none, as with a prepared graph that was called by itself, or an artefact from before.
+        requantization: Behind :func:`tfmq_fx.requantize`, which ranges it kept and widened; no part of an artefact.
     """
 
     graph_module: fx.GraphModule
@@ -51,6 +53,7 @@ class QuantizedProgram:
     scheduler: dict[str, Any] = field(default_factory=dict)
     temporal_choices: tuple[TemporalChoice, ...] = ()
     fidelity: Fidelity | None = None
+    requantization: Requantization | None = None
     _extended: ExtendedGraph | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
