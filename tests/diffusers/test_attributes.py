@@ -174,6 +174,11 @@ def test_copies_share_the_program_and_nothing_is_pickled(unet):
         pickle.dumps(ServedProgram(unet.served.program))
 
 
+def test_it_is_not_quantized_again(unet):
+    with pytest.raises(tfmq_fx.CaptureError, match="the UNet2DConditionModel is quantized already; capture the float"):
+        tfmq_fx.capture(unet, inputs())
+
+
 def test_a_new_model_of_its_class_has_weights(unet):
     made = type(unet).from_config(unet.config)
     assert type(made) is UNet2DConditionModel and made.device.type == "cpu"

@@ -13,8 +13,10 @@ import pytest
 import tfmq_fx
 from tests.house.sources import ROOT, is_type_checking, sources
 
-PUBLIC = ("tfmq_fx", "tfmq_fx.diagnostics", "tfmq_fx.lowering.backends", "tfmq_fx.passes", "tfmq_fx.passes.analysis",
-          "tfmq_fx.schedulers", "tfmq_fx.testing")  # fmt: skip
+PUBLIC = (
+    "tfmq_fx", "tfmq_fx.diagnostics", "tfmq_fx.diffusers", "tfmq_fx.lowering.backends", "tfmq_fx.passes",
+    "tfmq_fx.passes.analysis", "tfmq_fx.schedulers", "tfmq_fx.testing",
+)  # fmt: skip
 ROLE = re.compile(r":(?:func|class|data|mod|meth|attr):`~?(tfmq_fx\.[\w.]+)`")
 MENTION = re.compile(r"(?<![\w/.])tfmq_fx((?:\.[A-Za-z]\w*)+)")
 #: Files and keys that begin like the package.

@@ -54,8 +54,12 @@ def save_model(model: Any, program: QuantizedProgram, path: str | os.PathLike[st
     save(program, folder)
     name = Path(SAFETENSORS_WEIGHTS_NAME)
     stub = folder / (name if variant is None else f"{name.stem}.{variant}{name.suffix}")
+    part = folder / f".{stub.name}.part"
     try:
-        save_file({}, stub, metadata={"format": "pt", "weights": f"in the artefact of tfmq_fx: {MANIFEST}"})
+        save_file({}, part, metadata={"format": "pt", "weights": f"in the artefact of tfmq_fx: {MANIFEST}"})
+        part.replace(stub)
+        if (folder / CONFIG).is_symlink():
+            (folder / CONFIG).unlink()  # what it leads to is not ours
         model.save_config(folder)
     except OSError as error:
         msg = f"the model could not be written to {folder}: {error.strerror or error}; save it again"

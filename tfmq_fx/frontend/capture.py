@@ -68,6 +68,9 @@ def capture(
     args, kwargs = _examples(example_inputs, example_kwargs)
     check_batched(batched)
     model = unwrap(model)
+    if getattr(model, "quantization_method", None) == "tfmq_fx":  # what stands in a pipeline of diffusers
+        msg = f"the {type(model).__name__} is quantized already; capture the float model that it was made from"
+        raise CaptureError(msg)
     if isinstance(model, fx.GraphModule) and stage_of(model) != CAPTURED:
         msg = f"capture needs a float model, it was given {describe(model)}"
         raise CaptureError(msg)
