@@ -7,6 +7,7 @@ or in a ``torch.fx.passes.infra.pass_manager.PassManager``. What a pass promises
 """
 
 from tfmq_fx.passes.base import GraphPass, Numerics, PassError
+from tfmq_fx.passes.canonical.fill_uninitialized import FillUninitialized
 from tfmq_fx.passes.canonical.inline_regions import InlineRegions
 from tfmq_fx.passes.canonical.merge_equal_nodes import MergeEqualNodes
 from tfmq_fx.passes.canonical.normalize_arguments import NormalizeArguments
@@ -81,6 +82,7 @@ __all__ = [
     "DeferSoftmaxNormalization",
     "DequantizeWeights",
     "FactorItemScales",
+    "FillUninitialized",
     "FlattenFrameConvs",
     "FlattenLinearInputs",
     "FoldWeightZeroPoints",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tfmq_fx.errors import ConfigError
 from tfmq_fx.passes.base import Numerics
+from tfmq_fx.passes.canonical.fill_uninitialized import FillUninitialized
 from tfmq_fx.passes.canonical.inline_regions import InlineRegions
 from tfmq_fx.passes.canonical.merge_equal_nodes import MergeEqualNodes
 from tfmq_fx.passes.canonical.normalize_arguments import NormalizeArguments
@@ -50,11 +51,13 @@ CANONICALIZE = Pipeline(
     Numerics.EXACT,
     "Bring an exported graph into the form that all later passes expect. Regions go first: no other pass looks into "
     "them. Then guards, which read nodes that the later passes want to see unread, and writes in place: behind them a "
-    "value is what its node computes. Dead state goes last, when nothing reads it any more.",
+    "value is what its node computes, and memory that comes uninitialized can come with zeros. Dead state goes last, "
+    "when nothing reads it any more.",
     (
         InlineRegions,
         RemoveGuards,
         ReplaceInPlace,
+        FillUninitialized,
         NormalizeArguments,
         ResolvePaddings,
         RemoveDropouts,

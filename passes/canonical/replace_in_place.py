@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +11,18 @@ from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload, functional_twin, schema_of
 from tfmq_fx._torch.tensors import storage_id
 from tfmq_fx.passes.base import GraphPass, Numerics
-from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of
+from tfmq_fx.passes.support.arguments import argument_node
+from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call
 
 __all__ = ["ReplaceInPlace"]
 
 aten = torch.ops.aten
+
+#: What makes a part of a value, and what puts another part into its place.
+SCATTERS: dict[Any, OpOverload] = {
+    aten.slice.Tensor: aten.slice_scatter.default,
+    aten.select.int: aten.select_scatter.default,
+}
 
 
 def functional_overload(target: Any) -> OpOverload | None:
@@ -45,18 +51,23 @@ class ReplaceInPlace(GraphPass):
 
         %h = conv2d(%x, %w)
         %r = relu_(%h)
+        %part = slice(%h, 1, 0, 2)
+        %written = copy_(%part, %z)
         %y = add(%h, %x)
 
     After::
 
         %h = conv2d(%x, %w)
         %r = relu(%h)
-        %y = add(%r, %x)
+        %whole = slice_scatter(%r, %z, 1, 0, 2)
+        %y = add(%whole, %x)
 
-    Legality: what is written to is no input and no weight, whose change could be seen from outside; nothing else that
-    lies in the same memory, a view or what it is a view of, is read afterwards; and the new value has the shape and
-    dtype of the old. Then whoever read the old value afterwards reads the new one. Numerics are preserved to the bit.
-    Meta: no node is inserted.
+    Legality: what is written to is no input and no weight, whose change could be seen from outside; it is the value of
+    a node or a part of it that ``slice`` and ``select`` give, one in the other; nothing else that lies in the same
+    memory, another view or what it is a view of, is read afterwards; and the new value has the shape and dtype of the
+    old. Then whoever read the old value afterwards reads the new one, and parts of the old one are parts of the new.
+    Numerics are preserved to the bit.
+    Meta: what is new takes the module stack of the call that wrote.
     """
 
     id: ClassVar[str] = "tfmq::replace_in_place"
@@ -65,31 +76,102 @@ class ReplaceInPlace(GraphPass):
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace the calls in order, so that the result of one may be written to by the next."""
         order = {node: position for position, node in enumerate(graph_module.graph.nodes)}
-        memory = {node: memory_of(node) for node in order}
+        calls = _Calls(order, {node: memory_of(node) for node in order})
         modified = False
-        for node in order:
-            modified = _replace(node, order, memory) or modified
+        for node in list(order):
+            modified = calls.replace(node) or modified
         return modified
 
 
-def _replace(node: fx.Node, order: Mapping[fx.Node, int], memory: Mapping[fx.Node, set[int]]) -> bool:
-    target = functional_overload(node.target) if node.op == "call_function" else None
-    if target is None or not isinstance(node.args[0], fx.Node):
-        return False
-    written = node.args[0]
-    shared = [other for other in order if order[other] < order[node] and memory[other] & memory[written]]
-    later = {other: [user for user in other.users if order[user] > order[node]] for other in shared}
-    if any(other.op != "call_function" or (other is not written and later[other]) for other in shared):
-        return False
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
-    value = compute_value(fake_mode_of(node.graph), target, args, kwargs)
-    if not _same_metadata(value, written.meta["val"]):
-        return False
-    for user in later[written]:
-        user.replace_input_with(written, node)
-    # Its recorded value stays: it has this shape and dtype, and shares its memory with the views that are made of it.
-    node.target = target
-    return True
+class _Calls:
+    """The nodes of a graph, in their order, and the memory that each lies in, while writes are replaced."""
+
+    def __init__(self, order: dict[fx.Node, int], memory: dict[fx.Node, set[int]]) -> None:
+        self.order, self.memory = order, memory
+
+    def replace(self, node: fx.Node) -> bool:
+        """Replace a node where it writes and may be replaced."""
+        target = functional_overload(node.target) if node.op == "call_function" else None
+        if target is None or not isinstance(node.args[0], fx.Node):
+            return False
+        written = node.args[0]
+        views = _views(written)
+        whole = argument_node(views[-1], 0) if views else written
+        before = [other for other in self.order if self.order[other] < self.order[node]]
+        shared = [other for other in before if self.memory[other] & self.memory[written]]
+        read = {other for other in shared if self._later(other, node)}
+        if any(other.op != "call_function" for other in shared) or read - {whole, *views, written}:
+            return False
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
+        value = compute_value(fake_mode_of(node.graph), target, args, kwargs)
+        if not _same_metadata(value, written.meta["val"]):
+            return False
+        if views:
+            self._replace_part(node, target, views, whole)
+            return True
+        for user in self._later(written, node):
+            user.replace_input_with(written, node)
+        # Its recorded value stays: it has this shape and dtype, and shares its memory with the views made of it.
+        node.target = target
+        return True
+
+    def _later(self, other: fx.Node, node: fx.Node) -> list[fx.Node]:
+        return [user for user in other.users if self.order[user] > self.order[node]]
+
+    def _replace_part(self, node: fx.Node, target: OpOverload, views: list[fx.Node], whole: fx.Node) -> None:
+        written, graph = views[0], node.graph
+        later, known = {view: self._later(view, node) for view in (*views, whole)}, set(graph.nodes)
+        with graph.inserting_before(node):
+            new = _part(node, target, written)
+            for view in views:
+                outer = (argument_node(view, 0), new, *view.args[1:])
+                new = insert_call(graph, SCATTERS[view.target], outer, anchor=node, kwargs=dict(view.kwargs))
+            for user in later[whole]:
+                user.replace_input_with(whole, new)
+            # Parts are read from the new whole, so that what writes into them next writes into that.
+            part = new
+            for depth, view in reversed(list(enumerate(views))):
+                if not node.users and not any(later[inner] for inner in views[: depth + 1]):
+                    break
+                part = insert_call(graph, view.target, (part, *view.args[1:]), anchor=node, kwargs=dict(view.kwargs))
+                for user in later[view]:
+                    user.replace_input_with(view, part)
+            for user in list(node.users):
+                user.replace_input_with(node, part)
+        for other in graph.nodes:
+            if other not in known:
+                self.order[other], self.memory[other] = self.order[node], self.memory[whole]
+        graph.erase_node(node)
+        del self.order[node]
+        for view in views:
+            if not view.users:
+                graph.erase_node(view)
+                del self.order[view]
+
+
+def _views(node: fx.Node) -> list[fx.Node]:
+    """The parts that lead from ``node`` to the whole: each one's first argument is the next."""
+    views = []
+    while node.op == "call_function" and node.target in SCATTERS and isinstance(node.args[0], fx.Node):
+        views.append(node)
+        node = node.args[0]
+    return views
+
+
+def _part(node: fx.Node, target: OpOverload, written: fx.Node) -> fx.Node:
+    """What ``node`` writes, as a value of the shape and dtype of what it writes to."""
+    if target is not aten.copy.default:
+        return insert_call(node.graph, target, node.args, anchor=node, kwargs=dict(node.kwargs))
+    source, value = argument_node(node, 1), written.meta["val"]
+    if source.meta["val"].dtype != value.dtype:
+        source = insert_call(node.graph, aten.to.dtype, (source, value.dtype), anchor=node)
+    if _sizes(source.meta["val"]) != _sizes(value):
+        source = insert_call(node.graph, aten.expand_as.default, (source, written), anchor=node)
+    return source
+
+
+def _sizes(value: Tensor) -> tuple[str, ...]:
+    return tuple(map(str, value.shape))
 
 
 def _same_metadata(value: Any, other: Any) -> bool:
@@ -97,5 +179,5 @@ def _same_metadata(value: Any, other: Any) -> bool:
         isinstance(value, Tensor)
         and isinstance(other, Tensor)
         and value.dtype == other.dtype
-        and tuple(map(str, value.shape)) == tuple(map(str, other.shape))
+        and _sizes(value) == _sizes(other)
     )

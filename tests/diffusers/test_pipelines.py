@@ -11,7 +11,7 @@ from tests.models import relative
 from tfmq_fx.diffusers import TFMQConfig, to_diffusers
 
 #: Those that are quantized within seconds; a video model takes longer.
-QUICK = ("ddpm", "sd", "sdxl", "sd3", "flux", "pixart", "dit")
+QUICK = ("ddpm", "sd", "sdxl", "sd3", "flux", "pixart", "dit", "wan")
 
 
 @pytest.mark.parametrize("name", QUICK)

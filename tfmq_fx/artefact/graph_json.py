@@ -14,7 +14,15 @@ from tfmq_fx.artefact.fields import parse_json
 from tfmq_fx.artefact.graph_inputs import TENSOR_KINDS
 from tfmq_fx.artefact.graph_schema import exported_program
 from tfmq_fx.errors import ArtefactError
-from tfmq_fx.passes import PropagateValues, RemoveDropouts, RemoveGuards, ReplaceInPlace, StripDeadState, run_pipeline
+from tfmq_fx.passes import (
+    FillUninitialized,
+    PropagateValues,
+    RemoveDropouts,
+    RemoveGuards,
+    ReplaceInPlace,
+    StripDeadState,
+    run_pipeline,
+)
 
 __all__ = ["MOST_GRAPH_BYTES", "graph_from_bytes", "graph_to_json"]
 
@@ -30,7 +38,7 @@ def graph_to_json(program: ExportedProgram) -> bytes:
     Raises:
         ArtefactError: The graph holds what an artefact cannot.
     """
-    run_pipeline(program.graph_module, (RemoveGuards, ReplaceInPlace, RemoveDropouts))
+    run_pipeline(program.graph_module, (RemoveGuards, ReplaceInPlace, FillUninitialized, RemoveDropouts))
     values = json.loads(exported_to_json(program))
     module = values["graph_module"]
     graph, inputs = module["graph"], module["signature"]["input_specs"]

@@ -69,9 +69,16 @@ def written(kind):
         return builder.build(builder.call(aten.relu_.default, builder.call(aten.view.default, x, [4, 2])))
     if kind == "a weight":
         return builder.build(builder.call(aten.relu_.default, builder.weight("w", (2, 4))))
-    if kind == "a view whose base is read":
-        builder.call(aten.relu_.default, builder.call(aten.slice.Tensor, h, 1, 0, 2))
+    if kind == "a view that is made otherwise, whose base is read":
+        builder.call(aten.relu_.default, builder.call(aten.view.default, h, [4, 2]))
         return builder.build(h)
+    if kind == "a part of an input":
+        builder.call(aten.copy_.default, builder.call(aten.slice.Tensor, x, 1, 0, 4), h)
+        return builder.build(x)
+    if kind == "a part beside another part that is read":
+        other = builder.call(aten.slice.Tensor, h, 1, 1, 3)
+        builder.call(aten.relu_.default, builder.call(aten.slice.Tensor, h, 1, 0, 2))
+        return builder.build(other)
     if kind == "a base whose view is read":
         view = builder.call(aten.select.int, h, 0, 0)
         builder.call(aten.add_.Tensor, h, 1)
@@ -89,7 +96,9 @@ def written(kind):
         "an input",
         "a view of an input",
         "a weight",
-        "a view whose base is read",
+        "a view that is made otherwise, whose base is read",
+        "a part of an input",
+        "a part beside another part that is read",
         "a base whose view is read",
         "one part of a split",
         "nothing",
@@ -113,7 +122,35 @@ def test_overloads():
         assert functional_overload(target) is None
 
 
-STEPS = ("sin", "view", "slice", "relu_", "add_", "mul_")
+class Rotated(torch.nn.Module):
+    """Writes its result part by part into memory that it made, as rotary embeddings do."""
+
+    def forward(self, x, cos):
+        out = torch.empty_like(x)
+        out[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2]
+        out[..., 1::2] = x[..., 1::2].double()
+        out[0, :, :1] += 1.0
+        part = out[1]
+        part[0] = 3.0
+        part.mul_(2.0)
+        return out, part, out.sum(-1)
+
+
+def test_parts_that_are_written_to_are_parts_of_a_new_whole():
+    batch = {0: torch.export.Dim("batch", min=2)}
+    inputs = (torch.randn(3, 4, 6), torch.randn(3))
+    program = torch.export.export(Rotated(), inputs, dynamic_shapes=(batch, None))
+    graph_module = program.module(check_guards=False)
+    result = assert_pass_contract(ReplaceInPlace, graph_module, inputs, exact=True)
+    found = operators(result.graph_module)
+    assert result.modified and found[aten.slice_scatter.default] >= 3 and found[aten.select_scatter.default] >= 2
+    assert not any(target._schema.is_mutable for target in found if target is not operator.getitem)
+    more = (torch.randn(5, 4, 6), torch.randn(3))
+    for ours, theirs in zip(result.graph_module(*more), Rotated()(*more), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+STEPS = ("sin", "view", "slice", "select", "relu_", "add_", "mul_", "copy_")
 
 
 @given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=10))
@@ -127,11 +164,15 @@ def test_whatever_shares_memory_the_results_are_the_same(steps):
         elif kind == "view":
             pool.append(builder.call(aten.reshape.default, x, [-1, 2]))
         elif kind == "slice":
-            pool.append(builder.call(aten.slice.Tensor, x, 0, 0, 2))
+            pool.append(builder.call(aten.slice.Tensor, x, 0, second % 2, 4, 2))
+        elif kind == "select":
+            pool.append(builder.call(aten.unsqueeze.default, builder.call(aten.select.int, x, 0, 0), 0))
         elif kind == "relu_":
             pool.append(builder.call(aten.relu_.default, x))
         elif list(x.meta["val"].shape) == list(y.meta["val"].shape) and x is not y:
-            pool.append(builder.call(getattr(aten, kind).Tensor, x, y))
+            pool.append(
+                builder.call(getattr(aten, kind).default if kind == "copy_" else getattr(aten, kind).Tensor, x, y)
+            )
     graph_module = builder.build(
         builder.call(aten.cat.default, [builder.call(aten.flatten.using_ints, p) for p in pool])
     )
