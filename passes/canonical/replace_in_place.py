@@ -133,6 +133,7 @@ class _Calls:
             for depth, view in reversed(list(enumerate(views))):
                 if not node.users and not any(later[inner] for inner in views[: depth + 1]):
                     break
+                assert isinstance(view.target, OpOverload)
                 part = insert_call(graph, view.target, (part, *view.args[1:]), anchor=node, kwargs=dict(view.kwargs))
                 for user in later[view]:
                     user.replace_input_with(view, part)

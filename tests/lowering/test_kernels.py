@@ -14,7 +14,7 @@ from tfmq_fx import LoweringError
 from tfmq_fx.kernels import OPERATORS, block_columns, pack_weight, unpack_weight
 from tfmq_fx.kernels.checks import has_native_kernels
 from tfmq_fx.kernels.inductor import register_native_kernels
-from tfmq_fx.lowering.backends.inductor import native
+from tfmq_fx.lowering.backends.inductor import backend, native
 from tfmq_fx.lowering.backends.inductor.compiler import compile_inductor
 from tfmq_fx.lowering.report.reasons import NO_EXACT_BYTES
 
@@ -174,7 +174,8 @@ def test_a_package_holds_them(program, tmp_path):
 
 def test_without_vnni_nothing_saturates_silently(monkeypatch):
     monkeypatch.setattr(native, "has_native_kernels", lambda: False)
-    monkeypatch.setattr(native, "sums_bytes_exactly", lambda: False)
+    for module in (backend, native):
+        monkeypatch.setattr(module, "sums_bytes_exactly", lambda: False)
     config = tfmq_fx.QuantizationConfig(activation_groups=1, shortcut_bits=None)
     program = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
     denoiser = tfmq_fx.lower(program)

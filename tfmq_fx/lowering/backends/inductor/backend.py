@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from tfmq_fx._torch.operators import HAS_INTEGER_CONVS
+from tfmq_fx._torch.processor import sums_bytes_exactly
 from tfmq_fx.kernels import has_native_kernels
 from tfmq_fx.lowering.backends.backend import CompiledGraphs, CompilerBackend, GraphToCompile
 from tfmq_fx.lowering.backends.inductor import native
@@ -52,7 +53,7 @@ class InductorBackend(CompilerBackend):
             LowerIndexedConvs()(graph_module)
             StripDeadState()(graph_module)
         entries = native.with_native_layers(graph_module, entries)
-        exact = native.sums_bytes_exactly()
+        exact = sums_bytes_exactly()
         DequantizeWeights(_computed_in_float if exact else is_weighted)(graph_module)
         StripDeadState()(graph_module)
         return entries if exact else in_float(entries, NO_EXACT_BYTES)

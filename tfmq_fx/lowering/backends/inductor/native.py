@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import platform
 from dataclasses import replace
 
 from torch import fx
 
-from tfmq_fx._torch.processor import has_vnni
+from tfmq_fx._torch.processor import sums_bytes_exactly
 from tfmq_fx.kernels import has_native_kernels
 from tfmq_fx.lowering.report.eligibility import layers
 from tfmq_fx.lowering.report.reasons import PER_ROW, ROWS_UNCOVERED, WIDE
@@ -17,13 +16,7 @@ from tfmq_fx.passes import NARROW_ACTIVATIONS, NATIVE_KERNELS
 from tfmq_fx.passes.native.lower_integer_convs import find_integer_layer
 from tfmq_fx.passes.native.lower_pointwise_convs import find_pointwise_layer
 
-__all__ = ["describe_kernels", "on_native_kernels", "precisions", "reads_words", "sums_bytes_exactly",
-           "with_native_layers"]  # fmt: skip
-
-
-def sums_bytes_exactly() -> bool:
-    """Whether oneDNN's integer kernels are exact here: on x86 without VNNI a sum of two products can saturate."""
-    return platform.machine() not in ("x86_64", "AMD64") or has_vnni()
+__all__ = ["describe_kernels", "on_native_kernels", "precisions", "reads_words", "with_native_layers"]
 
 
 def precisions() -> tuple[str, ...]:
