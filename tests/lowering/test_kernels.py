@@ -172,11 +172,12 @@ def test_a_package_holds_them(program, tmp_path):
     assert relative(loaded(x, 300).sample, tfmq_fx.lower(program, "reference")(x, 300).sample) < 0.05
 
 
-def test_without_vnni_nothing_saturates_silently(monkeypatch):
+@pytest.mark.parametrize("groups", [1, 2, None])
+def test_without_vnni_nothing_saturates_silently(groups, monkeypatch):
     monkeypatch.setattr(native, "has_native_kernels", lambda: False)
     for module in (backend, native):
         monkeypatch.setattr(module, "sums_bytes_exactly", lambda: False)
-    config = tfmq_fx.QuantizationConfig(activation_groups=1, shortcut_bits=None)
+    config = tfmq_fx.QuantizationConfig(activation_groups=groups, shortcut_bits=None)
     program = tfmq_fx.quantize(small_denoiser(), config, [batch()], timesteps=TIMESTEPS, progress=False)
     denoiser = tfmq_fx.lower(program)
     assert denoiser.report.integer_kernels == 0 and denoiser.report.kernels == ""

@@ -49,11 +49,11 @@ class InductorBackend(CompilerBackend):
         self, graph_module: fx.GraphModule, entries: tuple[ReportEntry, ...], *, one_group: bool
     ) -> tuple[ReportEntry, ...]:
         """Write out convolutions with indexed parameters; dequantize the weights that its kernels would get wrong."""
-        if one_group and HAS_INTEGER_CONVS:
+        exact = sums_bytes_exactly()
+        if one_group and HAS_INTEGER_CONVS and exact:
             LowerIndexedConvs()(graph_module)
             StripDeadState()(graph_module)
         entries = native.with_native_layers(graph_module, entries)
-        exact = sums_bytes_exactly()
         DequantizeWeights(_computed_in_float if exact else is_weighted)(graph_module)
         StripDeadState()(graph_module)
         return entries if exact else in_float(entries, NO_EXACT_BYTES)
