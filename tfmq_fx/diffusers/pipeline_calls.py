@@ -24,7 +24,7 @@ class PipelineCalls:
 
     Args:
         pipeline: A diffusers pipeline.
-        prompts: One call each; None leaves the prompt out, or to ``arguments``.
+        prompts: One call each, or a single one; None leaves the prompt out, or to ``arguments``.
         calls: The number of calls; None is one a prompt, or :data:`DEFAULT_CALLS`. More calls than prompts take turns.
         steps: ``num_inference_steps``; None is the pipeline's own default.
         seed: The first call's; each next one has the next seed.
@@ -38,7 +38,7 @@ class PipelineCalls:
     def __init__(
         self,
         pipeline: Any,
-        prompts: Sequence[str] | None,
+        prompts: Sequence[str] | str | None,
         calls: int | None,
         steps: int | None,
         seed: int,
@@ -60,7 +60,7 @@ class PipelineCalls:
                 msg = f"{name}={value!r} must be a whole number of at least 1"
                 raise ConfigError(msg)
         self.count = calls or len(self.prompts) or DEFAULT_CALLS
-        self._arguments = {**self._given(arguments)}
+        self._arguments = dict(self._given(arguments))
         if steps is not None:
             self._require("num_inference_steps", "steps=")
             self._arguments["num_inference_steps"] = steps

@@ -102,7 +102,6 @@ def quantize_pipeline(
     parts = find_components(pipeline, components, timestep)
     configs = _configs(config, parts)
     decodes = any(part.timestep is None for part in parts)
-    prompts = [prompts] if isinstance(prompts, str) else prompts
     runs = PipelineCalls(pipeline, prompts, calls, steps, seed, arguments, decodes=decodes)
     recorded = _record(pipeline, parts, runs, keep, (batched,) if isinstance(batched, str) else batched)
     programs: dict[str, QuantizedProgram] = {}

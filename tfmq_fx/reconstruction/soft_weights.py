@@ -63,7 +63,7 @@ def with_soft_weights(prepared: fx.GraphModule, quantizers: Sequence[AdaRoundQua
 
 
 def compiled_if_possible(function: Callable[..., Any], arguments: Sequence[Any]) -> Callable[..., Any]:
-    """The function compiled for arguments like these, and for others of its own; itself where no compiler is there.
+    """The function, compiled for arguments of these shapes; the function itself where it cannot be compiled.
 
     Args:
         function: To compile, gradients included.
