@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 NO_MATMUL = "its operands are quantized, but this backend has no integer kernel for a product of two activations"
-NO_EXACT_BYTES = "this processor has no VNNI: oneDNN's sums of bytes could saturate, so it is computed in float"
+NO_EXACT_BYTES = "this processor has no VNNI: sums of bytes could saturate there, so it is computed in float"
 BRANCH = "it is the low-rank branch of a layer, which reads float activations on purpose"
 NO_ACTIVATION = "only its weight is quantized"
 NO_WEIGHT = "only its activation is quantized"

@@ -10,10 +10,15 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from tfmq_fx._torch.processor import sums_bytes_exactly
+
 __all__ = ["OnnxSession"]
 
 #: Operators that multiply integers, as ONNX Runtime's optimizer leaves them.
 INTEGER_OPERATORS = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul")
+
+#: Has its optimizer turn signed weights into unsigned ones, whose kernels add exactly on processors without VNNI.
+EXACT_SUMS = ("session.x64quantprecision", "1")
 
 
 class OnnxSession:
@@ -30,6 +35,8 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
+        if not sums_bytes_exactly():
+            options.add_session_config_entry(*EXACT_SUMS)
         with tempfile.TemporaryDirectory() as directory:
             path = Path(directory) / "optimized.onnx"
             options.optimized_model_filepath = str(path)

@@ -6,6 +6,10 @@ import copy
 
 from torch import fx
 
+from tfmq_fx._torch.processor import sums_bytes_exactly
+from tfmq_fx.lowering.report.matching import in_float
+from tfmq_fx.lowering.report.reasons import NO_EXACT_BYTES
+from tfmq_fx.lowering.report.report import ReportEntry
 from tfmq_fx.lowering.run.by_batch import ByBatch
 from tfmq_fx.lowering.translation.backend import Translated, TranslatingBackend
 from tfmq_fx.passes import HoistQuantizers
@@ -24,6 +28,13 @@ class OpenVINOBackend(TranslatingBackend):
     def precisions(self) -> tuple[str, ...]:
         """``"f32"``, and ``"bf16"`` for those who ask for it."""
         return ("f32", "bf16")
+
+    def rewrite(
+        self, graph_module: fx.GraphModule, entries: tuple[ReportEntry, ...], *, one_group: bool
+    ) -> tuple[ReportEntry, ...]:
+        """As every translation; where the engine's sums of bytes would saturate it computes in float."""
+        rewritten = super().rewrite(graph_module, entries, one_group=one_group)
+        return rewritten if sums_bytes_exactly() else in_float(rewritten, NO_EXACT_BYTES)
 
     def translate(self, graph_module: fx.GraphModule, batch: int, precision: str) -> Translated:
         """Compile for one batch size; others follow when they come."""

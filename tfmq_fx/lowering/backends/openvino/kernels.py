@@ -13,6 +13,8 @@ MULTIPLYING = ("Convolution", "FullyConnected", "FullyConnectedQuantizedLegacy",
 #: What it calls a loop that was made for several operators: attention is one, both of its products in it.
 FUSED = "Subgraph"
 INTEGERS = ("i8", "u8")
+#: How the names of primitives end that read integer weights and multiply floats.
+FLOATS = ("_f32", "_bf16")
 
 
 def _info(node: Any, key: str) -> str:
@@ -29,6 +31,8 @@ def integer_layers(compiled: ov.CompiledModel) -> set[str]:
     integer: set[str] = set()
     for node in compiled.get_runtime_model().get_ordered_ops():
         if _info(node, "runtimePrecision") not in INTEGERS:
+            continue
+        if _info(node, "primitiveType").endswith(FLOATS):
             continue
         names = [node.get_friendly_name(), *_info(node, "originalLayersNames").split(",")]
         if _info(node, "layerType") in MULTIPLYING:
