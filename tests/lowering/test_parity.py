@@ -11,7 +11,6 @@ from tests.models import TIMESTEPS, ClassDenoiser, batch, small_denoiser
 from tfmq_fx import LoweringError, QuantizationConfig
 from tfmq_fx.lowering import time_path
 from tfmq_fx.lowering.backends.onnxruntime import OnnxRuntimeBackend
-from tfmq_fx.lowering.report import parity
 from tfmq_fx.lowering.report.parity import CEILING, check_parity, relative_error
 from tfmq_fx.lowering.report.parity_examples import parity_examples
 from tfmq_fx.passes import FoldWeightZeroPoints
@@ -41,13 +40,6 @@ def test_an_error_that_rounding_does_not_explain_is_refused(factor, narrow, pass
         return
     with pytest.raises(LoweringError, match="parts from its reference"):
         check_parity(lowered, torch.relu, CALLS, narrow=narrow)
-
-
-@pytest.mark.parametrize(("exact", "said"), [(True, "miscompilation"), (False, "has no VNNI.* use backend='inductor'")])
-def test_what_is_said_depends_on_the_processor(exact, said, monkeypatch):
-    monkeypatch.setattr(parity, "sums_bytes_exactly", lambda: exact)
-    with pytest.raises(LoweringError, match=said):
-        check_parity(lambda x: torch.relu(x) * 1.1, torch.relu, CALLS)
 
 
 def test_a_fault_in_the_last_call_is_refused():

@@ -9,6 +9,7 @@ import torch
 
 import tfmq_fx
 from tests.models import TIMESTEPS, PromptDenoiser, SmallDenoiser, batch, relative, small_denoiser
+from tests.processor import on_integer_kernels
 from tfmq_fx._torch.graphs import output_structure
 from tfmq_fx.lowering.plan import folded_graph
 from tfmq_fx.lowering.run.staged import Reused, StagedProgram, stage_inputs
@@ -156,7 +157,7 @@ def test_compiled(program):
     denoiser = tfmq_fx.lower(program)
     assert "3 layers depend on (tokens, pooled) alone" in denoiser.report.conditioning
     assert denoiser.report.conditioning.endswith("reused from call to call")
-    assert denoiser.report.integer_kernels == denoiser.report.eligible >= 8
+    assert on_integer_kernels(denoiser.report, 8)
     for given in (inputs(), inputs((2,), (900,)), inputs((1, 0, 1), (0, 0, 500))):
         assert relative(denoiser(*given), program(*given)) < 0.02
     assert tfmq_fx.lower(program, reuse=False, backend="reference").report.conditioning.endswith(
@@ -173,7 +174,7 @@ def test_a_package_reuses_what_it_computed_for_a_prompt(program, tmp_path):
     path = tmp_path / "prompted.pt2"
     lowered = tfmq_fx.lower(program, "aot", path=path)
     assert lowered.report.conditioning.endswith("reused from call to call")
-    assert lowered.report.integer_kernels == lowered.report.eligible >= 8
+    assert on_integer_kernels(lowered.report, 8)
     loaded = tfmq_fx.load_denoiser(path)
     for given in (inputs(), inputs((2,), (900,)), inputs((1, 0, 1), (0, 0, 500))):
         assert relative(loaded(*given), program(*given)) < 0.02

@@ -3,6 +3,7 @@ import torch
 
 from tests.passes.helpers import calls, operators, unchanged
 from tests.passes.temporal.test_use_one_timestep_group import CONVS, batch, quantized
+from tests.processor import needs_exact_sums
 from tfmq_fx.passes import LowerIndexedConvs, UseOneTimestepGroup
 from tfmq_fx.testing import assert_pass_contract
 
@@ -15,6 +16,7 @@ def one_group(**options):
     return graph_module
 
 
+@needs_exact_sums
 @pytest.mark.parametrize("kind", CONVS)
 def test_convs_fire_and_keep_numerics(kind):
     result = assert_pass_contract(
@@ -26,6 +28,7 @@ def test_convs_fire_and_keep_numerics(kind):
     assert kernel.meta["nn_module_stack"] and aten.conv2d.default not in operators(result.graph_module)
 
 
+@needs_exact_sums
 def test_convs_several_users():
     result = assert_pass_contract(LowerIndexedConvs, one_group(readers=3), batch(2, 500), rtol=1e-4, atol=1e-4)
     kernels = calls(result.graph_module, torch.ops.onednn.qconv_pointwise.tensor)

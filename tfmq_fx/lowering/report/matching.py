@@ -108,6 +108,8 @@ def read_kernels(
 ) -> tuple[ReportEntry, ...]:
     """The entries as an engine runs them, which names the layers that it has on integer kernels.
 
+    What was put in float on purpose keeps its reason.
+
     Args:
         entries: What :func:`classify` expects.
         nodes: The names of their nodes (:func:`layers`).
@@ -115,10 +117,11 @@ def read_kernels(
     """
     read = []
     for entry, node in zip(entries, nodes, strict=True):
-        if node in integer and (entry.eligible or entry.reason == NO_MATMUL):
+        expected = entry.eligible and entry.kernel == "integer"
+        if node in integer and (expected or entry.reason == NO_MATMUL):
             read.append(replace(entry, kernel="integer", reason="", eligible=True))
         else:
-            read.append(replace(entry, kernel="float", reason=MISSED) if entry.eligible else entry)
+            read.append(replace(entry, kernel="float", reason=MISSED) if expected else entry)
     return tuple(read)
 
 

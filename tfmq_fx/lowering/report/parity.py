@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tfmq_fx._torch import pytree
-from tfmq_fx._torch.processor import sums_bytes_exactly
 from tfmq_fx.errors import LoweringError
 
 __all__ = ["check_parity", "relative_error"]
@@ -140,12 +139,6 @@ def _refusal(error: float, floor: float) -> str:
         return (
             f"{start}, and rounding alone moves its result by {floor:.2e}, so that no result can be told from a wrong "
             "one; quantize with more bits or better calibration, or use backend='reference'"
-        )
-    if not sums_bytes_exactly():
-        return (
-            f"{start}, where rounding alone explains {floor:.2e}: this processor has no VNNI, and without it sums of "
-            "8-bit products saturate in some engines' integer kernels; use backend='inductor', which computes such "
-            "layers in float here, or 'reference'"
         )
     return (
         f"{start}, where rounding alone explains {floor:.2e}; this is a miscompilation on this machine, "
