@@ -1,5 +1,7 @@
 """Passes seen from the command line."""
 
+import re
+
 import pytest
 import torch
 
@@ -31,7 +33,7 @@ def test_bisect_finds_a_planted_fault(model, monkeypatch):  # noqa: F811
     monkeypatch.setattr(FlattenLinearInputs, "rewrite", rewrite)
     result = tfmq("bisect", model, *BISECT)
     assert result.exit_code == 1 and not isinstance(result.exception, AssertionError), result.output
-    assert "the results part at #25 tfmq::flatten_linear_inputs: 0 -> " in result.stdout
+    assert re.search(r"the results part at #\d+ tfmq::flatten_linear_inputs: 0 -> ", result.stdout)
     assert "+ %mul_tensor" in result.stdout
     # Left out, it is not the culprit.
     result = tfmq("bisect", model, *BISECT, "--skip-pass", "tfmq::flatten_linear_inputs")

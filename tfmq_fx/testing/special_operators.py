@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ aten = torch.ops.aten
 
 #: Kinds that are drawn only where they are favoured: forms that canonicalization removes, and layers that few models
 #: have. To test a pass that looks for something new, add a kind here, and the method of that name below.
-SPECIAL_OPERATORS = ("region", "in_place", "sequence_conv", "frame_conv", "repeated_rows")
+SPECIAL_OPERATORS = ("region", "in_place", "written_parts", "sequence_conv", "frame_conv", "repeated_rows")
 
 
 class SpecialGrowth(OperatorGrowth):
@@ -37,6 +38,16 @@ class SpecialGrowth(OperatorGrowth):
                 self._keep(fresh)
             target = self.builder.call(aten.alias.default, fresh) if self._flag() else fresh
             self._call(aten.relu_.default, target)
+
+    def written_parts(self) -> None:
+        """Uninitialized memory that is written part by part, as rotary embeddings do."""
+        if source := self._pick(lambda value: value.dim() > 1 and int(value.shape[1]) > 1):
+            memory = self.builder.call(aten.empty_like.default, source)
+            for start, end, operator in ((0, 1, aten.silu.default), (1, sys.maxsize, aten.relu.default)):
+                part = self.builder.call(aten.slice.Tensor, memory, 1, start, end)
+                written = self.builder.call(operator, self.builder.call(aten.slice.Tensor, source, 1, start, end))
+                self.builder.call(aten.copy_.default, part, written)
+            self._keep(memory)
 
     def sequence_conv(self) -> None:
         """A convolution of a sequence: the pixels of an image, one after the other."""
