@@ -197,7 +197,7 @@ def test_openvino_runs_symmetric_attention_in_integers():
 
 @pytest.mark.parametrize("backend", INSTALLED)
 def test_without_vnni_nothing_saturates(backend, program, reference, monkeypatch):
-    for module in ("openvino.backend", "openvino.session", "onnxruntime.session"):
+    for module in ("openvino.backend", "openvino.quantization", "onnxruntime.session"):
         monkeypatch.setattr(f"tfmq_fx.lowering.backends.{module}.sums_bytes_exactly", lambda: False)
     denoiser = tfmq_fx.lower(program, backend)
     in_float = [entry.name for entry in denoiser.report.entries if entry.reason == NO_EXACT_BYTES]

@@ -8,6 +8,7 @@ import tfmq_fx
 from tests.lowering.test_engines import INSTALLED
 from tests.models import TIMESTEPS, SmallDenoiser, TimePath, batch, relative
 from tfmq_fx import QuantizationConfig
+from tfmq_fx._torch.processor import sums_bytes_exactly
 from tfmq_fx.observers import (
     EMAMinMaxObserver,
     GroupedMinMaxObserver,
@@ -139,6 +140,8 @@ def faint():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_faint_layers_are_right(backend, faint):
+    if backend == "openvino" and not sums_bytes_exactly():
+        pytest.skip("without AVX-512, OpenVINO 2026.4 dies while it compiles this model in float")
     program, inputs, wanted = faint
     denoiser = tfmq_fx.lower(program, backend)
     assert relative(denoiser(*inputs), wanted) < 0.03

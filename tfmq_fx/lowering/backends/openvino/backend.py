@@ -12,7 +12,8 @@ from tfmq_fx.lowering.report.reasons import NO_EXACT_BYTES
 from tfmq_fx.lowering.report.report import ReportEntry
 from tfmq_fx.lowering.run.by_batch import ByBatch
 from tfmq_fx.lowering.translation.backend import Translated, TranslatingBackend
-from tfmq_fx.passes import HoistQuantizers
+from tfmq_fx.passes import DequantizeWeights, HoistQuantizers, StripDeadState
+from tfmq_fx.passes.support.predicates import is_weighted
 
 __all__ = ["OpenVINOBackend"]
 
@@ -34,7 +35,11 @@ class OpenVINOBackend(TranslatingBackend):
     ) -> tuple[ReportEntry, ...]:
         """As every translation; where the engine's sums of bytes would saturate it computes in float."""
         rewritten = super().rewrite(graph_module, entries, one_group=one_group)
-        return rewritten if sums_bytes_exactly() else in_float(rewritten, NO_EXACT_BYTES)
+        if sums_bytes_exactly():
+            return rewritten
+        DequantizeWeights(is_weighted)(graph_module)
+        StripDeadState()(graph_module)
+        return in_float(rewritten, NO_EXACT_BYTES)
 
     def translate(self, graph_module: fx.GraphModule, batch: int, precision: str) -> Translated:
         """Compile for one batch size; others follow when they come."""

@@ -15,6 +15,7 @@ from openvino import Type
 from openvino import opset15 as opset
 from torch import Tensor
 
+from tfmq_fx._torch.processor import sums_bytes_exactly
 from tfmq_fx.errors import LoweringError
 from tfmq_fx.lowering.translation.aten import by_overload
 from tfmq_fx.lowering.translation.translator import Operator, Translator
@@ -65,14 +66,15 @@ def dequantize(context: Translator, input: Any, scale: Any, zero_point: Any, qua
 
     A small range is brought near 1 by a power of two, which a product takes back: the engine compares the ends of a
     range with 1e-6, and where a processor has signed activations (AMX) takes smaller ones for one-sided. More than 8
-    bits are rounded in float: a ``FakeQuantize`` of so many levels is off by percents (2026.1).
+    bits are rounded in float: a ``FakeQuantize`` of so many levels is off by percents (2026.1). So is everything where
+    sums of bytes saturate: the engine puts layers between two of its own quantizers on integer kernels.
     """
     parameters = _fixed(context, scale, zero_point, quant_min, quant_max)
     if not isinstance(input, Quantized) or input.parameters != parameters:
         msg = f"{context.engine} cannot dequantize {context.node.args[0]} with parameters of its own"
         raise LoweringError(msg)
     step, zero, low, high = parameters
-    if high - low > MOST_LEVELS:
+    if high - low > MOST_LEVELS or not sums_bytes_exactly():
         return _in_float(input.source, *parameters)
     ends = [(level - zero) * step for level in (low, high)]
     bounds = [opset.constant(end, dtype=Type.f32) for end in ends]

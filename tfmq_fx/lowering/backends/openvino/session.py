@@ -8,13 +8,7 @@ import openvino as ov
 import torch
 from torch import Tensor
 
-from tfmq_fx._torch.processor import sums_bytes_exactly
-
 __all__ = ["OpenVINOSession"]
-
-
-#: Keeps layers with quantized operands in float: where sums of bytes saturate, integer kernels would be wrong.
-FLOAT_LAYERS = {"LP_TRANSFORMS_MODE": "NO"}
 
 
 class OpenVINOSession:
@@ -33,7 +27,6 @@ class OpenVINOSession:
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            **({} if sums_bytes_exactly() else FLOAT_LAYERS),
         }
         self.compiled = ov.Core().compile_model(model, "CPU", settings)
         self._request = self.compiled.create_infer_request()
