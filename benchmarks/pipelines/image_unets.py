@@ -5,10 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers as d
+from torch import nn
 
 from .row import Row, noise
 
-__all__ = ["ROWS"]
+__all__ = [
+    "IMAGE",
+    "PICTURE",
+    "PROMPT",
+    "ROWS",
+    "WIDTH",
+    "autoencoder",
+    "controlnet",
+    "dpm_solver",
+    "euler_karras",
+    "filled",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+]
 
 #: Of prompt embeddings.
 TOKENS, WIDTH = 5, 32
@@ -17,8 +32,11 @@ TOKENS, WIDTH = 5, 32
 def autoencoder(channels: int = 4, **values: Any) -> d.AutoencoderKL:
     """One level more than none: images are twice as large as latents."""
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
-    given = {"block_out_channels": (8, 8), "norm_num_groups": 4, "layers_per_block": 1, **values}
-    return d.AutoencoderKL(in_channels=3, out_channels=3, latent_channels=channels, **blocks, **given)
+    given = {
+        "in_channels": 3, "out_channels": 3, "block_out_channels": (8, 8), "norm_num_groups": 4,
+        "layers_per_block": 1, **values,
+    }  # fmt: skip
+    return d.AutoencoderKL(latent_channels=channels, **blocks, **given)
 
 
 def unet(**values: Any) -> d.UNet2DConditionModel:
@@ -32,22 +50,227 @@ def unet(**values: Any) -> d.UNet2DConditionModel:
     return d.UNet2DConditionModel(**given)
 
 
+def controlnet(**values: Any) -> d.ControlNetModel:
+    """As the down half of ``unet``; its conditioning image is twice as large as latents."""
+    given = {
+        "in_channels": 4, "layers_per_block": 1, "block_out_channels": (16, 32), "norm_num_groups": 4,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "cross_attention_dim": WIDTH,
+        "attention_head_dim": 8, "conditioning_embedding_out_channels": (8, 16), **values,
+    }  # fmt: skip
+    return filled(d.ControlNetModel(**given))
+
+
+def filled(model: nn.Module) -> nn.Module:
+    """Random numbers in place of weights that start as zeros: what is before them would have no effect."""
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def text_encoder(projection: bool = False) -> Any:
+    """For pipelines that ask it for its type."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        hidden_size=WIDTH, intermediate_size=16, num_attention_heads=4, num_hidden_layers=1, vocab_size=4,
+        projection_dim=WIDTH, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config)
+
+
+def tokenizer() -> Any:
+    """For pipelines that encode a text of their own: it knows one letter."""
+    from transformers import CLIPTokenizer
+
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "a": 3}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS)
+
+
+def euler_karras(pipe: Any) -> Any:
+    """Other sigmas: timesteps are not whole numbers."""
+    return d.EulerDiscreteScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True)
+
+
+def dpm_solver(pipe: Any) -> Any:
+    """DPM-Solver++ of second order."""
+    return d.DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+
+
+def _parts(**values: Any) -> dict[str, Any]:
+    """What pipelines of Stable Diffusion 1.5 are made of."""
+    return {
+        "vae": autoencoder(), "text_encoder": None, "tokenizer": None, "unet": unet(), "scheduler": d.DDIMScheduler(),
+        "safety_checker": None, "feature_extractor": None, "requires_safety_checker": False, **values,
+    }  # fmt: skip
+
+
 def stable_diffusion() -> Any:
     """Stable Diffusion 1.5."""
-    return d.StableDiffusionPipeline(
-        vae=autoencoder(), text_encoder=None, tokenizer=None, unet=unet(), scheduler=d.DDIMScheduler(),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    return d.StableDiffusionPipeline(**_parts())
+
+
+def inpaint() -> Any:
+    """Nine channels: latents, mask and latents of what is not masked."""
+    return d.StableDiffusionInpaintPipeline(**_parts(unet=unet(in_channels=9)))
+
+
+def image_to_image() -> Any:
+    """The UNet of Stable Diffusion 1.5, from a noised image."""
+    return d.StableDiffusionImg2ImgPipeline(**_parts())
+
+
+def control() -> Any:
+    """Residuals of a ControlNet are inputs of the UNet."""
+    return d.StableDiffusionControlNetPipeline(**_parts(controlnet=controlnet()))
+
+
+def latent_consistency() -> Any:
+    """Guidance is an embedding beside that of the timestep."""
+    model = unet(time_cond_proj_dim=16)
+    return d.LatentConsistencyModelPipeline(**_parts(unet=model, scheduler=d.LCMScheduler()))
+
+
+def instruct_pix2pix() -> Any:
+    """Eight channels, and guidance by text and image: three samples a call."""
+    return d.StableDiffusionInstructPix2PixPipeline(**_parts(unet=unet(in_channels=8)))
+
+
+def upscale() -> Any:
+    """A small image is three channels more, its noise level a class label."""
+    model = unet(in_channels=7, num_class_embeds=1000, use_linear_projection=True)
+    return d.StableDiffusionUpscalePipeline(
+        vae=autoencoder(), text_encoder=None, tokenizer=None, unet=model, low_res_scheduler=d.DDPMScheduler(),
+        scheduler=d.DDIMScheduler(prediction_type="v_prediction"), max_noise_level=350,
     )  # fmt: skip
+
+
+def latent_upscale() -> Any:
+    """The UNet of k-diffusion: Fourier features of log sigma."""
+    model = unet(
+        in_channels=8, out_channels=5, block_out_channels=(32, 64), norm_num_groups=None, act_fn="gelu",
+        time_cond_proj_dim=128 + WIDTH, conv_in_kernel=1, conv_out_kernel=1, mid_block_type=None,
+        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"), resnet_time_scale_shift="scale_shift",
+        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"), time_embedding_type="fourier", timestep_post_act="gelu",
+    )  # fmt: skip
+    scheduler = d.EulerDiscreteScheduler(prediction_type="sample")
+    return d.StableDiffusionLatentUpscalePipeline(autoencoder(), None, None, model, scheduler)
+
+
+def depth_to_image() -> Any:
+    """Depth is one channel more."""
+    parts = {"text_encoder": None, "tokenizer": None, "depth_estimator": None, "feature_extractor": None}
+    model = unet(in_channels=5, use_linear_projection=True)
+    return d.StableDiffusionDepth2ImgPipeline(vae=autoencoder(), unet=model, scheduler=d.DDIMScheduler(), **parts)
+
+
+def unclip() -> Any:
+    """Stable unCLIP: an image embedding and its noise level are added to the embedding of the timestep."""
+    from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=WIDTH, projection_dim=WIDTH, num_hidden_layers=1, num_attention_heads=4, image_size=16,
+        intermediate_size=37, patch_size=8,
+    )  # fmt: skip
+    model = unet(
+        class_embed_type="projection", projection_class_embeddings_input_dim=2 * WIDTH, use_linear_projection=True
+    )
+    return d.StableUnCLIPImg2ImgPipeline(
+        feature_extractor=None, image_encoder=CLIPVisionModelWithProjection(config),
+        image_normalizer=StableUnCLIPImageNormalizer(embedding_dim=WIDTH),
+        image_noising_scheduler=d.DDPMScheduler(beta_schedule="squaredcos_cap_v2"), tokenizer=None, text_encoder=None,
+        unet=model, scheduler=d.DDIMScheduler(prediction_type="v_prediction"), vae=autoencoder(),
+    )  # fmt: skip
+
+
+def marigold() -> Any:
+    """Depth of an image: its latents beside those of depth, no guidance."""
+    return d.MarigoldDepthPipeline(
+        unet=unet(in_channels=8, use_linear_projection=True), vae=autoencoder(),
+        scheduler=d.DDIMScheduler(prediction_type="v_prediction"), text_encoder=text_encoder(), tokenizer=tokenizer(),
+        prediction_type="depth", default_denoising_steps=3, default_processing_resolution=0,
+    )  # fmt: skip
+
+
+def animate() -> Any:
+    """Frames: attention over time between the layers of a UNet of images."""
+    adapter = d.MotionAdapter(
+        block_out_channels=(16, 32), motion_layers_per_block=1, motion_norm_num_groups=4, motion_num_attention_heads=4
+    )
+    pipe = d.AnimateDiffPipeline(
+        vae=autoencoder(), text_encoder=None, tokenizer=None, unet=unet(), motion_adapter=adapter,
+        scheduler=d.DDIMScheduler(beta_schedule="linear", clip_sample=False),
+    )  # fmt: skip
+    filled(pipe.unet)
+    return pipe
 
 
 PROMPT = {"prompt_embeds": noise(1, TOKENS, WIDTH), "negative_prompt_embeds": noise(1, TOKENS, WIDTH, seed=8)}
 IMAGE = {"output_type": "pt", "height": 16, "width": 16}
+#: Of a call with prompts and guidance.
+GUIDED = {**PROMPT, **IMAGE, "guidance_scale": 5.0}
+#: The same of one that takes its size from an image.
+PICTURE = noise(1, 3, 16, 16, seed=11).sigmoid()
+EDIT = {**PROMPT, "output_type": "pt", "guidance_scale": 5.0, "image": PICTURE}
+MASK = (noise(1, 1, 16, 16, seed=12) > 0).float()
+POOLED = {"pooled_prompt_embeds": noise(1, WIDTH, seed=9), "negative_pooled_prompt_embeds": noise(1, WIDTH, seed=10)}
+#: Three prompts, for pipelines that cannot be told to make three images of one.
+PROMPTS = {name: value.repeat(3, 1, 1) for name, value in PROMPT.items()}
+THREE_TO_UPSCALE = {
+    **PROMPTS, "image": PICTURE.repeat(3, 1, 1, 1),
+    **{name: value.repeat(3, 1) for name, value in POOLED.items()},
+}  # fmt: skip
+THREE_PICTURES = {"image": noise(3, 3, 16, 16, seed=13).sigmoid(), "batch_size": 3}
 
 ROWS = (
+    Row("Stable Diffusion 1.5", stable_diffusion, GUIDED, other_scheduler=euler_karras),
     Row(
-        "Stable Diffusion 1.5",
-        stable_diffusion,
-        {**PROMPT, **IMAGE, "guidance_scale": 5.0},
-        other_scheduler=lambda pipe: d.EulerDiscreteScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=True),
+        "Stable Diffusion inpainting",
+        inpaint,
+        {**GUIDED, "image": PICTURE, "mask_image": MASK},
+        other_scheduler=dpm_solver,
     ),
+    Row(
+        "Stable Diffusion image to image",
+        image_to_image,
+        {**EDIT, "strength": 0.8},
+        other_scheduler=euler_karras,
+    ),
+    Row("Stable Diffusion ControlNet", control, {**GUIDED, "image": PICTURE}, other_scheduler=dpm_solver),
+    Row(
+        "Latent Consistency Model",
+        latent_consistency,
+        {"prompt_embeds": PROMPT["prompt_embeds"], **IMAGE, "guidance_scale": 5.0},
+        other_scheduler=lambda pipe: d.LCMScheduler.from_config(pipe.scheduler.config, original_inference_steps=20),
+    ),
+    Row(
+        "InstructPix2Pix",
+        instruct_pix2pix,
+        {**EDIT, "image_guidance_scale": 1.5},
+        other_scheduler=lambda pipe: d.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config),
+    ),
+    Row("Stable Diffusion x4 upscaler", upscale, {**EDIT, "noise_level": 20}, other_scheduler=dpm_solver),
+    Row(
+        "Stable Diffusion latent upscaler",
+        latent_upscale,
+        {**EDIT, **POOLED},
+        THREE_TO_UPSCALE,
+        other_scheduler=euler_karras,
+    ),
+    Row(
+        "Stable Diffusion depth to image",
+        depth_to_image,
+        {**EDIT, "depth_map": noise(1, 16, 16, seed=14), "strength": 0.8},
+        other_scheduler=dpm_solver,
+    ),
+    Row("Stable unCLIP", unclip, {**GUIDED, "image": PICTURE, "noise_level": 10}, other_scheduler=euler_karras),
+    Row(
+        "Marigold depth",
+        marigold,
+        {"image": PICTURE, "output_type": "pt"},
+        THREE_PICTURES,
+        other_scheduler=lambda pipe: d.LCMScheduler.from_config(pipe.scheduler.config),
+    ),
+    Row("AnimateDiff", animate, {**GUIDED, "num_frames": 2}, PROMPTS, other_scheduler=dpm_solver),
 )

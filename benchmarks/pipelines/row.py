@@ -31,6 +31,7 @@ class Row:
         steps: Steps that it is quantized over.
         other_steps: Steps that it was not quantized over.
         options: Of ``quantize_pipeline``.
+        loading: Of ``from_pretrained``.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Row:
     steps: int = 3
     other_steps: int = 5
     options: Mapping[str, Any] = field(default_factory=dict)
+    loading: Mapping[str, Any] = field(default_factory=dict)
 
     def pipeline(self) -> Any:
         """The float pipeline, the same each time."""
