@@ -148,10 +148,11 @@ def upscale() -> Any:
 def latent_upscale() -> Any:
     """The UNet of k-diffusion: Fourier features of log sigma."""
     model = unet(
-        in_channels=8, out_channels=5, block_out_channels=(32, 64), norm_num_groups=None, act_fn="gelu",
+        in_channels=8, out_channels=5, block_out_channels=(32, 32, 64, 64), norm_num_groups=None, act_fn="gelu",
         time_cond_proj_dim=128 + WIDTH, conv_in_kernel=1, conv_out_kernel=1, mid_block_type=None,
-        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"), resnet_time_scale_shift="scale_shift",
-        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"), time_embedding_type="fourier", timestep_post_act="gelu",
+        down_block_types=("KDownBlock2D", *["KCrossAttnDownBlock2D"] * 3), resnet_time_scale_shift="scale_shift",
+        up_block_types=(*["KCrossAttnUpBlock2D"] * 3, "KUpBlock2D"), time_embedding_type="fourier",
+        timestep_post_act="gelu",
     )  # fmt: skip
     scheduler = d.EulerDiscreteScheduler(prediction_type="sample")
     return d.StableDiffusionLatentUpscalePipeline(autoencoder(), None, None, model, scheduler)
@@ -272,5 +273,5 @@ ROWS = (
         THREE_PICTURES,
         other_scheduler=lambda pipe: d.LCMScheduler.from_config(pipe.scheduler.config),
     ),
-    Row("AnimateDiff", animate, {**GUIDED, "num_frames": 2}, PROMPTS, other_scheduler=dpm_solver),
+    Row("AnimateDiff", animate, {**GUIDED, "num_frames": 3}, PROMPTS, other_scheduler=dpm_solver),
 )

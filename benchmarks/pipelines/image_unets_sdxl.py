@@ -34,7 +34,7 @@ def sdxl_unet(**values: Any) -> d.UNet2DConditionModel:
 def _parts(**values: Any) -> dict[str, Any]:
     """What pipelines of SDXL are made of."""
     return {
-        "vae": autoencoder(), "unet": sdxl_unet(), "scheduler": d.EulerDiscreteScheduler(), "add_watermarker": False,
+        "vae": autoencoder(force_upcast=False), "unet": sdxl_unet(), "scheduler": d.EulerDiscreteScheduler(), "add_watermarker": False,
         **TEXTS, **values,
     }  # fmt: skip
 

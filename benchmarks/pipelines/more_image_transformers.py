@@ -22,6 +22,7 @@ from .image_transformers import (
     shifted,
     thrice,
 )
+from .image_unets import filled
 from .row import Row, noise
 
 __all__ = ["ROWS"]
@@ -129,6 +130,8 @@ def lumina() -> Any:
         sample_size=8, in_channels=4, hidden_size=16, num_layers=2, num_attention_heads=2, num_kv_heads=1,
         multiple_of=16, cross_attention_dim=WIDTH,
     )  # fmt: skip
+    for layer in model.layers:  # It starts with a gate that lets no text through.
+        torch.nn.init.normal_(layer.gate)
     return d.LuminaPipeline(model, d.FlowMatchEulerDiscreteScheduler(), autoencoder(**EIGHTFOLD), None, None)
 
 
@@ -155,30 +158,14 @@ def hidream() -> Any:
     return d.HiDreamImagePipeline(scheduler, decoder, transformer=model, **texts)
 
 
-def omnigen() -> Any:
-    """OmniGen: a language model that reads the words itself; the tokenizer knows no word of them."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({"?": 0, "</s>": 1, "<s>": 2}, unk_token="?"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="</s>", bos_token="<s>")
-    factors = [1.0] * 4
-    model = d.OmniGenTransformer2DModel(
-        in_channels=4, hidden_size=32, num_attention_heads=4, num_key_value_heads=4, intermediate_size=32, num_layers=2,
-        pad_token_id=2, vocab_size=8, time_step_dim=8, rope_scaling={"long_factor": factors, "short_factor": factors},
-    )  # fmt: skip
-    scheduler = d.FlowMatchEulerDiscreteScheduler(invert_sigmas=True, num_train_timesteps=1)
-    return d.OmniGenPipeline(model, scheduler, autoencoder(**EIGHTFOLD), tokenizer)
-
-
 def prx() -> Any:
     """PRX: the text has keys and values alone."""
     model = d.PRXTransformer2DModel(
         in_channels=4, patch_size=2, context_in_dim=WIDTH, hidden_size=16, mlp_ratio=2.0, num_heads=2, depth=2,
         axes_dim=[4, 4],
     )  # fmt: skip
-    return d.PRXPipeline(model, d.FlowMatchEulerDiscreteScheduler(shift=3.0), None, None, autoencoder(**SHIFTED))
+    scheduler = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    return d.PRXPipeline(filled(model), scheduler, None, None, autoencoder(**SHIFTED))
 
 
 NO_BINS = {"use_resolution_binning": False}
@@ -202,10 +189,19 @@ ROWS = (
     Row(
         "Sana",
         sana,
-        {**PROMPT, **MASKS, **GUIDANCE, **NO_BINS, "output_type": "pt", "height": 32, "width": 32},
+        {
+            **PROMPT,
+            **MASKS,
+            **GUIDANCE,
+            **NO_BINS,
+            "negative_prompt": None,
+            "output_type": "pt",
+            "height": 32,
+            "width": 32,
+        },
         other_scheduler=lambda _pipe: d.FlowMatchEulerDiscreteScheduler(shift=3.0),
     ),
-    Row("HunyuanDiT", hunyuan, {**HUNYUAN, **LARGER, **GUIDANCE, **NO_BINS}, other_scheduler=euler),
+    Row("HunyuanDiT", hunyuan, {**HUNYUAN, **LARGER, **GUIDANCE, **NO_BINS}, thrice(HUNYUAN), euler),
     Row(
         "CogView3-Plus",
         cogview3,
@@ -215,9 +211,15 @@ ROWS = (
     ),
     Row("CogView4", cogview4, {**PROMPT, **IMAGE, **GUIDANCE}, other_scheduler=shifted),
     Row("AuraFlow", aura_flow, {**PROMPT, **MASKS, **IMAGE, **GUIDANCE}, other_scheduler=heun),
-    Row("Lumina-Next", lumina, LUMINA, other_scheduler=heun),
-    Row("Lumina-Image 2", lumina_2, LUMINA, other_scheduler=shifted),
+    Row("Lumina-Next", lumina, LUMINA, thrice({**PROMPT, **MASKS}), heun),
+    Row("Lumina-Image 2", lumina_2, LUMINA, thrice({**PROMPT, **MASKS}), shifted),
     Row("HiDream-I1", hidream, {**HIDREAM, **GUIDANCE, "output_type": "pt"}, other_scheduler=shifted),
-    Row("OmniGen", omnigen, {"prompt": "a cat", **LARGER, "guidance_scale": 2.5}, other_scheduler=shifted),
-    Row("PRX", prx, {**PROMPT, **MASKS, **IMAGE, **GUIDANCE, **NO_BINS}, thrice({**PROMPT, **MASKS}), heun),
+    Row(
+        "PRX",
+        prx,
+        {**PROMPT, **MASKS, **IMAGE, **GUIDANCE, **NO_BINS},
+        # With guidance it gives two timesteps to any number of images: it admits one image.
+        {**thrice({**PROMPT, **MASKS}), "guidance_scale": 1.0},
+        heun,
+    ),
 )

@@ -24,6 +24,7 @@ from .video import (
     image_processor,
     longer_shift,
     repeated,
+    trained,
     vision,
     wan_vae,
 )
@@ -98,7 +99,7 @@ def modelscope() -> Any:
         cross_attention_dim=WIDTH, attention_head_dim=8, norm_num_groups=4,
     )  # fmt: skip
     scheduler = d.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
-    return d.TextToVideoSDPipeline(autoencoder(), None, None, model, scheduler)
+    return d.TextToVideoSDPipeline(autoencoder(), None, None, trained(model), scheduler)
 
 
 def i2vgen_xl() -> Any:
@@ -110,7 +111,7 @@ def i2vgen_xl() -> Any:
     )  # fmt: skip
     scheduler = d.DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
     return d.I2VGenXLPipeline(
-        autoencoder(), None, None, vision(CLIPVisionModelWithProjection), image_processor(), model, scheduler
+        autoencoder(), None, None, vision(CLIPVisionModelWithProjection), image_processor(), trained(model), scheduler
     )
 
 
@@ -142,7 +143,7 @@ def cosmos() -> Any:
         sigma_min=0.002, sigma_max=80, sigma_data=0.5, sigma_schedule="karras", prediction_type="epsilon", rho=7.0,
         final_sigmas_type="sigma_min",
     )  # fmt: skip
-    return d.CosmosTextToWorldPipeline(None, None, model, vae, scheduler, Unchecked())
+    return d.CosmosTextToWorldPipeline(None, None, trained(model), vae, scheduler, Unchecked())
 
 
 def skyreels() -> Any:
@@ -212,7 +213,7 @@ def kandinsky_5() -> Any:
         num_text_blocks=1, num_visual_blocks=2, axes_dims=(8, 8, 8),
     )  # fmt: skip
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=5.0)
-    return d.Kandinsky5T2VPipeline(model, hunyuan_vae(), None, None, None, None, scheduler)
+    return d.Kandinsky5T2VPipeline(trained(model), hunyuan_vae(), None, None, None, None, scheduler)
 
 
 #: LTX-2 is given the states of all layers of its text encoder.

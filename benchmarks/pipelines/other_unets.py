@@ -18,10 +18,10 @@ EMBEDDING_CHANNELS = 4
 LANGUAGE_WIDTH, T5_WIDTH = 24, 32
 
 
-def vq_model(**values: Any) -> d.VQModel:
+def vq_model(channels: int = 8, **values: Any) -> d.VQModel:
     """Images are twice as large as latents."""
     return d.VQModel(
-        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 8), layers_per_block=1,
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(channels,) * 2, layers_per_block=1,
         norm_num_groups=4, num_vq_embeddings=12, vq_embed_dim=4, down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2, **values,
     )  # fmt: skip
@@ -41,7 +41,7 @@ def kandinsky_2() -> Any:
     """The decoder of Kandinsky 2.2: images of image embeddings; it predicts a variance too."""
     model = simple_unet(out_channels=8, addition_embed_type="image", encoder_hid_dim_type="image_proj")
     scheduler = d.DDPMScheduler(clip_sample=False, variance_type="learned_range")
-    return d.KandinskyV22Pipeline(model, scheduler, vq_model(norm_type="spatial"))
+    return d.KandinskyV22Pipeline(model, scheduler, vq_model(32, norm_type="spatial"))
 
 
 def kandinsky_3() -> Any:
@@ -144,7 +144,7 @@ def vocoder() -> Any:
     config = SpeechT5HifiGanConfig(
         model_in_dim=16, sampling_rate=16000, upsample_initial_channel=16, upsample_rates=[2, 2],
         upsample_kernel_sizes=[4, 4], resblock_kernel_sizes=[3], resblock_dilation_sizes=[[1, 3]],
-        normalize_before=False,
+        normalize_before=False, initializer_range=0.3,
     )  # fmt: skip
     return SpeechT5HifiGan(config)
 
@@ -154,7 +154,7 @@ def audio_ldm_2() -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5EncoderModel
 
     t5 = T5Config(vocab_size=8, d_model=T5_WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=4)
-    gpt = GPT2Config(vocab_size=8, n_embd=LANGUAGE_WIDTH, n_layer=1, n_head=4, n_positions=16)
+    gpt = GPT2Config(vocab_size=8, n_embd=LANGUAGE_WIDTH, n_layer=1, n_head=4, n_positions=16, bos_token_id=0, eos_token_id=1)
     attention = (None, LANGUAGE_WIDTH, T5_WIDTH)
     model = d.AudioLDM2UNet2DConditionModel(
         sample_size=8, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=4, attention_head_dim=8,
@@ -177,7 +177,7 @@ def music_ldm() -> Any:
         projection_dim=WIDTH, max_position_embeddings=16,
     )  # fmt: skip
     model = unet(
-        cross_attention_dim=None, class_embed_type="simple_projection", class_embeddings_concat=True,
+        cross_attention_dim=(16, 32), class_embed_type="simple_projection", class_embeddings_concat=True,
         projection_class_embeddings_input_dim=WIDTH,
     )  # fmt: skip
     return d.MusicLDMPipeline(

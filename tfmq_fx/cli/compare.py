@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from tfmq_fx.cli.compare_pipeline import compare_pipelines
 from tfmq_fx.cli.console import console, size_text, stage
 from tfmq_fx.cli.float_models import require_no_artefact
 from tfmq_fx.cli.options import (
@@ -21,11 +22,14 @@ from tfmq_fx.cli.options import (
     BackendOption,
     Model,
     PackageOption,
-    Samples,
+    SampleCount,
     Seed,
     ServedTimesteps,
     TableSteps,
 )
+from tfmq_fx.cli.pipeline_call import read_prompts
+from tfmq_fx.cli.pipeline_options import ClassLabels, Guidance, PromptsFile, SchedulerOption, Size
+from tfmq_fx.cli.sample_pipeline import PipelineRun, refuse_pipeline_options
 from tfmq_fx.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,12 +47,18 @@ SHOWN_LAYERS = 4
 
 
 def compare(
+    context: typer.Context,
     artefact: ArtefactOption,
     model: Model = None,
     out: Annotated[Path, typer.Option(help="The PNG to write: float | quantized.")] = Path("comparison.png"),
-    samples: Samples = 16,
+    samples: SampleCount = None,
     steps: TableSteps = None,
     unknown_timestep: ServedTimesteps = None,
+    prompts: PromptsFile = None,
+    class_labels: ClassLabels = None,
+    guidance: Guidance = None,
+    size: Size = None,
+    scheduler: SchedulerOption = None,
     rounds: Annotated[int, typer.Option(min=0, help="Timed calls of each model; 0 leaves the speed out.")] = 20,
     json_file: Annotated[
         Path | None,
@@ -75,6 +85,15 @@ def compare(
 
     check_image_path(out)
     require_no_artefact(model)
+    json_file = json_file or out.with_suffix(".json")
+    if refuse_pipeline_options(context, artefact):
+        run = PipelineRun.of_options(
+            context, artefact, prompts=[] if prompts is None else read_prompts(prompts), class_labels=class_labels,
+            steps=steps, guidance=guidance, size=size, scheduler=scheduler, samples=samples, seed=seed,
+        )  # fmt: skip
+        compare_pipelines(run, model, artefact, backend, out, json_file)
+        return
+    samples = samples or 16
     program, count = load_program(artefact, steps, unknown_timestep)
     stage("loading the float model")
     module, _ = load_model(model)
@@ -106,7 +125,6 @@ def compare(
         "config": program.config.to_dict(),
         "machine": _machine(),
     }
-    json_file = json_file or out.with_suffix(".json")
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     console().print(_table(decibels, result))

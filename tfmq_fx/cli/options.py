@@ -30,6 +30,7 @@ __all__ = [
     "PresetOption",
     "PrintAfter",
     "ReconstructionOption",
+    "SampleCount",
     "SamplerOption",
     "Samples",
     "Seed",
@@ -207,6 +208,11 @@ TableSteps = Annotated[
     typer.Option("--steps", min=1, help="Sampling steps (DDIM).  [default: those of the artefact]", show_default=False),
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Images.")]
+SampleCount = Annotated[
+    int | None,
+    typer.Option("--samples", min=1, help="Images; of a pipeline, of each prompt.  [default: 16; 1 of each prompt]",
+                 show_default=False),
+]  # fmt: skip
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
 BackendOption = Annotated[
     str,

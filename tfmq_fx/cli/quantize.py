@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
+from tfmq_fx.cli.configuration_options import configuration_of_options, missing_for_options
 from tfmq_fx.cli.console import console, stage
 from tfmq_fx.cli.float_models import require_no_artefact
 from tfmq_fx.cli.given_options import is_given, refuse_without_effect
@@ -35,12 +35,13 @@ from tfmq_fx.cli.options import (
     UnknownTimestepOption,
     WeightBits,
 )
+from tfmq_fx.cli.pipeline_options import ClassLabels, ComponentOption, Guidance, PromptsFile, Size
+from tfmq_fx.cli.quantize_pipeline import RecordedCalls, quantize_pipeline_folder
 from tfmq_fx.cli.requantize import LoraOption, LoraScale, RangesFrom, requantize
 from tfmq_fx.cli.summary import print_summary
 
 if TYPE_CHECKING:
     from tfmq_fx.config.presets import Preset
-    from tfmq_fx.config.quantization import QuantizationConfig
 
 __all__ = ["quantize"]
 
@@ -70,10 +71,18 @@ def quantize(
     ranges_from: RangesFrom = None,
     lora: LoraOption = None,
     lora_scale: LoraScale = 1.0,
+    prompts: PromptsFile = None,
+    class_labels: ClassLabels = None,
+    component: ComponentOption = [],  # noqa: B006
+    guidance: Guidance = None,
+    size: Size = None,
     print_after: PrintAfter = [],  # noqa: B006
     seed: Seed = 0,
 ) -> None:
     """Quantize an unconditional diffusion model and save it as an artefact; with --ranges-from any model.
+
+    With --prompts, --class-labels or --component MODEL is run as a pipeline, as its users run it, and the whole
+    pipeline is saved with its denoiser quantized; `sample` and diffusers load it.
 
     Weights of 6 bits or fewer are rounded by GPTQ unless --reconstruction says otherwise. Finished units are kept
     beside the artefact until it is saved: the same command goes on where an interrupted one stopped.
@@ -116,12 +125,15 @@ def quantize(
             seed=seed,
         )
         return
+    runs_pipeline = prompts is not None or class_labels is not None or bool(component)
+    missing = None if runs_pipeline else "--prompts, --class-labels or --component"
+    refuse_without_effect(context, dict.fromkeys(("guidance", "size"), missing))
     if preset is not None and config_file is not None:
         msg = "--preset and --config both say what is quantized: leave one of them out"
         raise ConfigError(msg)
     method = None if preset is None else find_preset(preset)
     written = None if config_file is None else read_configuration(config_file)
-    config = _configuration(
+    config = configuration_of_options(
         context,
         method,
         written,
@@ -136,9 +148,31 @@ def quantize(
         iterations=iterations,
         temporal_iterations=temporal_iterations,
     )
+    if runs_pipeline:
+        quantize_pipeline_folder(
+            context,
+            model,
+            out,
+            config,
+            method,
+            RecordedCalls(
+                prompts=prompts,
+                class_labels=class_labels,
+                components=component,
+                steps=steps if is_given(context, "steps") else None,
+                guidance=guidance,
+                size=size,
+                calls=calibration_samples if is_given(context, "calibration_samples") else None,
+                seed=seed,
+            ),
+            lora=lora,
+            lora_scale=lora_scale,
+            max_error=max_error,
+        )
+        return
     if method is not None and not is_given(context, "sampler"):
         sampler = method.sampler
-    refuse_without_effect(context, _missing_for_options(config, sampler))
+    refuse_without_effect(context, missing_for_options(config, sampler))
     strategy = NormalTimesteps(ndtc_mean) if sampler == "ndtc" else sampler
     stage("loading the model")
     module, scheduler = load_model(model)
@@ -177,47 +211,6 @@ def quantize(
     print_summary(module, program, out)
     if method is not None:
         _print_remaining_steps(method)
-
-
-def _missing_for_options(config: QuantizationConfig, sampler: str) -> dict[str, str | None]:
-    """For each option that matters only beside others: what it needs and does not have here."""
-    from tfmq_fx.config.quantization import FLOAT_BITS
-
-    chosen = config.resolved_reconstruction
-    learned = chosen if chosen is not None and chosen.method == "adaround" else None
-    has_blocks = learned is not None and learned.granularity != "none"
-    has_temporal_unit = learned is not None and learned.temporal == "tiar"
-    observes = config.activation_bits != FLOAT_BITS or config.output_bits is not None
-    return {
-        "iterations": None if has_blocks else "a reconstruction that trains blocks, such as --reconstruction tfmq-dm",
-        "temporal_iterations": None
-        if has_temporal_unit
-        else "a reconstruction that trains the temporal block, such as --reconstruction tfmq-dm",
-        "cache_gib": None if chosen is not None else "a reconstruction, such as --reconstruction tfmq-dm",
-        "ndtc_mean": None if sampler == "ndtc" else "--sampler ndtc",
-        "activation_range": None if observes else f"quantized activations, --activation-bits below {FLOAT_BITS}",
-    }
-
-
-def _configuration(
-    context: typer.Context, method: Preset | None, written: QuantizationConfig | None, seed: int, **options: Any
-) -> QuantizationConfig:
-    """The configuration of these options, on top of a preset's or a file's."""
-    from tfmq_fx.config.quantization import QuantizationConfig
-
-    if method is not None or written is not None:
-        options = {name: value for name, value in options.items() if is_given(context, name)}
-    iteration_counts = {name: options.pop(name) for name in ("iterations", "temporal_iterations") if name in options}
-    if written is not None:
-        config = dataclasses.replace(written, **options)
-    else:
-        config = QuantizationConfig(**(options if method is None else method.with_values(options)))
-    reconstruction = config.resolved_reconstruction
-    if reconstruction is None:
-        return config
-    return dataclasses.replace(
-        config, reconstruction=dataclasses.replace(reconstruction, **iteration_counts, seed=seed)
-    )
 
 
 def _print_remaining_steps(method: Preset) -> None:

@@ -96,11 +96,11 @@ class PipelineCalls:
                 raise ConfigError(msg)
         return arguments
 
-    def run(self, index: int) -> None:
-        """The call with this number, from 0."""
+    def run(self, index: int) -> Any:
+        """The call with this number, from 0, and what it returns."""
         arguments = dict(self._arguments)
         if self._any or "generator" in self._taken:
             arguments["generator"] = torch.Generator().manual_seed(self.seed + index)
         if self.prompts:
             arguments["prompt"] = self.prompts[index % len(self.prompts)]
-        self._pipeline(**arguments)
+        return self._pipeline(**arguments)
