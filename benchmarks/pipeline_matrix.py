@@ -1,6 +1,7 @@
 """Pipelines of diffusers x what users do with them: quantize, sample, save, load, compile, on tiny models.
 
     python benchmarks/pipeline_matrix.py run                     # the rows that are not recorded yet
+    python benchmarks/pipeline_matrix.py run --compile           # and the last column, which takes most of the time
     python benchmarks/pipeline_matrix.py run --rows Flux "Wan"   # these, again
     python benchmarks/pipeline_matrix.py report
 
@@ -72,8 +73,8 @@ def scheduled(pipeline: Any, scheduler: Any) -> Iterator[Any]:
         pipeline.scheduler = before
 
 
-def measure(row: Row) -> dict[str, Cell]:
-    """All cells of a row."""
+def measure(row: Row, *, compiles: bool) -> dict[str, Cell]:
+    """The cells of a row; the last one where it ``compiles``."""
     quantized, plain = row.pipeline(), row.pipeline()
     cells: dict[str, Cell] = {}
 
@@ -103,7 +104,8 @@ def measure(row: Row) -> dict[str, Cell]:
         cells["save"] = filled(lambda: saved(row, quantized, Path(folder)))
         if cells["save"].get("right"):
             cells["load"] = filled(lambda: loaded_elsewhere(row, Path(folder)))
-    cells["compiled"] = filled(lambda: compiled(row, quantized))
+    if compiles:
+        cells["compiled"] = filled(lambda: compiled(row, quantized))
     return cells
 
 
@@ -166,16 +168,17 @@ def last_line(done: subprocess.CompletedProcess[str]) -> Any:
         return {"fault": f"the process ended with {done.returncode}: {done.stderr.strip()[-300:]}"}
 
 
-def run(names: list[str] | None) -> None:
+def run(names: list[str] | None, *, compiles: bool) -> None:
     """Each missing row, or those that are named, in its own process."""
     kept: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
     for row in ROWS:
-        if row.name in kept if names is None else row.name not in names:
+        done = row.name in kept and (not compiles or "compiled" in kept[row.name])
+        if done if names is None else row.name not in names:
             continue
-        command = [sys.executable, __file__, "row", "--rows", row.name]
+        command = [sys.executable, __file__, "row", "--rows", row.name, *(["--compile"] if compiles else [])]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS, check=False)
-            cells = last_line(done)
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS, check=False)
+            cells = last_line(ended)
             cells = {"quantize": cells} if "fault" in cells else cells
         except subprocess.TimeoutExpired:
             cells = {"quantize": {"fault": f"it took longer than {MOST_SECONDS} s"}}
@@ -217,14 +220,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("run", "report", "row", "load"))
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS])
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
     if options.command in ("run", "report"):
-        run(options.rows) if options.command == "run" else report()
+        run(options.rows, compiles=options.compile) if options.command == "run" else report()
         return
     warnings.simplefilter("ignore")
     (row,) = (row for row in ROWS if row.name == options.rows[0])
-    print(json.dumps(measure(row) if options.command == "row" else filled(lambda: load(row, options.folder))))
+    if options.command == "row":
+        print(json.dumps(measure(row, compiles=options.compile)))
+    else:
+        print(json.dumps(filled(lambda: load(row, options.folder))))
 
 
 if __name__ == "__main__":

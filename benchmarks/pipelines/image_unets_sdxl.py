@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers as d
+from diffusers.utils import is_sentencepiece_available
 
-from .image_unets import IMAGE, PICTURE, PROMPT, WIDTH, autoencoder, controlnet, dpm_solver, euler_karras, unet
+from .image_unets import IMAGE, PICTURE, PROMPT, PROMPTS, WIDTH, autoencoder, controlnet, dpm_solver, euler_karras, unet
 from .row import Row, noise
 
 __all__ = ["ROWS"]
@@ -34,8 +35,8 @@ def sdxl_unet(**values: Any) -> d.UNet2DConditionModel:
 def _parts(**values: Any) -> dict[str, Any]:
     """What pipelines of SDXL are made of."""
     return {
-        "vae": autoencoder(force_upcast=False), "unet": sdxl_unet(), "scheduler": d.EulerDiscreteScheduler(), "add_watermarker": False,
-        **TEXTS, **values,
+        "vae": autoencoder(force_upcast=False), "unet": sdxl_unet(), "scheduler": d.EulerDiscreteScheduler(),
+        "add_watermarker": False, **TEXTS, **values,
     }  # fmt: skip
 
 
@@ -70,11 +71,14 @@ POOLED = {
     "negative_pooled_prompt_embeds": noise(1, POOLED_WIDTH, seed=10),
 }
 GUIDED = {**PROMPT, **POOLED, **IMAGE, "guidance_scale": 5.0}
+#: Three prompts: Kolors does not make more than one image of an embedding.
+THREE = {**PROMPTS, **{name: value.repeat(3, 1) for name, value in POOLED.items()}}
 EDIT = {**PROMPT, **POOLED, "output_type": "pt", "guidance_scale": 5.0, "image": PICTURE, "strength": 0.8}
 
 ROWS = (
     Row("Stable Diffusion XL", sdxl, GUIDED, other_scheduler=dpm_solver),
     Row("Stable Diffusion XL image to image", image_to_image, EDIT, other_scheduler=euler_karras),
     Row("Stable Diffusion XL ControlNet", control, {**GUIDED, "image": PICTURE}, other_scheduler=dpm_solver),
-    Row("Kolors", kolors, GUIDED, other_scheduler=euler_karras),
 )
+if is_sentencepiece_available():  # diffusers has a class without it that only says so
+    ROWS = (*ROWS, Row("Kolors", kolors, GUIDED, THREE, other_scheduler=euler_karras))

@@ -8,7 +8,6 @@ import diffusers as d
 import torch
 
 from .image_transformers import (
-    DYNAMIC,
     GUIDANCE,
     IMAGE,
     MASKS,

@@ -6,6 +6,8 @@ from typing import Any
 
 import diffusers as d
 
+import tfmq_fx
+
 from .image_transformers import autoencoder
 from .row import Row, noise
 
@@ -123,5 +125,12 @@ ROWS = (
         {"num_waveforms_per_prompt": 3},
         lambda pipe: d.EDMDPMSolverMultistepScheduler.from_config(pipe.scheduler.config, sigma_schedule="karras"),
     ),
-    Row("Dance Diffusion", dance_diffusion, {}, {"batch_size": 3}),
+    # It has no temporal block, and the refusal says what to do.
+    Row(
+        "Dance Diffusion",
+        dance_diffusion,
+        {},
+        {"batch_size": 3},
+        options={"config": tfmq_fx.QuantizationConfig(temporal="float")},
+    ),
 )

@@ -1,4 +1,4 @@
-"""Text and images to video: Stable Video Diffusion, Wan, LTX, CogVideoX, HunyuanVideo, Mochi."""
+"""Text and images to video: Stable Video Diffusion, Wan, SkyReels, CogVideoX; and what videos have in common."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, 
 
 from .row import Row, noise
 
-__all__ = ["MASKS", "PROMPT", "ROWS", "TOKENS", "VIDEO", "WIDTH", "flow_unipc", "longer_shift", "vision", "wan_vae"]
+__all__ = ["ROWS"]
 
 #: Of prompt embeddings.
 TOKENS, WIDTH = 5, 32
 #: Pixels of the images that are given.
 IMAGE_SIZE = 32
-
 PROMPT = {"prompt_embeds": noise(1, TOKENS, WIDTH), "negative_prompt_embeds": noise(1, TOKENS, WIDTH, seed=8)}
 MASKS = {
     "prompt_attention_mask": torch.ones(1, TOKENS, dtype=torch.bool),
     "negative_prompt_attention_mask": torch.ones(1, TOKENS, dtype=torch.bool),
 }
 VIDEO = {"output_type": "pt", "height": 32, "width": 32, "num_frames": 9}
-#: Tokens of Wan's prompts where an image is given: its attention takes what comes before the last 512 for the image.
-WAN_TOKENS = 512
+#: Smaller, where a pipeline takes it.
+SIZE = {"output_type": "pt", "height": 16, "width": 16}
+#: Where an image is given, Wan's attention takes what comes before the last 512 tokens for the image.
+WAN_IMAGE_PROMPT = {
+    "prompt_embeds": noise(1, 512, WIDTH), "negative_prompt_embeds": noise(1, 512, WIDTH, seed=8),
+}  # fmt: skip
 #: An image of floats from 0 to 1.
 IMAGE = noise(1, 3, IMAGE_SIZE, IMAGE_SIZE).sigmoid()
 THREE = {"num_videos_per_prompt": 3}
@@ -51,9 +54,9 @@ def longer_shift(pipe: Any) -> Any:
     return d.FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift=3.0)
 
 
-def flow_unipc(pipe: Any) -> Any:
+def flow_unipc(pipe: Any = None, shift: float = 3.0) -> Any:
     """Steps of higher order for flow matching."""
-    return d.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    return d.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
 
 
 def vision(kind: Any, **values: Any) -> Any:
@@ -118,10 +121,8 @@ def wan() -> Any:
 def wan_experts() -> Any:
     """Wan 2.2, text to video: one expert for much noise, another one for little."""
     return d.WanPipeline(
-        None, None, wan_vae(), d.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
-        transformer=wan_transformer(), transformer_2=wan_transformer(), boundary_ratio=0.875,
+        None, None, wan_vae(), flow_unipc(), transformer=wan_transformer(), transformer_2=wan_transformer(),
+        boundary_ratio=0.875,
     )  # fmt: skip
 
 
@@ -132,26 +133,6 @@ def wan_image() -> Any:
         None, None, wan_vae(), d.FlowMatchEulerDiscreteScheduler(shift=5.0), image_processor(),
         vision(CLIPVisionModel), model,
     )  # fmt: skip
-
-
-def ltx() -> Any:
-    """LTX-Video."""
-    model = d.LTXVideoTransformer3DModel(
-        in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4, attention_head_dim=8,
-        cross_attention_dim=32, num_layers=2, caption_channels=WIDTH,
-    )  # fmt: skip
-    autoencoder = d.AutoencoderKLLTXVideo(
-        latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
-        layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1),
-        spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
-        decoder_inject_noise=(False,) * 5, upsample_residual=(False,) * 4, upsample_factor=(1,) * 4,
-        timestep_conditioning=False, patch_size=1, patch_size_t=1, encoder_causal=True, decoder_causal=False,
-    )  # fmt: skip
-    scheduler = d.FlowMatchEulerDiscreteScheduler(
-        use_dynamic_shifting=True, base_shift=0.95, max_shift=2.05, base_image_seq_len=1024, max_image_seq_len=4096,
-        shift_terminal=0.1,
-    )  # fmt: skip
-    return d.LTXPipeline(scheduler, autoencoder, None, None, model)
 
 
 def cogvideox(scheduler: Any, rotary: bool) -> Any:
@@ -185,36 +166,12 @@ def cogvideox_5b() -> Any:
     return cogvideox(d.CogVideoXDPMScheduler(**COGVIDEOX_NOISE, snr_shift_scale=1.0), True)
 
 
-def hunyuan_vae() -> d.AutoencoderKLHunyuanVideo:
-    """Eight pixels, four frames to one of latents."""
-    return d.AutoencoderKLHunyuanVideo(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+def skyreels() -> Any:
+    """SkyReels V2, text to video."""
+    model = d.SkyReelsV2Transformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, text_dim=WIDTH, ffn_dim=32, num_layers=2, rope_max_seq_len=32
     )
-
-
-def hunyuan_video() -> Any:
-    """HunyuanVideo: guidance is an input."""
-    model = d.HunyuanVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=10, num_layers=1,
-        num_single_layers=1, num_refiner_layers=1, patch_size=2, patch_size_t=1, guidance_embeds=True,
-        text_embed_dim=WIDTH, pooled_projection_dim=8, rope_axes_dim=(2, 4, 4),
-    )  # fmt: skip
-    scheduler = d.FlowMatchEulerDiscreteScheduler(shift=7.0)
-    return d.HunyuanVideoPipeline(None, None, model, hunyuan_vae(), scheduler, None, None)
-
-
-def mochi() -> Any:
-    """Mochi 1."""
-    model = d.MochiTransformer3DModel(
-        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
-        in_channels=12, qk_norm="rms_norm", text_embed_dim=WIDTH, time_embed_dim=4, max_sequence_length=TOKENS,
-    )  # fmt: skip
-    autoencoder = d.AutoencoderKLMochi(
-        latent_channels=12, out_channels=3, encoder_block_out_channels=(32, 32, 32, 32),
-        decoder_block_out_channels=(32, 32, 32, 32), layers_per_block=(1, 1, 1, 1, 1),
-    )  # fmt: skip
-    scheduler = d.FlowMatchEulerDiscreteScheduler(invert_sigmas=True)
-    return d.MochiPipeline(scheduler, autoencoder, None, None, trained(model))
+    return d.SkyReelsV2Pipeline(None, None, model, wan_vae(), flow_unipc(shift=8.0))
 
 
 ROWS = (
@@ -236,19 +193,16 @@ ROWS = (
     Row(
         "Wan 2.1, image to video",
         wan_image,
-        {
-            **VIDEO, "image": IMAGE, "guidance_scale": 5.0, "prompt_embeds": noise(1, WAN_TOKENS, WIDTH),
-            "negative_prompt_embeds": noise(1, WAN_TOKENS, WIDTH, seed=8),
-        },
+        {**WAN_IMAGE_PROMPT, **VIDEO, "image": IMAGE, "guidance_scale": 5.0},
         THREE,
         flow_unipc,
     ),
     Row(
-        "LTX-Video",
-        ltx,
-        {**PROMPT, **MASKS, **VIDEO, "guidance_scale": 3.0},
-        repeated(PROMPT, MASKS),
-        lambda pipe: d.FlowMatchEulerDiscreteScheduler.from_config(pipe.scheduler.config, shift_terminal=0.02),
+        "SkyReels V2",
+        skyreels,
+        {**PROMPT, **VIDEO, "guidance_scale": 6.0},
+        THREE,
+        lambda pipe: d.FlowMatchEulerDiscreteScheduler(shift=5.0),
     ),
     Row(
         "CogVideoX 2B",
@@ -264,21 +218,4 @@ ROWS = (
         repeated(PROMPT),
         lambda pipe: d.CogVideoXDDIMScheduler.from_config(pipe.scheduler.config),
     ),
-    Row(
-        "HunyuanVideo",
-        hunyuan_video,
-        {
-            **VIDEO, "prompt_embeds": PROMPT["prompt_embeds"], "pooled_prompt_embeds": noise(1, 8, seed=9),
-            "prompt_attention_mask": MASKS["prompt_attention_mask"], "guidance_scale": 6.0,
-        },
-        THREE,
-        longer_shift,
-    ),
-    Row(
-        "Mochi 1",
-        mochi,
-        {**PROMPT, **MASKS, **VIDEO, "num_frames": 7, "guidance_scale": 4.5},
-        repeated(PROMPT, MASKS),
-        longer_shift,
-    ),
-)  # fmt: skip
+)

@@ -25,8 +25,8 @@ class CallRecorder:
         timestep: Name of its timestep argument; None where it has none.
 
     Attributes:
-        calls: The inputs of every call by argument name, detached and cloned. Inputs that were None and
-            ``return_dict`` are left out.
+        calls: The inputs of every call by argument name, detached and cloned. ``return_dict`` is left
+            out, and so are inputs that were None where that is their default.
     """
 
     def __init__(self, module: nn.Module, timestep: str | None) -> None:
@@ -39,11 +39,17 @@ class CallRecorder:
         for name, parameter in self._signature.parameters.items():
             if parameter.kind is parameter.VAR_KEYWORD:
                 bound.update(bound.pop(name, {}))
-        inputs = {name: value for name, value in bound.items() if value is not None and name != "return_dict"}
+        inputs = {name: value for name, value in bound.items() if self._is_kept(name, value)}
         known = self.timestep
         if known is not None and isinstance(inputs.get(known), (int, float)):  # a number could not be a graph's input
             inputs[known] = torch.tensor(inputs[known])
         self.calls.append(pytree.tree_map_only(Tensor, lambda tensor: tensor.detach().clone(), inputs))
+
+    def _is_kept(self, name: str, value: Any) -> bool:
+        """Whether a call needs this argument to be made again; what has no default may have been given None."""
+        parameter = self._signature.parameters.get(name)
+        required = parameter is not None and parameter.default is parameter.empty
+        return name != "return_dict" and (value is not None or required)
 
     def __enter__(self) -> CallRecorder:
         """Start watching."""

@@ -50,7 +50,7 @@ def record_trajectories(
 
     Returns:
         Batches of the denoiser's inputs by argument name, one per call of which samples are kept, in random
-        order. Inputs that were None and ``return_dict`` are left out. Everything is recorded before the
+        order. ``return_dict`` and optional inputs that were None are left out. Everything is recorded before the
         choice is made, so for a large model record a few prompts at a time.
 
     Raises:

@@ -102,7 +102,9 @@ def _component(pipeline: Any, modules: dict[str, nn.Module], name: str, timestep
 def _place(pipeline: Any, name: str, program: QuantizedProgram, lower: str | None) -> None:
     from tfmq_fx.diffusers.convert import to_diffusers
 
-    pipeline.register_modules(**{name: to_diffusers(program, lower)})
+    # Classes that only a pipeline's own folder exports are not found by their name.
+    model_class = type(getattr(pipeline, name))
+    pipeline.register_modules(**{name: to_diffusers(program, lower, model_class=model_class)})
 
 
 def _place_decoder(autoencoder: Any, name: str, program: QuantizedProgram, lower: str | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tfmq_fx.data.timestep_samplers import UniformTimesteps
 from tfmq_fx.diffusers.components import Component, find_components
 from tfmq_fx.diffusers.pipeline_calls import PipelineCalls
 from tfmq_fx.diffusers.skeleton import check_accelerate
-from tfmq_fx.errors import CalibrationError, ConfigError
+from tfmq_fx.errors import CalibrationError, CaptureError, ConfigError
 from tfmq_fx.frontend.export_inputs import Batched
 from tfmq_fx.frontend.surroundings import evaluation_mode
 from tfmq_fx.quantization.fidelity_check import check_max_error
@@ -48,7 +49,7 @@ def quantize_pipeline(
     timestep: str | None = None,
     finite: FiniteInputs = (),
     batched: Batched | None = None,
-    dynamic_batch: bool = True,
+    dynamic_batch: bool | None = None,
     lower: str | None = None,
     directory: str | Path | None = None,
     max_error: float | None = None,
@@ -76,7 +77,8 @@ def quantize_pipeline(
         timestep: Name of the denoiser's timestep argument, where it is none of the usual ones.
         finite: As for :func:`tfmq_fx.quantize`.
         batched: As for :func:`tfmq_fx.record_trajectories`.
-        dynamic_batch: As for :func:`tfmq_fx.quantize`.
+        dynamic_batch: As for :func:`tfmq_fx.quantize`. None is True where the model can be captured so; a program of
+            one that cannot serves the batch that was recorded alone, and a warning says so.
         lower: What runs it, as for :func:`tfmq_fx.diffusers.to_diffusers`; None compiles when it is first called.
         directory: Where reconstruction keeps its state, in a folder for each component.
         max_error: As for :func:`tfmq_fx.quantize`.
@@ -103,17 +105,30 @@ def quantize_pipeline(
     configs = _configs(config, parts)
     decodes = any(part.timestep is None for part in parts)
     runs = PipelineCalls(pipeline, prompts, calls, steps, seed, arguments, decodes=decodes)
-    recorded = _record(pipeline, parts, runs, keep, (batched,) if isinstance(batched, str) else batched)
+
+    def quantized(part: Component, batches: Batches, *, dynamic: bool) -> QuantizedProgram:
+        return quantize(
+            part.module, configs[part.name], batches, timesteps=_timesteps(batches, part), batched=batched,
+            timestep=part.timestep or "timestep", finite=() if part.timestep is None else finite,
+            dynamic_batch=dynamic, directory=None if directory is None else Path(directory) / part.name,
+            max_error=max_error, progress=progress,
+        )  # fmt: skip
+
+    names = (batched,) if isinstance(batched, str) else batched
+    recorded = _record(pipeline, parts, runs, keep, names, whole=dynamic_batch is False)
     programs: dict[str, QuantizedProgram] = {}
     for part in parts:
         log.info("quantizing %s", part.name)
-        batches = recorded[part.name]
-        programs[part.name] = quantize(
-            part.module, configs[part.name], batches, timesteps=_timesteps(batches, part), batched=batched,
-            timestep=part.timestep or "timestep", finite=() if part.timestep is None else finite,
-            dynamic_batch=dynamic_batch, directory=None if directory is None else Path(directory) / part.name,
-            max_error=max_error, progress=progress,
-        )  # fmt: skip
+        try:
+            programs[part.name] = quantized(part, recorded[part.name], dynamic=dynamic_batch is not False)
+        except (CaptureError, IndexError) as error:
+            if dynamic_batch is not None:
+                raise
+            # Its items cannot be told apart: what was cut with the batch may be no part of it.
+            whole = _record(pipeline, [part], runs, keep, names, whole=True)[part.name]
+            programs[part.name] = quantized(part, whole, dynamic=False)
+            msg = f"{part.name!r} serves calls of the batch that was recorded alone, guidance included: {error}"
+            warnings.warn(msg, stacklevel=2)
     for part in parts:
         part.place(programs[part.name], lower)
     return pipeline
@@ -139,9 +154,9 @@ def _timesteps(batches: Batches, part: Component) -> Tensor | None:
 
 @torch.no_grad()
 def _record(
-    pipeline: Any, parts: Sequence[Component], runs: PipelineCalls, keep: int, batched: Batched | None
+    pipeline: Any, parts: Sequence[Component], runs: PipelineCalls, keep: int, batched: Batched | None, *, whole: bool
 ) -> dict[str, Batches]:
-    """Batches of each component, thinned out after each call of the pipeline."""
+    """Batches of each component, thinned out after each call of the pipeline; ``whole`` keeps calls as they are."""
     scheduler = getattr(pipeline, "scheduler", None)
     horizon = int(getattr(getattr(scheduler, "config", None), "num_train_timesteps", 1000))
     generator = torch.Generator().manual_seed(runs.seed)
@@ -156,6 +171,10 @@ def _record(
         for part, recorder in zip(parts, recorders, strict=True):
             for number, call in enumerate(recorder.calls):
                 check_call(number, call, part.timestep)
+            if whole:
+                # Every run's calls of some timesteps, until each timestep has about as many items as are kept.
+                kept[part.name] += _whole_calls(recorder.calls, index, runs.count, keep)
+                continue
             for share, chosen in _shares(recorder.calls, index, runs.count, keep).items():
                 kept[part.name] += select_samples(
                     chosen, part.timestep, batched, UniformTimesteps(), share, horizon, generator
@@ -165,6 +184,11 @@ def _record(
             msg = f"the pipeline never called its {name!r}; leave it out of components="
             raise CalibrationError(msg)
     return kept
+
+
+def _whole_calls(calls: Batches, index: int, count: int, keep: int) -> Batches:
+    """The calls of one run that are kept as they are: all of ``keep`` runs, or, of more, every timestep in ``keep``."""
+    return [call for number, call in enumerate(calls) if (index + number) % count < keep]
 
 
 def _shares(calls: Batches, index: int, count: int, keep: int) -> dict[int, Batches]:

@@ -123,7 +123,7 @@ class Denoiser(nn.Module):
             output = self._call(call)
         else:
             output = self._join([self._call(call.take(piece)) for piece in pieces], torch.cat(pieces))
-        return tuple(pytree.tree_leaves(output)) if as_tuple else output
+        return _tuple_of(output) if as_tuple else output
 
     def _as_tuple(self, arguments: dict[str, Any]) -> bool:
         """Whether a tuple is asked for; where the program does not say itself, what is asked is taken out."""
@@ -240,6 +240,13 @@ class Denoiser(nn.Module):
             "(backend='aot'), and load that in the other process"
         )
         raise ArtefactError(msg)
+
+
+def _tuple_of(output: Any) -> tuple[Any, ...]:
+    """The fields of an output, as diffusers' output classes give them; one may hold a list of tensors."""
+    if isinstance(output, Mapping):
+        return tuple(output.values())
+    return tuple(output) if isinstance(output, (tuple, list)) else (output,)
 
 
 def _is_plain(value: Any) -> bool:
