@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from tfmq_fx._torch.operators import OpOverload, schema_of
-from tfmq_fx.passes.support.predicates import is_call, is_idle_dropout
+from tfmq_fx.passes.support.predicates import is_call, is_idle_dropout, writes_in_place
 
 __all__ = ["Reachability", "contracted_order"]
 
@@ -140,7 +140,7 @@ def _sequenced(order: Sequence[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
     pairs: list[tuple[fx.Node, fx.Node]] = []
     draws = [node for node in order if _draws(node)]
     pairs += itertools.pairwise(draws)
-    if not any(_writes(node) for node in order):
+    if not any(writes_in_place(node) for node in order):
         return pairs
     storage = _storages(order)
     accesses: dict[fx.Node, list[fx.Node]] = {}
@@ -148,7 +148,7 @@ def _sequenced(order: Sequence[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
         for root in {storage[source] for source in (node, *node.all_input_nodes)}:
             accesses.setdefault(root, []).append(node)
     for nodes in accesses.values():
-        if any(_writes(node) for node in nodes):
+        if any(writes_in_place(node) for node in nodes):
             pairs += itertools.pairwise(nodes)
     return pairs
 
@@ -157,10 +157,6 @@ def _draws(node: fx.Node) -> bool:
     target = node.target
     random = isinstance(target, OpOverload) and torch.Tag.nondeterministic_seeded in target.tags
     return random and not is_idle_dropout(node)
-
-
-def _writes(node: fx.Node) -> bool:
-    return isinstance(node.target, OpOverload) and bool(schema_of(node.target).is_mutable)
 
 
 def _storages(order: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:

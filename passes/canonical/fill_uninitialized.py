@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from tfmq_fx._torch import pytree
-from tfmq_fx._torch.operators import OpOverload, schema_of
-from tfmq_fx._torch.tensors import storage_id
+from tfmq_fx._torch.operators import schema_of
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.memory import memory_of, written_memory
 
 __all__ = ["FillUninitialized"]
 
@@ -47,22 +46,14 @@ class FillUninitialized(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace all calls that nobody writes to."""
-        written = {memory for node in graph_module.graph.nodes for memory in _written_memory(node)}
+        written = written_memory(graph_module.graph)
         modified = False
         for node in graph_module.graph.nodes:
             zeros = ZEROS.get(node.target) if node.op == "call_function" else None
-            if zeros is None or storage_id(node.meta["val"]) in written:
+            if zeros is None or memory_of(node) & written:
                 continue
             taken = {argument.name for argument in schema_of(zeros).arguments}
             node.kwargs = {name: value for name, value in node.kwargs.items() if name in taken}
             node.target = zeros
             modified = True
         return modified
-
-
-def _written_memory(node: fx.Node) -> set[int]:
-    """The storages that a call writes to."""
-    if not isinstance(node.target, OpOverload) or not schema_of(node.target).is_mutable:
-        return set()
-    values: list[Any] = pytree.tree_leaves(fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta.get("val")))
-    return {storage_id(value) for value in values if isinstance(value, Tensor)}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from tfmq_fx.passes.base import GraphPass, Numerics
+from tfmq_fx.passes.support.memory import memory_of, written_memory
 from tfmq_fx.passes.support.nodes import replace_node
 from tfmq_fx.passes.support.predicates import is_call, node_value
 
@@ -54,7 +55,8 @@ class RemoveIdentityArithmetic(GraphPass):
 
     Legality: IEEE multiplication and division by one return the operand; integer division by one
     promotes to float and is therefore left alone (dtypes must agree). ``x + 0`` is left alone too: it
-    turns ``-0.0`` into ``0.0``. Numerics are preserved to the bit.
+    turns ``-0.0`` into ``0.0``. Nothing writes into the memory of either value: the product has its
+    own. Numerics are preserved to the bit.
     Meta: no node is inserted.
     """
 
@@ -63,7 +65,9 @@ class RemoveIdentityArithmetic(GraphPass):
 
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Bypass every identity."""
-        idle = [node for node in graph_module.graph.nodes if is_identity_arithmetic(node)]
-        for node in idle:
-            replace_node(node, node.args[0])
-        return bool(idle)
+        written, modified = written_memory(graph_module.graph), False
+        for node in graph_module.graph.nodes:
+            if is_identity_arithmetic(node) and not (memory_of(node) | memory_of(node.args[0])) & written:
+                replace_node(node, node.args[0])
+                modified = True
+        return modified

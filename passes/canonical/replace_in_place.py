@@ -7,11 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import OpOverload, functional_twin, schema_of
-from tfmq_fx._torch.tensors import storage_id
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_node
+from tfmq_fx.passes.support.memory import memory_of
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call
 
 __all__ = ["ReplaceInPlace"]
@@ -38,12 +37,6 @@ def functional_overload(target: Any) -> OpOverload | None:
     return None if functional is None or schema_of(functional).is_mutable else functional
 
 
-def memory_of(node: fx.Node) -> set[int]:
-    """Which storages the value of ``node`` lies in."""
-    leaves = pytree.tree_leaves(node.meta.get("val"))
-    return {storage_id(leaf) for leaf in leaves if isinstance(leaf, Tensor)}
-
-
 class ReplaceInPlace(GraphPass):
     """Replace an operator that writes into a computed value by the one that computes a new value.
 
@@ -64,8 +57,9 @@ class ReplaceInPlace(GraphPass):
 
     Legality: what is written to is no input and no weight, whose change could be seen from outside; it is the value of
     a node or a part of it that ``slice`` and ``select`` give, one in the other; nothing else that lies in the same
-    memory, another view or what it is a view of, is read afterwards; and the new value has the shape and dtype of the
-    old. Then whoever read the old value afterwards reads the new one, and parts of the old one are parts of the new.
+    memory is read afterwards but such parts, which are then parts of the new value; and the new value has the shape
+    and dtype of the old. Then whoever read the old value afterwards reads the new one, and parts of the old one are
+    parts of the new.
     Numerics are preserved to the bit.
     Meta: what is new takes the module stack of the call that wrote.
     """
@@ -100,25 +94,41 @@ class _Calls:
         before = [other for other in self.order if self.order[other] < self.order[node]]
         shared = [other for other in before if self.memory[other] & self.memory[written]]
         read = {other for other in shared if self._later(other, node)}
-        if any(other.op != "call_function" for other in shared) or read - {whole, *views, written}:
+        siblings = [other for other in before if other in read - {whole, *views, written} and _whole_of(other) is whole]
+        if any(other.op != "call_function" for other in shared) or read - {whole, *views, written, *siblings}:
             return False
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda argument: argument.meta["val"])
         value = compute_value(fake_mode_of(node.graph), target, args, kwargs)
         if not _same_metadata(value, written.meta["val"]):
             return False
+        readers = {sibling: self._later(sibling, node) for sibling in siblings}
         if views:
-            self._replace_part(node, target, views, whole)
-            return True
-        for user in self._later(written, node):
-            user.replace_input_with(written, node)
-        # Its recorded value stays: it has this shape and dtype, and shares its memory with the views made of it.
-        node.target = target
+            new = self._replace_part(node, target, views, whole)
+        else:
+            for user in self._later(written, node):
+                user.replace_input_with(written, node)
+            # Its recorded value stays: it has this shape and dtype, and shares its memory with the views made of it.
+            node.target, new = target, node
+        for sibling, users in readers.items():
+            self._read_from(new, sibling, users)
         return True
+
+    def _read_from(self, whole: fx.Node, sibling: fx.Node, users: list[fx.Node]) -> None:
+        """Have ``users`` read the part that ``sibling`` is of the value that was written, not of the old one."""
+        part = whole
+        for view in reversed(_views(sibling)):
+            assert isinstance(view.target, OpOverload)
+            args, kwargs = (part, *view.args[1:]), dict(view.kwargs)
+            with whole.graph.inserting_after(part):
+                part = insert_call(whole.graph, view.target, args, anchor=whole, kwargs=kwargs)
+            self.order[part], self.memory[part] = self.order[whole], self.memory[whole]
+        for user in users:
+            user.replace_input_with(sibling, part)
 
     def _later(self, other: fx.Node, node: fx.Node) -> list[fx.Node]:
         return [user for user in other.users if self.order[user] > self.order[node]]
 
-    def _replace_part(self, node: fx.Node, target: OpOverload, views: list[fx.Node], whole: fx.Node) -> None:
+    def _replace_part(self, node: fx.Node, target: OpOverload, views: list[fx.Node], whole: fx.Node) -> fx.Node:
         written, graph = views[0], node.graph
         later, known = {view: self._later(view, node) for view in (*views, whole)}, set(graph.nodes)
         with graph.inserting_before(node):
@@ -148,6 +158,7 @@ class _Calls:
             if not view.users:
                 graph.erase_node(view)
                 del self.order[view]
+        return new
 
 
 def _views(node: fx.Node) -> list[fx.Node]:
@@ -157,6 +168,12 @@ def _views(node: fx.Node) -> list[fx.Node]:
         views.append(node)
         node = node.args[0]
     return views
+
+
+def _whole_of(node: fx.Node) -> fx.Node | None:
+    """What ``node`` is a part of; None where it is no part."""
+    views = _views(node)
+    return argument_node(views[-1], 0) if views else None
 
 
 def _part(node: fx.Node, target: OpOverload, written: fx.Node) -> fx.Node:

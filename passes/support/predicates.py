@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, fx
 
+from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.passes.base import PassError
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "repeats_rows",
     "softmax_scores",
     "weight_node",
+    "writes_in_place",
 ]
 
 aten = torch.ops.aten
@@ -73,6 +75,11 @@ SHAPE_ONLY_ARGUMENTS: dict[str, tuple[int, ...]] = {
     "aten::type_as": (0,),
     "aten::_assert_tensor_metadata": (),
 }
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether a node changes a value that it is given."""
+    return isinstance(node.target, OpOverload) and bool(schema_of(node.target).is_mutable)
 
 
 def is_call(node: Any, *targets: Any) -> TypeGuard[fx.Node]:

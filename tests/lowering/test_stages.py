@@ -225,3 +225,43 @@ def test_a_caller_may_write_to_every_result(backend):
     for value in denoiser(x, 100):
         value.zero_()
     assert all(torch.equal(one, other) for one, other in zip(denoiser(x, 100), expected, strict=True))
+
+
+class Overwriting(SmallDenoiser):
+    """Its result is changed through a view, which capture leaves as it is."""
+
+    def denoise(self, sample, emb):
+        result = super().denoise(sample, emb) * 1.0
+        result.view(-1).clamp_(-0.1, 0.1)
+        return result
+
+
+def test_a_write_is_not_lost_between_stages():
+    torch.manual_seed(0)
+    model = Overwriting().eval()
+    program = tfmq_fx.quantize(model, None, [batch(8)], timesteps=TIMESTEPS, progress=False)
+    x, t = batch(3)
+    with pytest.raises(tfmq_fx.LoweringError, match=r"clamp_\.default\) writes into memory .* tabulate=False"):
+        tfmq_fx.lower(program, "reference")
+    denoiser = tfmq_fx.lower(program, "reference", tabulate=False)
+    assert denoiser(x, t).abs().max() <= 0.1 and relative(denoiser(x, t), model(x, t)) < 0.1
+
+
+class Selecting(SmallDenoiser):
+    """Adds the mean of the tokens that a mask keeps: how many there are is known only when it runs."""
+
+    def forward(self, sample, timestep, mask, tokens):
+        kept = tokens.index_select(0, torch.nonzero(mask).flatten())
+        return super().forward(sample, timestep) + torch.cat([kept, kept.new_zeros(5 - kept.shape[0])]).sum()
+
+
+def test_sizes_that_depend_on_data_are_computed_in_the_stage_that_reads_them():
+    torch.manual_seed(0)
+    model = Selecting().eval()
+    given = [(*batch(2, seed), torch.tensor([1, 1, 0, 1, 0]), torch.randn(5)) for seed in range(4)]
+    program = tfmq_fx.quantize(model, None, given, timesteps=TIMESTEPS, dynamic_batch=False, progress=False)
+    denoiser = tfmq_fx.lower(program, "reference")
+    for mask in ([1, 1, 0, 1, 0], [0, 0, 0, 1, 1], [1, 1, 1, 1, 1]):
+        call = (*given[0][:2], torch.tensor(mask), torch.randn(5))
+        with torch.no_grad():
+            assert relative(denoiser(*call), model(*call)) < 0.1

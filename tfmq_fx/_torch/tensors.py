@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
@@ -14,10 +15,16 @@ __all__ = [
     "FakeTensor",
     "FakeTensorMode",
     "TorchDispatchMode",
+    "depends_on_data",
     "enable_python_dispatcher",
     "has_memory",
     "storage_id",
 ]
+
+
+def depends_on_data(size: SymInt) -> bool:
+    """Whether a symbolic size is known only from values that a tensor holds, as the number of its nonzeros is."""
+    return bool(free_unbacked_symbols(size))
 
 
 def has_memory(tensor: Tensor) -> bool:

@@ -23,7 +23,7 @@ from tfmq_fx.lowering.time_path import TimePath, cut_time_path, with_float_times
 from tfmq_fx.passes import FoldWeightZeroPoints, InlineTimestepRows, StripDeadState, UseOneTimestepGroup
 from tfmq_fx.passes.analysis import ConditionalPart, find_conditional_part, find_temporal_block, row_lookups
 from tfmq_fx.passes.support.nodes import read_attribute
-from tfmq_fx.passes.support.predicates import is_call
+from tfmq_fx.passes.support.predicates import is_call, writes_in_place
 from tfmq_fx.passes.temporal.group_timesteps import EACH_TIMESTEP, GROUPS
 from tfmq_fx.passes.temporal.use_one_timestep_group import find_grouped_quantizers
 from tfmq_fx.quantization.program import QuantizedProgram
@@ -167,6 +167,16 @@ def _stages(
 ) -> tuple[StagedGraph | None, bool]:
     """The stages of a graph, the temporal program the first of them, and whether some depend on the conditioning."""
     first = None if path is None else path.first
+    write = next(filter(writes_in_place, graph_module.graph.nodes), None)
+    if write is not None:
+        # A stage holds what its results read, and nobody reads a write.
+        if first is None:
+            return None, False
+        msg = (
+            f"node {write.name!r} ({write.target}) writes into memory that others read, and such a program cannot be "
+            "cut behind its temporal block; compute a new value there, or lower it with tabulate=False"
+        )
+        raise LoweringError(msg)
     staged = split_stages(graph_module, part, first) if part is not None else None
     if staged is not None and len(staged.layout.stages) > (1 if first is None else 2):
         return staged, True

@@ -19,6 +19,7 @@ from torch import SymInt, Tensor, fx
 
 from tfmq_fx._torch import pytree
 from tfmq_fx._torch.operators import decomposed
+from tfmq_fx._torch.tensors import depends_on_data
 from tfmq_fx.passes.analysis import data_dependence
 from tfmq_fx.passes.analysis.conditional_part import ConditionalPart
 from tfmq_fx.passes.support.item_columns import REPEATS
@@ -204,13 +205,18 @@ def _stage(
     queue = list(outputs)
     while queue:
         node = queue.pop()
-        if node in allowed and node not in members and not isinstance(node_value(node), SymInt):
+        if node in allowed and node not in members and not _is_read_off(node_value(node)):
             members.add(node)
             queue.extend(node.all_input_nodes)
     module, inputs = extract_subgraph(graph_module, members, outputs)
     by_row = _is_per_item([node_value(node) for node in inputs], [node_value(node) for node in outputs])
     names = tuple(node.name for node in inputs), tuple(node.name for node in outputs)
     return Stage(*names, by_row, next((node.name for node in timesteps if node in inputs), None)), module
+
+
+def _is_read_off(value: Any) -> bool:
+    """Whether a value is a size that inputs have; one that depends on what is in a tensor has to be computed."""
+    return isinstance(value, SymInt) and not depends_on_data(value)
 
 
 def _is_per_item(inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> bool:

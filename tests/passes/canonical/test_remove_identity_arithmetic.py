@@ -64,3 +64,14 @@ def test_several_users():
     (add,) = calls(result.graph_module, aten.add.Tensor)
     assert [node.name for node in add.args] == ["x", "x"]
     assert operators(result.graph_module) == {aten.add.Tensor: 1, aten.mul.Tensor: 1}
+
+
+@pytest.mark.parametrize("changed", ["product", "operand"])
+def test_does_not_fire_where_memory_is_written_to(changed):
+    """The product has memory of its own: without it, a write into one would be seen in the other."""
+    builder = GraphBuilder()
+    h = builder.call(aten.sin.default, builder.placeholder("x", (2, 4)))
+    product = builder.call(aten.mul.Tensor, h, 1.0)
+    builder.call(aten.relu_.default, builder.call(aten.view.default, product if changed == "product" else h, [4, 2]))
+    graph_module = builder.build((h, product))
+    assert unchanged(RemoveIdentityArithmetic(), graph_module)

@@ -75,12 +75,8 @@ def written(kind):
     if kind == "a part of an input":
         builder.call(aten.copy_.default, builder.call(aten.slice.Tensor, x, 1, 0, 4), h)
         return builder.build(x)
-    if kind == "a part beside another part that is read":
-        other = builder.call(aten.slice.Tensor, h, 1, 1, 3)
-        builder.call(aten.relu_.default, builder.call(aten.slice.Tensor, h, 1, 0, 2))
-        return builder.build(other)
-    if kind == "a base whose view is read":
-        view = builder.call(aten.select.int, h, 0, 0)
+    if kind == "a base whose other view is read":
+        view = builder.call(aten.view.default, h, [4, 2])
         builder.call(aten.add_.Tensor, h, 1)
         return builder.build(view)
     if kind == "one part of a split":
@@ -98,14 +94,49 @@ def written(kind):
         "a weight",
         "a view that is made otherwise, whose base is read",
         "a part of an input",
-        "a part beside another part that is read",
-        "a base whose view is read",
+        "a base whose other view is read",
         "one part of a split",
         "nothing",
     ],
 )
 def test_does_not_fire_on(kind):
     assert unchanged(ReplaceInPlace(), written(kind))
+
+
+@pytest.mark.parametrize("written_part", [True, False])
+def test_a_part_beside_what_is_written_is_a_part_of_the_new_value(written_part):
+    builder = GraphBuilder()
+    h = builder.call(aten.sin.default, builder.placeholder("x", (2, 4)))
+    before = builder.call(aten.slice.Tensor, h, 1, 1, 3)
+    inner = builder.call(aten.select.int, before, 0, 1)
+    early = builder.call(aten.neg.default, before)
+    builder.call(aten.mul_.Tensor, builder.call(aten.slice.Tensor, h, 1, 0, 2) if written_part else h, 3.0)
+    graph_module = builder.build((before, inner, early))
+    result = assert_pass_contract(ReplaceInPlace, graph_module, (torch.randn(2, 4),), exact=True)
+    assert result.modified and not any(target._schema.is_mutable for target in operators(result.graph_module))
+
+
+class Crossed(torch.nn.Module):
+    """Two halves of one value, each changed by what the other was made of, as in LTX-2's rotary embedding."""
+
+    def forward(self, x, sin):
+        out = x * 2.0
+        first, second = out[:, :, :2], out[:, :, 2:]
+        first.addcmul_(-sin, x[:, :, 2:])
+        second.addcmul_(sin, x[:, :, :2])
+        return out, second.sum(-1)
+
+
+def test_halves_that_are_written_in_turn():
+    batch = {0: torch.export.Dim("batch", min=2)}
+    inputs = (torch.randn(3, 4, 4), torch.randn(2))
+    program = torch.export.export(Crossed(), inputs, dynamic_shapes=(batch, None))
+    graph_module = program.module(check_guards=False)
+    result = assert_pass_contract(ReplaceInPlace, graph_module, inputs, exact=True)
+    assert not any(target._schema.is_mutable for target in operators(result.graph_module) if hasattr(target, "_schema"))
+    more = (torch.randn(5, 4, 4), torch.randn(2))
+    for ours, theirs in zip(result.graph_module(*more), Crossed()(*more), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_wider_operand_does_not_change_the_dtype():
