@@ -11,12 +11,15 @@ from tfmq_fx._torch.operators import OpOverload, functional_twin, schema_of
 from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.memory import memory_of
-from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call
+from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call, replace_node
+from tfmq_fx.passes.support.predicates import is_call
 
-__all__ = ["ReplaceInPlace"]
+__all__ = ["DETACH", "ReplaceInPlace"]
 
 aten = torch.ops.aten
 
+#: It writes by its name alone: constants that a model makes while it runs are exported with it.
+DETACH = aten.detach_.default
 #: What makes a part of a value, and what puts another part into its place.
 SCATTERS: dict[Any, OpOverload] = {
     aten.slice.Tensor: aten.slice_scatter.default,
@@ -59,7 +62,7 @@ class ReplaceInPlace(GraphPass):
     a node or a part of it that ``slice`` and ``select`` give, one in the other; nothing else that lies in the same
     memory is read afterwards but such parts, which are then parts of the new value; and the new value has the shape
     and dtype of the old. Then whoever read the old value afterwards reads the new one, and parts of the old one are
-    parts of the new.
+    parts of the new. ``detach_`` writes no values, whatever it is given, and goes.
     Numerics are preserved to the bit.
     Meta: what is new takes the module stack of the call that wrote.
     """
@@ -73,7 +76,12 @@ class ReplaceInPlace(GraphPass):
         calls = _Calls(order, {node: memory_of(node) for node in order})
         modified = False
         for node in list(order):
-            modified = calls.replace(node) or modified
+            if is_call(node, DETACH):
+                replace_node(node, argument_node(node, 0))
+                del order[node]
+                modified = True
+            else:
+                modified = calls.replace(node) or modified
         return modified
 
 

@@ -6,7 +6,9 @@ from torch import fx
 
 from tfmq_fx._torch.operators import OpOverload, schema_of
 from tfmq_fx.errors import CaptureError
-from tfmq_fx.passes.canonical.replace_in_place import memory_of
+from tfmq_fx.passes.canonical.replace_in_place import DETACH
+from tfmq_fx.passes.support.memory import memory_of
+from tfmq_fx.passes.support.predicates import is_call
 
 __all__ = ["check_state"]
 
@@ -24,7 +26,7 @@ def check_state(graph_module: fx.GraphModule) -> None:
         for memory in memory_of(node)
     }
     for node in graph_module.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        if node.op != "call_function" or not isinstance(node.target, OpOverload) or is_call(node, DETACH):
             continue
         for argument, value in zip(schema_of(node.target).arguments, node.args, strict=False):
             writes = argument.alias_info is not None and argument.alias_info.is_write

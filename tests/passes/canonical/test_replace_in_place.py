@@ -147,6 +147,17 @@ def test_a_wider_operand_does_not_change_the_dtype():
     assert unchanged(ReplaceInPlace(), builder.build(h))
 
 
+def test_a_constant_that_a_model_makes_is_only_detached_by_name():
+    class Model(torch.nn.Module):
+        def forward(self, x):
+            return x * torch.tensor([0.5, 2.0])
+
+    graph_module = torch.export.export(Model(), (torch.randn(3, 2),)).module(check_guards=False)
+    assert aten.detach_.default in operators(graph_module)
+    result = assert_pass_contract(ReplaceInPlace, graph_module, (torch.randn(3, 2),), exact=True)
+    assert result.modified and aten.detach_.default not in operators(result.graph_module)
+
+
 def test_overloads():
     assert functional_overload(aten.add_.Tensor) is aten.add.Tensor
     for target in (aten.add.Tensor, aten.add.out, operator.iadd):

@@ -16,6 +16,7 @@ from tfmq_fx.frontend.binding import Call, bind_named, named_arguments
 from tfmq_fx.frontend.interface import ConstantInput, Interface, TensorInput
 from tfmq_fx.frontend.surroundings import in_plain_surroundings
 from tfmq_fx.lowering.report.report import LoweringReport
+from tfmq_fx.lowering.run.output_fields import fields_of
 from tfmq_fx.passes.support.timestep_row import check_timesteps
 from tfmq_fx.passes.support.timestep_values import ValueSearch, as_captured
 from tfmq_fx.temporal.program import TemporalProgram
@@ -123,7 +124,7 @@ class Denoiser(nn.Module):
             output = self._call(call)
         else:
             output = self._join([self._call(call.take(piece)) for piece in pieces], torch.cat(pieces))
-        return _tuple_of(output) if as_tuple else output
+        return fields_of(output) if as_tuple else output
 
     def _as_tuple(self, arguments: dict[str, Any]) -> bool:
         """Whether a tuple is asked for; where the program does not say itself, what is asked is taken out."""
@@ -240,13 +241,6 @@ class Denoiser(nn.Module):
             "(backend='aot'), and load that in the other process"
         )
         raise ArtefactError(msg)
-
-
-def _tuple_of(output: Any) -> tuple[Any, ...]:
-    """The fields of an output, as diffusers' output classes give them; one may hold a list of tensors."""
-    if isinstance(output, Mapping):
-        return tuple(output.values())
-    return tuple(output) if isinstance(output, (tuple, list)) else (output,)
 
 
 def _is_plain(value: Any) -> bool:
