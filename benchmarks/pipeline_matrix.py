@@ -246,7 +246,7 @@ def report() -> None:
     print(f"\n{len(kept)} rows")
     for near, what in (
         (True, "near the float pipeline"),
-        (False, "or, of these untrained models, off by rounding alone"),
+        (False, "or off by rounding alone, untrained as these models are"),
     ):
         usual = [all(fine(cells, cell, near=near) for cell in CELLS[:2] + SAVED) for cells in kept.values()]
         whole = [all(fine(cells, cell, near=near) for cell in cells) for cells in kept.values()]
