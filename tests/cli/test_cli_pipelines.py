@@ -93,6 +93,8 @@ def test_compared_with_the_float_pipeline(folder, quantized, prompts, tmp_path):
     content = json.loads(out.with_suffix(".json").read_text())
     assert content["prompts"] == ["a cat", "a red house"] and content["call"]["steps"] == 2
     assert len(content["psnr"]) == 2 and min(content["psnr"]) > 25
+    page = out.with_suffix(".html").read_text()
+    assert page.count("data:image/png;base64,") == 1 and "down_blocks.0" in page and "PSNR by image" in page
 
 
 def test_class_labels_instead_of_prompts(tmp_path, plain):

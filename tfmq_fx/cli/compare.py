@@ -72,6 +72,7 @@ def compare(
     import torch
 
     from tfmq_fx.cli.denoising import load_program, lower_program, sample_with_progress
+    from tfmq_fx.cli.pages import write_comparison_page
     from tfmq_fx.data.bundled_model import load_model
     from tfmq_fx.data.model_inputs import sample_shape
     from tfmq_fx.diagnostics.comparison import (
@@ -106,7 +107,8 @@ def compare(
     images = sample_with_progress(denoiser, program.scheduler, count, noise, "sampling, quantized")
     decibels = psnr(float_images, images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    image_grid([(f"float, {count} steps", float_images), (f"quantized, {count} steps", images)]).save(out)
+    picture = image_grid([(f"float, {count} steps", float_images), (f"quantized, {count} steps", images)])
+    picture.save(out)
     timestep = ddim_scheduler(program.scheduler, count).timesteps[0]
     speed = _time_steps(module, denoiser, shape, timestep, rounds) if rounds else []
     result: dict[str, Any] = {
@@ -127,9 +129,11 @@ def compare(
     }
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    console().print(_table(decibels, result))
+    table, page = _table(decibels, result), out.with_suffix(".html")
+    write_comparison_page(page, picture, decibels, [table], [denoiser.report])
+    console().print(table)
     console().print(_report_tree(denoiser.report))
-    console().print(f"[bold green]{out}[/], [bold green]{json_file}[/]", soft_wrap=True)
+    console().print(f"[bold green]{out}[/], [bold green]{page}[/], [bold green]{json_file}[/]", soft_wrap=True)
 
 
 def _check_same_model(program: QuantizedProgram, module: nn.Module, artefact: Path) -> None:

@@ -33,6 +33,7 @@ def compare_pipelines(
         ConfigError: MODEL is no pipeline.
         CaptureError: One of them cannot be loaded.
     """
+    from tfmq_fx.cli.pages import write_comparison_page
     from tfmq_fx.diagnostics.comparison import image_grid, path_bytes, psnr
 
     check_components(model, ())
@@ -42,7 +43,8 @@ def compare_pipelines(
     images, reports = run.quantized(artefact, backend)
     decibels = psnr(wanted, images)
     out.parent.mkdir(parents=True, exist_ok=True)
-    image_grid([("float", wanted), ("quantized", images)]).save(out)
+    picture = image_grid([("float", wanted), ("quantized", images)])
+    picture.save(out)
     each = [value if math.isfinite(value) else None for value in decibels.tolist()]
     result = {
         "prompts": list(run.prompts),
@@ -53,7 +55,7 @@ def compare_pipelines(
         "backend": backend,
         "psnr": each,
         "bytes": {"artefact": path_bytes(artefact)},
-        "lowering": reports,
+        "lowering": [report.to_dict() for report in reports],
     }
     json_file.parent.mkdir(parents=True, exist_ok=True)
     json_file.write_text(json.dumps(result, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -61,6 +63,8 @@ def compare_pipelines(
     table.add_row("PSNR", f"mean {decibels.mean():.1f} dB, min {decibels.min():.1f} dB")
     table.add_row("size of the quantized pipeline", size_text(path_bytes(artefact)))
     console().print(table)
-    for line in reports:
-        console().print(line, soft_wrap=True, markup=False)
-    console().print(f"[bold green]{out}[/], [bold green]{json_file}[/]", soft_wrap=True)
+    for report in reports:
+        console().print(str(report).splitlines()[0], soft_wrap=True, markup=False)
+    page = out.with_suffix(".html")
+    write_comparison_page(page, picture, decibels, [table], reports)
+    console().print(f"[bold green]{out}[/], [bold green]{page}[/], [bold green]{json_file}[/]", soft_wrap=True)

@@ -29,7 +29,7 @@ def diagnose(
     artefact: Annotated[
         list[Path], typer.Option("--artefact", help="A folder that `quantize` wrote. May be repeated, to compare.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="The folder to write: diagnosis.json and pictures.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write: diagnosis.html and .json, pictures.")],
     model: Model = None,
     samples: Samples = 8,
     steps: TableSteps = None,
@@ -46,6 +46,7 @@ def diagnose(
     from tfmq_fx import diagnostics
     from tfmq_fx.cli.denoising import load_program
     from tfmq_fx.cli.example_inputs import unconditional_inputs
+    from tfmq_fx.cli.pages import write_diagnosis_page
     from tfmq_fx.config.progress import draws_progress, progress_console
     from tfmq_fx.data.bundled_model import load_model
     from tfmq_fx.frontend.capture import capture
@@ -80,11 +81,13 @@ def diagnose(
     result = {"samples": samples, "seed": seed, "diagnoses": [diagnosis.to_dict() for diagnosis in diagnoses.values()]}
     text = json.dumps(result, allow_nan=False) + "\n"
     (out / "diagnosis.json").write_text(text, encoding="utf-8")
-    written = [out / "diagnosis.json", *_draw(diagnoses, out)]
-    console().print(diagnostics.comparison_table(list(diagnoses.values())))
-    for diagnosis in diagnoses.values():
-        for table in diagnosis.tables()[1:]:
-            console().print(table)
+    pictures = _draw(diagnoses, out)
+    tables = [diagnostics.comparison_table(list(diagnoses.values()))]
+    tables += [table for diagnosis in diagnoses.values() for table in diagnosis.tables()[1:]]
+    write_diagnosis_page(out / "diagnosis.html", tables, pictures)
+    written = [out / "diagnosis.html", out / "diagnosis.json", *pictures]
+    for table in tables:
+        console().print(table)
     console().print(", ".join(f"[bold green]{path}[/]" for path in written), soft_wrap=True)
 
 

@@ -59,8 +59,8 @@ def sample(
         out.parent.mkdir(parents=True, exist_ok=True)
         image_grid([("quantized", images)]).save(out)
         console().print(f"[bold green]{out}[/]: {len(images)} images", soft_wrap=True)
-        for line in reports:
-            console().print(line, soft_wrap=True, markup=False)
+        for report in reports:
+            console().print(str(report).splitlines()[0], soft_wrap=True, markup=False)
         return
     samples = samples or 16
     program, count = load_program(artefact, steps, unknown_timestep)

@@ -18,6 +18,8 @@ from tfmq_fx.cli.pipelines import is_pipeline, load_quantized_pipeline, run_to_i
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tfmq_fx.lowering.report.report import LoweringReport
+
 __all__ = ["PipelineRun", "refuse_pipeline_options"]
 
 #: Options that only a pipeline takes, and those that only an artefact takes, by the names of their parameters.
@@ -73,13 +75,13 @@ class PipelineRun:
         count = samples or (1 if prompts or labels else 16)
         return cls(prompts, labels, call, scheduler, count, seed)
 
-    def quantized(self, folder: Path, backend: str) -> tuple[Tensor, list[str]]:
-        """Images of the quantized pipeline, and the first line of each component's lowering report."""
+    def quantized(self, folder: Path, backend: str) -> tuple[Tensor, list[LoweringReport]]:
+        """Images of the quantized pipeline, and each component's lowering report."""
         stage(f"loading the pipeline ({backend})")
         pipeline = load_quantized_pipeline(folder, backend)
         images = self.images(pipeline, "sampling")
         served = [part.served for part in pipeline.components.values() if hasattr(part, "served")]
-        return images, [str(one.denoiser.report).splitlines()[0] for one in served]
+        return images, [one.denoiser.report for one in served]
 
     def images(self, pipeline: Any, label: str) -> Tensor:
         """``[N, C, H, W]`` in [-1, 1]."""
