@@ -228,23 +228,21 @@ def test_a_caller_may_write_to_every_result(backend):
 
 
 class Overwriting(SmallDenoiser):
-    """Its result is changed through a view, which capture leaves as it is."""
+    """It changes what it is given, which a program cannot do without."""
 
-    def denoise(self, sample, emb):
-        result = super().denoise(sample, emb) * 1.0
-        result.view(-1).clamp_(-0.1, 0.1)
-        return result
+    def forward(self, sample, timestep):
+        return super().forward(sample.clamp_(-0.5, 0.5), timestep)
 
 
 def test_a_write_is_not_lost_between_stages():
     torch.manual_seed(0)
     model = Overwriting().eval()
     program = tfmq_fx.quantize(model, None, [batch(8)], timesteps=TIMESTEPS, progress=False)
-    x, t = batch(3)
-    with pytest.raises(tfmq_fx.LoweringError, match=r"clamp_\.default\) writes into memory .* tabulate=False"):
+    with pytest.raises(tfmq_fx.LoweringError, match=r"writes into memory that others read.* tabulate=False"):
         tfmq_fx.lower(program, "reference")
     denoiser = tfmq_fx.lower(program, "reference", tabulate=False)
-    assert denoiser(x, t).abs().max() <= 0.1 and relative(denoiser(x, t), model(x, t)) < 0.1
+    x, t = batch(3)
+    assert relative(denoiser(x.clone(), t), model(x.clone(), t)) < 0.1
 
 
 class Selecting(SmallDenoiser):

@@ -15,6 +15,7 @@ from tfmq_fx.frontend.binding import bind
 from tfmq_fx.frontend.canonical import canonicalize
 from tfmq_fx.frontend.export_inputs import Batched, check_batched
 from tfmq_fx.frontend.exporting import BatchChoice, export, max_batch
+from tfmq_fx.frontend.functional import without_writes
 from tfmq_fx.frontend.interface import INTERFACE_KEY, Interface
 from tfmq_fx.frontend.notes import keep_notes, noted
 from tfmq_fx.frontend.program_stage import CAPTURED, describe, held_model, stage_of
@@ -95,6 +96,7 @@ def capture(
         msg = f"cannot capture a {type(model).__name__}: {advice}"
         raise CaptureError(msg)
     _check_constants(program)
+    program = without_writes(program)
     graph_module = program.module(check_guards=False)
     assert isinstance(graph_module, fx.GraphModule)
     check_weights(graph_module)
