@@ -106,3 +106,14 @@ def test_a_program_without_hard_writes_is_not_traced_again():
     captured = tfmq_fx.capture(model, batch(2))
     names = [str(node.target) for node in captured.graph.nodes if node.op == "call_function"]
     assert "aten.silu.default" in names and "aten.view.default" not in names
+
+
+def test_a_write_into_an_input_beside_others_is_a_sentence():
+    class Both(Writing):
+        def forward(self, sample, timestep):
+            sample.mul_(2.0)
+            return super().forward(sample, timestep)
+
+    model = Both(CASES["view, alone"]).eval()
+    with pytest.raises(tfmq_fx.CaptureError, match="writes into its input 'sample'"):
+        tfmq_fx.capture(model, batch(2))

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from tfmq_fx.errors import CaptureError
 from tfmq_fx.passes import ReplaceInPlace
 from tfmq_fx.passes.canonical.replace_in_place import DETACH
 from tfmq_fx.passes.support.memory import memory_of
@@ -25,6 +26,9 @@ def without_writes(program: ExportedProgram) -> ExportedProgram:
 
     Args:
         program: As exported; it is not changed.
+
+    Raises:
+        CaptureError: It writes into one of its inputs too.
     """
     graph = program.graph
     if not any(map(_writes, graph.nodes)):
@@ -38,10 +42,19 @@ def without_writes(program: ExportedProgram) -> ExportedProgram:
     else:
         tried = fx.GraphModule(program.graph_module, copy.deepcopy(graph))
         ReplaceInPlace()(tried)
-        if not any(map(_writes, tried.graph.nodes)):
+        # What is left may change what the model was given alone: that is no memory of its own, and stays a write.
+        inputs = {memory for node in tried.graph.find_nodes(op="placeholder") for memory in memory_of(node)}
+        if all(memory_of(node.args[0]) <= inputs for node in tried.graph.nodes if _writes(node)):
             return program
     with torch.no_grad():
-        return program.run_decompositions({})
+        traced = program.run_decompositions({})
+    if changed := traced.graph_signature.user_inputs_to_mutate:
+        msg = (
+            f"the model writes into its input {next(iter(changed.values()))!r}, and into memory of its own through "
+            "views: compute a new value in the place of the input"
+        )
+        raise CaptureError(msg)
+    return traced
 
 
 def _is_written_behind_dropout(graph: fx.Graph) -> bool:
