@@ -40,10 +40,12 @@ def without_writes(program: ExportedProgram) -> ExportedProgram:
                 node.replace_all_uses_with(node.args[0])
                 program.graph.erase_node(node)
     else:
+        names = set(map(str, program.graph_signature.user_inputs))
         tried = fx.GraphModule(program.graph_module, copy.deepcopy(graph))
         ReplaceInPlace()(tried)
         # What is left may change what the model was given alone: that is no memory of its own, and stays a write.
-        inputs = {memory for node in tried.graph.find_nodes(op="placeholder") for memory in memory_of(node)}
+        given = [node for node in tried.graph.find_nodes(op="placeholder") if node.name in names]
+        inputs = {memory for node in given for memory in memory_of(node)}
         if all(memory_of(node.args[0]) <= inputs for node in tried.graph.nodes if _writes(node)):
             return program
     with torch.no_grad():
