@@ -10,8 +10,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tests.cli.test_cli import refused, tfmq
-from tests.diffusers.pipelines import WIDTH, dit, unet, vae
-from tfmq_fx.cli.pipeline_call import CALL_FILE, PipelineCall
+from tests.diffusers.pipelines import CASES, WIDTH, dit, unet, vae
+from tfmq_fx.cli.pipeline_call import CALL_FILE, PipelineCall, read_prompts
 from tfmq_fx.diffusers.scheduler_names import SCHEDULERS, make_scheduler
 from tfmq_fx.errors import ArtefactError, ConfigError
 
@@ -114,6 +114,7 @@ def test_class_labels_instead_of_prompts(tmp_path, plain):
         (("--prompts", "missing.txt"), "the prompts in missing.txt cannot be read"),
         (("--component", "transformer"), "has no component 'transformer'; it has scheduler, text_encoder"),
         (("--component", "unet", "--class-labels", "1", "--prompts", "prompts"), "are for different pipelines"),
+        (("--component", "vae"), "cannot be saved: leave --component vae out"),
         (("--component", "unet", "--preset", "ptq4dm"), "a pipeline visits its own"),
     ],
 )
@@ -128,6 +129,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(options, words, folder,
     [
         (("--size", "512"), "'512' is no size"),
         (("--class-labels", "a,b"), "are no class labels"),
+        (("--guidance", "-1"), "is no guidance scale"),
         (("--sampler", "ndtc"), "no effect on a pipeline"),
     ],
 )
@@ -160,8 +162,30 @@ def test_folders_that_do_not_fit(folder, quantized, prompts, tmp_path):
     refused(tfmq("sample", "--artefact", damaged, "--prompt", "a cat", "--out", tmp_path / "x.png"), "is damaged")
 
 
+def test_a_pipeline_is_written_over_and_no_quantized_one_is_taken_for_a_float_one(
+    folder, quantized, prompts, plain, tmp_path
+):
+    out = tmp_path / "again"
+    shutil.copytree(quantized, out)
+    options = ("--prompts", prompts, "--steps", 1, "--config", plain)
+    result = tfmq("quantize", folder, *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert PipelineCall.read(out).steps == 1
+    refused(tfmq("quantize", out, *options, "--out", tmp_path / "out"), "is quantized already")
+    refused(tfmq("compare", out, "--artefact", out, "--prompts", prompts, "--out", tmp_path / "x.png"), "already")
+    refused(tfmq("sample", "--artefact", out, "--out", tmp_path / "x.png"), "takes prompts: add --prompt")
+    both = ("--prompt", "a cat", "--class-labels", "3")
+    refused(tfmq("sample", "--artefact", out, *both, "--out", tmp_path / "x.png"), "for different pipelines")
+    refused(tfmq("quantize", folder, *options, "--size", "15x16", "--out", tmp_path / "out"), "divisible by 8")
+
+
+def test_prompts_of_a_windows_editor(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa cat\r\na\u2028house\r\n".encode())
+    assert read_prompts(tmp_path / "prompts.txt") == ["a cat", "a\u2028house"]
+
+
 def test_every_name_is_a_scheduler():
-    noise, flow = diffusers.DDIMScheduler(), diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    noise, flow = CASES["sd"].pipeline(), CASES["flux"].pipeline()
     for name, entry in SCHEDULERS.items():
         made = make_scheduler(noise, name)
         made.set_timesteps(5)
@@ -175,3 +199,7 @@ def test_every_name_is_a_scheduler():
         assert type(made).__name__ == entry.flow and float(made.timesteps[0]) > 900
     with pytest.raises(ConfigError, match="'eulr' is none of ddim"):
         make_scheduler(noise, "eulr")
+    plain = CASES["ddpm"].pipeline()
+    assert type(make_scheduler(plain, "dpm++")).__name__ == "DPMSolverMultistepScheduler"
+    with pytest.raises(ConfigError, match="DDPMPipeline does not scale its noise, which scheduler 'euler' expects"):
+        make_scheduler(plain, "euler")

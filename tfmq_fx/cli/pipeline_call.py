@@ -90,7 +90,7 @@ def read_prompts(path: Path) -> list[str]:
         ConfigError: It cannot be read, or has none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         msg = f"the prompts in {path} cannot be read: {reason}"

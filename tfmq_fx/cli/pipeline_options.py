@@ -24,6 +24,7 @@ __all__ = [
 ]
 
 PANEL = "Pipelines"
+MOST_GUIDANCE = 1e6
 
 
 def schedulers() -> Iterable[str]:
@@ -40,6 +41,14 @@ def parse_size(text: str) -> tuple[int, int]:
         msg = f"{text!r} is no size: write width x height in pixels, such as 512x512"
         raise typer.BadParameter(msg)
     return int(width), int(height)
+
+
+def check_guidance(value: float | None) -> float | None:
+    """A guidance scale that can be used."""
+    if value is not None and not 0.0 <= value < MOST_GUIDANCE:
+        msg = f"{value:g} is no guidance scale: it is a number from 0 on, such as 7.5"
+        raise typer.BadParameter(msg)
+    return value
 
 
 def parse_class_labels(text: str) -> list[int]:
@@ -78,8 +87,7 @@ ComponentOption = Annotated[
     list[str],
     typer.Option(
         "--component",
-        help="A component to quantize: unet, transformer, vae for the decoder … May be repeated.  "
-        "[default: every denoiser]",
+        help="A component to quantize: unet, transformer, transformer_2 … May be repeated.  [default: every denoiser]",
         show_default=False,
         rich_help_panel=PANEL,
     ),
@@ -87,7 +95,11 @@ ComponentOption = Annotated[
 Guidance = Annotated[
     float | None,
     typer.Option(
-        "--guidance", help="Guidance scale.  [default: the pipeline's]", show_default=False, rich_help_panel=PANEL
+        "--guidance",
+        callback=check_guidance,
+        help="Guidance scale.  [default: the pipeline's]",
+        show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 Size = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,9 @@ def check_components(model: str | None, components: Sequence[str]) -> None:
     if model is None:
         msg = "name a pipeline folder as MODEL: the bundled model takes neither prompts nor components"
         raise ConfigError(msg)
+    from tfmq_fx.artefact.layout import is_artefact
+    from tfmq_fx.diffusers.components import AUTOENCODERS
+
     folder = Path(model)
     if not folder.exists():
         return  # an id on the Hub
@@ -45,6 +49,15 @@ def check_components(model: str | None, components: Sequence[str]) -> None:
         msg = f"{folder / INDEX} cannot be read as JSON"
         raise ConfigError(msg) from error
     held = sorted(name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0] is not None)
+    if quantized := [name for name in held if is_artefact(folder / name)]:
+        msg = f"{quantized[0]!r} of the pipeline {model} is quantized already, and MODEL is a float pipeline; name that"
+        raise ConfigError(msg)
+    if decoders := [name for name in components if name in AUTOENCODERS]:
+        msg = (
+            f"a pipeline whose {decoders[0]!r} is quantized cannot be saved: leave --component {decoders[0]} out, or "
+            "use tfmq_fx.quantize_pipeline, which puts it in place"
+        )
+        raise ConfigError(msg)
     if unknown := [name for name in components if name not in held]:
         msg = f"{model} has no component {unknown[0]!r}; it has {', '.join(held)}"
         raise ConfigError(msg)
@@ -140,6 +153,14 @@ def run_to_images(
     from tfmq_fx.diffusers.pipeline_calls import PipelineCalls
 
     name = type(pipeline).__name__
+    taken = inspect.signature(type(pipeline).__call__).parameters
+    for argument, (what, option) in {
+        "prompt": ("prompts", "--prompt"),
+        "class_labels": ("class labels", "--class-labels"),
+    }.items():
+        if argument in taken and not prompts and class_labels is None:
+            msg = f"{name} takes {what}: add {option}"
+            raise ConfigError(msg)
     pipeline.set_progress_bar_config(disable=not draws_progress(), leave=False)
     given = {"output_type": "np", **arguments}
     if prompts:

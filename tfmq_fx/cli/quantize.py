@@ -108,7 +108,9 @@ def quantize(
 
     # Everything that can be wrong with the command is found before the minutes of calibration.
     context.with_resource(observe_passes(print_after=print_after))
-    check_target(out)
+    runs_pipeline = prompts is not None or class_labels is not None or bool(component)
+    if not runs_pipeline:
+        check_target(out)
     check_max_error(max_error)
     require_no_artefact(model)
     refuse_without_effect(context, {"lora_scale": None if lora is not None else "--lora"})
@@ -125,7 +127,6 @@ def quantize(
             seed=seed,
         )
         return
-    runs_pipeline = prompts is not None or class_labels is not None or bool(component)
     missing = None if runs_pipeline else "--prompts, --class-labels or --component"
     refuse_without_effect(context, dict.fromkeys(("guidance", "size"), missing))
     if preset is not None and config_file is not None:
@@ -169,6 +170,8 @@ def quantize(
             lora_scale=lora_scale,
             max_error=max_error,
         )
+        if method is not None:
+            _print_remaining_steps(method)
         return
     if method is not None and not is_given(context, "sampler"):
         sampler = method.sampler

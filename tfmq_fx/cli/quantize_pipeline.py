@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ __all__ = ["RecordedCalls", "quantize_pipeline_folder"]
 WITHOUT_EFFECT = ("sampler", "ndtc_mean", "batch_size", "cache_gib")
 #: What a LoRA is fused into.
 DENOISERS = ("transformer", "unet")
+#: How the names of a LoRA's tensors begin that are none of the denoiser's.
+TEXT_LAYERS = ("text_encoder", "lora_te")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ def quantize_pipeline_folder(
     pipeline = load_float_pipeline(model)
     before = {name: float_bytes(part) for name, part in pipeline.components.items() if hasattr(part, "parameters")}
     if lora is not None:
+        _warn_of_text_layers(lora)
         name = next((name for name in DENOISERS if getattr(pipeline, name, None) is not None), DENOISERS[0])
         stage(f"fusing {len(fuse_lora(getattr(pipeline, name), lora, lora_scale))} layers of {lora} into {name!r}")
     stage("running it with the float model, and quantizing what was seen")
@@ -133,6 +137,23 @@ def quantize_pipeline_folder(
                 f"{served.program.fidelity}",
                 soft_wrap=True, markup=False, highlight=False,
             )  # fmt: skip
+
+
+def _warn_of_text_layers(lora: Path) -> None:
+    """Say that a LoRA's other half stays out."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(lora, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(TEXT_LAYERS)]  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return  # fusing it says what is wrong
+    if names:
+        warnings.warn(
+            f"{lora} has {len(names)} tensors for text encoders, which stay as they are: fuse those into the pipeline "
+            "with diffusers (pipe.fuse_lora), and quantize what it saves",
+            stacklevel=2,
+        )
 
 
 def _refuse_options(context: typer.Context, method: Preset | None) -> None:

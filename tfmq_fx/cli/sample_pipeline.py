@@ -14,6 +14,7 @@ from tfmq_fx.cli.given_options import refuse_without_effect
 from tfmq_fx.cli.pipeline_call import PipelineCall
 from tfmq_fx.cli.pipeline_options import parse_class_labels, parse_size
 from tfmq_fx.cli.pipelines import is_pipeline, load_quantized_pipeline, run_to_images
+from tfmq_fx.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,6 +73,9 @@ class PipelineRun:
         width, height = (None, None) if size is None else parse_size(size)
         call = PipelineCall(steps, guidance, width, height).over(PipelineCall.read(folder))
         labels = None if class_labels is None else parse_class_labels(class_labels)
+        if prompts and labels is not None:
+            msg = "prompts and --class-labels are for different pipelines: leave one of them out"
+            raise ConfigError(msg)
         count = samples or (1 if prompts or labels else 16)
         return cls(prompts, labels, call, scheduler, count, seed)
 
@@ -88,7 +92,7 @@ class PipelineRun:
         from tfmq_fx.diffusers.scheduler_names import make_scheduler
 
         if self.scheduler is not None:
-            pipeline.scheduler = make_scheduler(pipeline.scheduler, self.scheduler)
+            pipeline.scheduler = make_scheduler(pipeline, self.scheduler)
         stage(label)
         return run_to_images(
             pipeline,
@@ -105,6 +109,8 @@ def refuse_pipeline_options(context: typer.Context, artefact: Path) -> bool:
     """Whether ``artefact`` is a pipeline; where it is not, its options are refused."""
     if is_pipeline(artefact):
         return True
+    if not artefact.exists():
+        return False  # loading it says so
     missing = "a quantized pipeline as --artefact"
     refuse_without_effect(context, dict.fromkeys(PIPELINE_OPTIONS, missing))
     return False

@@ -95,15 +95,17 @@ def _component(pipeline: Any, modules: dict[str, nn.Module], name: str, timestep
         msg = f"{name!r} ({type(module).__name__}) takes no {timestep!r}; leave timestep= out or name another argument"
         raise ConfigError(msg)
     return Component(
-        name, module, timestep or _timestep_of(module), lambda program, lower: _place(pipeline, name, program, lower)
+        name,
+        module,
+        timestep or _timestep_of(module),
+        lambda program, lower: _place(pipeline, name, type(module), program, lower),
     )
 
 
-def _place(pipeline: Any, name: str, program: QuantizedProgram, lower: str | None) -> None:
+def _place(pipeline: Any, name: str, model_class: type, program: QuantizedProgram, lower: str | None) -> None:
     from tfmq_fx.diffusers.convert import to_diffusers
 
-    # Classes that only a pipeline's own folder exports are not found by their name.
-    model_class = type(getattr(pipeline, name))
+    # By its class: those that only a pipeline's own folder exports are not found by their name.
     pipeline.register_modules(**{name: to_diffusers(program, lower, model_class=model_class)})
 
 

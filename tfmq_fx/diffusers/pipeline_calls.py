@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from tfmq_fx.errors import ConfigError
+from tfmq_fx.errors import ConfigError, TfmqError
 
 __all__ = ["DEFAULT_CALLS", "PipelineCalls"]
 
@@ -49,8 +49,9 @@ class PipelineCalls:
         self._pipeline, self._name = pipeline, type(pipeline).__name__
         signature = inspect.signature(type(pipeline).__call__)
         taken = {name: p for name, p in signature.parameters.items() if name != "self"}
-        self._any = any(p.kind is p.VAR_KEYWORD for p in taken.values())
         self._taken = {name for name, p in taken.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+        # Beside arguments with names, diffusers' pipelines have others only for what they no longer take.
+        self._any = not self._taken
         self.prompts, self.seed = self._checked_prompts(prompts), seed
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             msg = f"seed={seed!r} must be a whole number of at least 0"
@@ -103,4 +104,11 @@ class PipelineCalls:
             arguments["generator"] = torch.Generator().manual_seed(self.seed + index)
         if self.prompts:
             arguments["prompt"] = self.prompts[index % len(self.prompts)]
-        return self._pipeline(**arguments)
+        try:
+            return self._pipeline(**arguments)
+        except TfmqError:
+            raise
+        except (ValueError, TypeError, IndexError) as error:
+            first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            msg = f"{self._name} does not take this call: {first}"
+            raise ConfigError(msg) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,17 +51,19 @@ SCHEDULERS = {
 }
 
 
-def make_scheduler(current: Any, name: str) -> Any:
-    """A scheduler of another class with the noise schedule of ``current``.
+def make_scheduler(pipeline: Any, name: str) -> Any:
+    """A scheduler of another class with the noise schedule of a pipeline's own.
 
     Args:
-        current: The diffusers scheduler of a pipeline; it is not changed.
+        pipeline: A diffusers pipeline; it is not changed.
         name: One of :data:`SCHEDULERS`.
 
     Raises:
-        ConfigError: There is no such name, or not for the kind of schedule that ``current`` has.
+        ConfigError: There is no such name, or not for the kind of schedule or pipeline.
     """
     import diffusers
+
+    current = pipeline.scheduler
 
     if name not in SCHEDULERS:
         msg = f"scheduler {name!r} is none of {', '.join(SCHEDULERS)}"
@@ -74,4 +78,25 @@ def make_scheduler(current: Any, name: str) -> Any:
     changes = dict(entry.changes)
     if flows and not chosen.startswith(FLOW_MATCHING):
         changes |= FLOW | {"flow_shift": current.config.get("flow_shift", current.config.get("shift", 1.0))}
-    return getattr(diffusers, chosen).from_config(current.config, **changes)
+    scheduler = getattr(diffusers, chosen).from_config(current.config, **changes)
+    if not _scales_noise(pipeline) and _starts_scaled(scheduler):
+        msg = (
+            f"{type(pipeline).__name__} does not scale its noise, which scheduler {name!r} expects; choose ddim, ddpm "
+            "or dpm++"
+        )
+        raise ConfigError(msg)
+    return scheduler
+
+
+def _scales_noise(pipeline: Any) -> bool:
+    """Whether a pipeline starts from the noise that its scheduler asks for; some of the oldest draw it plainly."""
+    sources = [getattr(type(pipeline), name, None) for name in ("__call__", "prepare_latents")]
+    return any("init_noise_sigma" in inspect.getsource(source) for source in sources if source is not None)
+
+
+def _starts_scaled(scheduler: Any) -> bool:
+    trial = copy.deepcopy(scheduler)
+    if not hasattr(trial, "init_noise_sigma"):
+        return False
+    trial.set_timesteps(10)
+    return float(trial.init_noise_sigma) != 1.0
