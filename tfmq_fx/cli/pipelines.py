@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["check_components", "is_pipeline", "load_float_pipeline", "load_quantized_pipeline", "run_to_images"]
 
 INDEX = "model_index.json"
+#: What a pipeline with such an argument is given, and the option for it.
+NEEDED = {"prompt": "prompts: add --prompt", "class_labels": "class labels: add --class-labels"}
 #: Seldom on a command line, and no reason to keep images back that the user's own machine makes.
 SAFETY = {"safety_checker": None, "requires_safety_checker": False}
 
@@ -154,13 +156,10 @@ def run_to_images(
 
     name = type(pipeline).__name__
     taken = inspect.signature(type(pipeline).__call__).parameters
-    for argument, (what, option) in {
-        "prompt": ("prompts", "--prompt"),
-        "class_labels": ("class labels", "--class-labels"),
-    }.items():
-        if argument in taken and not prompts and class_labels is None:
-            msg = f"{name} takes {what}: add {option}"
-            raise ConfigError(msg)
+    needed = [what for argument, what in NEEDED.items() if argument in taken]
+    if needed and not prompts and class_labels is None:
+        msg = f"{name} takes {needed[0]}"
+        raise ConfigError(msg)
     pipeline.set_progress_bar_config(disable=not draws_progress(), leave=False)
     given = {"output_type": "np", **arguments}
     if prompts:

@@ -94,12 +94,8 @@ def _component(pipeline: Any, modules: dict[str, nn.Module], name: str, timestep
     if timestep is not None and timestep not in inspect.signature(module.forward).parameters:
         msg = f"{name!r} ({type(module).__name__}) takes no {timestep!r}; leave timestep= out or name another argument"
         raise ConfigError(msg)
-    return Component(
-        name,
-        module,
-        timestep or _timestep_of(module),
-        lambda program, lower: _place(pipeline, name, type(module), program, lower),
-    )
+    known = timestep or _timestep_of(module)
+    return Component(name, module, known, lambda program, lower: _place(pipeline, name, type(module), program, lower))
 
 
 def _place(pipeline: Any, name: str, model_class: type, program: QuantizedProgram, lower: str | None) -> None:

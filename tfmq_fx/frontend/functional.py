@@ -49,7 +49,7 @@ def without_writes(program: ExportedProgram) -> ExportedProgram:
         if all(memory_of(node.args[0]) <= inputs for node in tried.graph.nodes if _writes(node)):
             return program
     with torch.no_grad():
-        traced = program.run_decompositions({})
+        traced: ExportedProgram = program.run_decompositions({})
     if changed := traced.graph_signature.user_inputs_to_mutate:
         msg = (
             f"the model writes into its input {next(iter(changed.values()))!r}, and into memory of its own through "
