@@ -208,7 +208,7 @@ ROWS = (
         thrice(PROMPT),
         lambda pipe: d.CogVideoXDPMScheduler.from_config(pipe.scheduler.config),
     ),
-    Row("CogView4", cogview4, {**PROMPT, **IMAGE, **GUIDANCE}, other_scheduler=shifted),
+    Row("CogView4", cogview4, {**PROMPT, **IMAGE, **GUIDANCE}, thrice(PROMPT), shifted),
     Row("AuraFlow", aura_flow, {**PROMPT, **MASKS, **IMAGE, **GUIDANCE}, other_scheduler=heun),
     Row("Lumina-Next", lumina, LUMINA, thrice({**PROMPT, **MASKS}), heun),
     Row("Lumina-Image 2", lumina_2, LUMINA, thrice({**PROMPT, **MASKS}), shifted),

@@ -182,12 +182,12 @@ ROWS = (
         THREE,
         lambda pipe: d.EulerDiscreteScheduler.from_config(pipe.scheduler.config, use_karras_sigmas=False),
     ),
-    Row("Wan 2.1", wan, {**PROMPT, **VIDEO, "guidance_scale": 5.0}, THREE, flow_unipc),
+    Row("Wan 2.1", wan, {**PROMPT, **VIDEO, "guidance_scale": 5.0}, repeated(PROMPT), flow_unipc),
     Row(
         "Wan 2.2, two experts",
         wan_experts,
         {**PROMPT, **VIDEO, "guidance_scale": 4.0, "guidance_scale_2": 3.0},
-        THREE,
+        repeated(PROMPT),
         lambda pipe: d.FlowMatchEulerDiscreteScheduler(shift=5.0),
     ),
     Row(
@@ -201,7 +201,7 @@ ROWS = (
         "SkyReels V2",
         skyreels,
         {**PROMPT, **VIDEO, "guidance_scale": 6.0},
-        THREE,
+        repeated(PROMPT),
         lambda pipe: d.FlowMatchEulerDiscreteScheduler(shift=5.0),
     ),
     Row(

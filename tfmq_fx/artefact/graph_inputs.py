@@ -20,7 +20,7 @@ __all__ = ["CPU", "MOST_AXES", "TENSOR_KINDS", "ZERO", "graph_input", "tensor_me
 
 MOST_AXES = 16
 #: Where the tensors of a graph are; a part of such a name may not stand for anything else of a module.
-TENSOR_NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+TENSOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*")
 MODULE_ATTRIBUTES = frozenset(dir(nn.Module()))
 GRAPH_ATTRIBUTES = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 #: Kinds of inputs that are tensors of the program itself, and the field that names the tensor.

@@ -42,7 +42,8 @@ REARRANGING = """
     cat concat concatenate stack hstack vstack repeat repeat_interleave.self_int tile flip roll rot90 tril triu
     index.Tensor index_select gather take_along_dim embedding
     scatter.src scatter.value scatter_add index_add index_copy index_fill.int_Scalar index_fill.int_Tensor
-    index_put slice_scatter select_scatter
+    index_put slice_scatter select_scatter diagonal_scatter as_strided_scatter copy zero
+    pad_sequence
     pad constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
     replication_pad3d pixel_shuffle pixel_unshuffle im2col col2im channel_shuffle meshgrid meshgrid.indexing
     upsample_nearest1d upsample_nearest1d.vec upsample_nearest2d upsample_nearest2d.vec upsample_nearest3d
@@ -113,6 +114,7 @@ TEXTS = {
     "approximate": "none|tanh",
     "equation": r"[a-zA-Z., >-]{1,64}",
     "indexing": "ij|xy",
+    "padding_side": "left|right",
     "mode": "constant|reflect|replicate|circular",
     "name": r"[a-zA-Z_]\w{0,255}",
     "padding": "same|valid",

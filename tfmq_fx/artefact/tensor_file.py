@@ -19,6 +19,7 @@ MOST_AXES = 16
 CODES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "C64": torch.complex64,
 }  # fmt: skip
 #: The same, by the names that the manifest has.
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in CODES.values()}
