@@ -46,9 +46,9 @@ def check_components(model: str | None, components: Sequence[str]) -> None:
         msg = f"{model} is no pipeline: it has no {INDEX}; name the folder around the model's"
         raise ConfigError(msg)
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        msg = f"{folder / INDEX} cannot be read as JSON"
+        index = dict(json.loads((folder / INDEX).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        msg = f"{folder / INDEX} cannot be read as an index of components"
         raise ConfigError(msg) from error
     held = sorted(name for name, entry in index.items() if isinstance(entry, list) and entry and entry[0] is not None)
     if quantized := [name for name in held if is_artefact(folder / name)]:
