@@ -218,7 +218,9 @@ def test_diagnose_writes_json_and_pictures_for_several_artefacts(model, artefact
     assert eight.mismatch.timesteps.tolist() == [750, 500, 250, 0]
     assert eight.trajectory.relative.shape == (4, 2)
     assert eight.features.overall < four.features.overall
-    assert sorted(path.name for path in out.iterdir()) == sorted(["diagnosis.json", *(f"{p}.png" for p in PICTURES)])
+    names = ["diagnosis.html", "diagnosis.json", *(f"{p}.png" for p in PICTURES)]
+    assert sorted(path.name for path in out.iterdir()) == sorted(names)
+    assert (out / "diagnosis.html").read_text().count("data:image/png;base64,") == len(PICTURES)
     for name in PICTURES:
         assert Image.open(out / f"{name}.png").size[0] == 1600
     assert "diagnosing w4" in result.stderr
