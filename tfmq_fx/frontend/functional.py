@@ -50,6 +50,8 @@ def without_writes(program: ExportedProgram) -> ExportedProgram:
             return program
     with torch.no_grad():
         traced: ExportedProgram = program.run_decompositions({})
+    if traced.graph_signature.buffers_to_mutate:
+        return program  # check_state names the buffer, as the model does
     if changed := traced.graph_signature.user_inputs_to_mutate:
         msg = (
             f"the model writes into its input {next(iter(changed.values()))!r}, and into memory of its own through "
