@@ -46,7 +46,7 @@ def without_writes(program: ExportedProgram) -> ExportedProgram:
         # What is left may change what the model was given alone: that is no memory of its own, and stays a write.
         given = [node for node in tried.graph.find_nodes(op="placeholder") if node.name in names]
         inputs = {memory for node in given for memory in memory_of(node)}
-        if all(memory_of(node.args[0]) <= inputs for node in tried.graph.nodes if _writes(node)):
+        if all(_changed_memory(node) <= inputs for node in tried.graph.nodes if _writes(node)):
             return program
     with torch.no_grad():
         traced: ExportedProgram = program.run_decompositions({})
@@ -67,10 +67,16 @@ def _is_written_behind_dropout(graph: fx.Graph) -> bool:
     for node in graph.nodes:
         if is_idle_dropout(node):
             shared |= memory_of(node) | memory_of(node.args[0])
-        elif _writes(node) and shared & memory_of(node.args[0]):
+        elif _writes(node) and shared & _changed_memory(node):
             return True
     return False
 
 
 def _writes(node: fx.Node) -> bool:
     return writes_in_place(node) and not is_call(node, DETACH)
+
+
+def _changed_memory(node: fx.Node) -> set[int]:
+    """The storages of what a call changes: its first argument, or where that is a list whatever it is given."""
+    changed = [node.args[0]] if isinstance(node.args[0], fx.Node) else node.all_input_nodes
+    return set[int]().union(*map(memory_of, changed))
