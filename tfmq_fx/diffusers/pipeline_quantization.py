@@ -172,7 +172,6 @@ def _record(
             for number, call in enumerate(recorder.calls):
                 check_call(number, call, part.timestep)
             if whole:
-                # Every run's calls of some timesteps, until each timestep has about as many items as are kept.
                 kept[part.name] += _whole_calls(recorder.calls, index, runs.count, keep)
                 continue
             for share, chosen in _shares(recorder.calls, index, runs.count, keep).items():

@@ -64,7 +64,6 @@ def make_scheduler(pipeline: Any, name: str) -> Any:
     import diffusers
 
     current = pipeline.scheduler
-
     if name not in SCHEDULERS:
         msg = f"scheduler {name!r} is none of {', '.join(SCHEDULERS)}"
         raise ConfigError(msg)
