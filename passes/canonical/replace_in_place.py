@@ -12,7 +12,7 @@ from tfmq_fx.passes.base import GraphPass, Numerics
 from tfmq_fx.passes.support.arguments import argument_node
 from tfmq_fx.passes.support.memory import memory_of
 from tfmq_fx.passes.support.nodes import compute_value, fake_mode_of, insert_call, replace_node
-from tfmq_fx.passes.support.predicates import is_call
+from tfmq_fx.passes.support.predicates import is_call, is_idle_dropout
 
 __all__ = ["DETACH", "ReplaceInPlace"]
 
@@ -73,7 +73,7 @@ class ReplaceInPlace(GraphPass):
     def rewrite(self, graph_module: fx.GraphModule) -> bool:
         """Replace the calls in order, so that the result of one may be written to by the next."""
         order = {node: position for position, node in enumerate(graph_module.graph.nodes)}
-        calls = _Calls(order, {node: memory_of(node) for node in order})
+        calls = _Calls(order, _memory(graph_module.graph))
         modified = False
         for node in list(order):
             if is_call(node, DETACH):
@@ -167,6 +167,18 @@ class _Calls:
                 graph.erase_node(view)
                 del self.order[view]
         return new
+
+
+def _memory(graph: fx.Graph) -> dict[fx.Node, set[int]]:
+    """Where each value lies; a dropout that drops nothing is its argument, which its recorded value does not say."""
+    memory: dict[fx.Node, set[int]] = {}
+    same: dict[int, set[int]] = {}
+    for node in graph.nodes:
+        own = memory_of(node)
+        if is_idle_dropout(node):
+            same |= dict.fromkeys(own, memory[node.args[0]])
+        memory[node] = own.union(*(same.get(storage, set()) for storage in own))
+    return memory
 
 
 def _views(node: fx.Node) -> list[fx.Node]:

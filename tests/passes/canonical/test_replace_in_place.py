@@ -79,6 +79,9 @@ def written(kind):
         view = builder.call(aten.view.default, h, [4, 2])
         builder.call(aten.add_.Tensor, h, 1)
         return builder.build(view)
+    if kind == "a dropout that drops nothing":
+        builder.call(aten.mul_.Tensor, builder.call(aten.dropout.default, h, 0.1, False), 3.0)
+        return builder.build(h)
     if kind == "one part of a split":
         whole = builder.call(aten.split.Tensor, h, 2, 1)
         builder.call(aten.relu_.default, builder.call(operator.getitem, whole, 0))
@@ -95,6 +98,7 @@ def written(kind):
         "a view that is made otherwise, whose base is read",
         "a part of an input",
         "a base whose other view is read",
+        "a dropout that drops nothing",
         "one part of a split",
         "nothing",
     ],
